@@ -1,0 +1,112 @@
+"""One training step of GPT-2 124M, batch 2 x 512, against Hugging Face GPT-2 under PyTorch eager.
+
+    python benchmarks/train_step.py --torch-python TORCH_ENV/bin/python [--rounds 5] [--out FILE]
+
+Both sides: forward, backward and AdamW on the same shapes, without dropout. Random tokens: the speed
+does not depend on them. Ours also clips the gradient and guards the update, as a run does.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.common import TorchWorker, alternate, machine, report, row
+from jaxgpt.batch import Batch
+from jaxgpt.config import GPT, Compute, Run, Text, Train
+from jaxgpt.memory import keep_memory
+from jaxgpt.objectives import causal_lm
+from jaxgpt.sharding import batch_sharding, make_mesh, replicated
+from jaxgpt.train.state import init_state, make_program
+from jaxgpt.train.step import train_step
+
+TORCH = """
+import time, torch, transformers
+from transformers import GPT2Config, GPT2LMHeadModel
+B, T, STEPS = {batch}, {length}, {steps}
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)).train()
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+x = torch.randint(0, 50257, (B, T))
+def ready(): return dict(torch=torch.__version__, transformers=transformers.__version__)
+def round():
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        model(x, labels=x).loss.backward()
+        optimizer.step()
+    return STEPS * B * T / (time.perf_counter() - start)
+"""
+
+
+def our_round(batch: int, length: int, steps: int, dtype: str):  # noqa: ANN201
+    """A function that runs some steps and returns tokens/s."""
+    model = GPT(vocab_size=50304, context=1024)
+    run = Run(
+        name="benchmark",
+        model=model,
+        data=Text(path="none"),
+        compute=Compute(dtype=dtype),
+        train=Train(steps=1000, batch_size=batch),
+    )
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    program = make_program(run, mesh)
+    state = init_state(run, program)
+    objective = causal_lm(run.objective, np.ones(model.vocab_size))
+    ids = np.random.default_rng(0).integers(0, 50257, (batch, length + 1)).astype(np.int32)
+    ones, index = np.ones((batch, length), np.int32), np.arange(length, dtype=np.int32)
+    data = Batch(ids[:, :-1], ids[:, 1:], ones.astype(np.float32), ones, np.tile(index, (batch, 1)))
+    data = jax.device_put(data, batch_sharding(mesh))
+    step = jax.jit(
+        functools.partial(train_step, program, objective, 1, 0),
+        donate_argnums=0,
+        out_shardings=(program.shardings, replicated(mesh)),
+    )
+
+    def run_steps() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        with jax.set_mesh(mesh):
+            for _ in range(steps):
+                state, _ = step(state, data)
+        jax.block_until_ready(state)
+        return steps * batch * length / (time.perf_counter() - start)
+
+    return run_steps
+
+
+def main(
+    torch_python: str,
+    rounds: int = 5,
+    steps: int = 1,
+    batch: int = 2,
+    length: int = 512,
+    dtype: str = "float32",
+    out: str | None = None,
+) -> None:
+    """Run it.
+
+    Args:
+      torch_python: interpreter with torch and transformers.
+      rounds: rounds that count, of each side.
+      steps: training steps a round.
+      batch: rows.
+      length: tokens a row.
+      dtype: compute type of our side; PyTorch's is float32.
+      out: file to which the result is appended as a JSON line.
+    """
+    about = machine()
+    keep_memory()
+    torch = TorchWorker(torch_python, TORCH.format(batch=batch, length=length, steps=steps))
+    ours, theirs = alternate(our_round(batch, length, steps, dtype), torch.round, rounds)
+    torch.close()
+    name = f"GPT-2 124M training step, {batch} x {length}, {dtype}"
+    report([row(name, "tokens/s", ours, theirs)], about | torch.versions, out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,31 @@
+"""What one training step eats.
+
+Shapes: B rows of the batch, T tokens a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Rows of packed documents (a pytree).
+
+    Attributes:
+      tokens_BT: inputs.
+      targets_BT: the token that follows each input in the same document.
+      weights_BT: share of each target in the loss; 0 on padding, on a document's end, on untrained text.
+      segments_BT: 1, 2, ... for the documents of a row, 0 on padding; attention stays within one.
+      positions_BT: 0, 1, ... from the start of each document's piece in the row.
+    """
+
+    tokens_BT: Int[Array, "B T"]
+    targets_BT: Int[Array, "B T"]
+    weights_BT: Float[Array, "B T"]
+    segments_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T"]

@@ -1,0 +1,234 @@
+"""Dialogues as tokens: one template, one loss mask, and the file shapes that dialogues come in.
+
+Template: `<|bos|>`, then each turn as `<|role|> content <|end|>`, where the four names are control
+tokens and the content is encoded by itself, so that no content can write a control token. The loss
+weight is 1 on the content of every assistant turn and on the `<|end|>` that closes it (a model not
+trained on it never stops), 0 on everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config import UserError, nearest, require
+from jaxgpt.data.sources import Report, check_text, expand, numbered_lines, open_source, parse_line
+from jaxgpt.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+ROLES = ("system", "user", "assistant")
+SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
+Dialogue = list[dict[str, str]]
+"""Turns in order, each with `role` (one of `ROLES`) and `content`."""
+
+_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rendered dialogue: `weights[i]` is 1 where token i is learned, 0 where it is given."""
+
+    tokens: list[int]
+    weights: list[float]
+
+
+def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
+    """The tokens and weights of a whole dialogue.
+
+    Raises:
+      UserError: a role that is not one of `ROLES`.
+    """
+    control = tokenizer.control
+    tokens, weights = [control["<|bos|>"]], [0.0]
+    for message in messages:
+        role = message["role"]
+        require(role in ROLES, f"role {role!r} is unknown{nearest(role, ROLES)}")
+        content = tokenizer.encode(message["content"])
+        tokens += [control[f"<|{role}|>"], *content, control["<|end|>"]]
+        weights += [0.0] + [float(role == "assistant")] * (len(content) + 1)
+    return Example(tokens, weights)
+
+
+def prompt_ids(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """The tokens after which the assistant's next answer begins.
+
+    A strict prefix of what `render` gives for the same messages followed by that answer.
+    """
+    return [*render(messages, tokenizer).tokens, tokenizer.control["<|assistant|>"]]
+
+
+def truncate(example: Example, length: int) -> Example | None:
+    """The example cut to `length` + 1 tokens (`length` inputs); None if nothing trained is left."""
+    cut = Example(example.tokens[: length + 1], example.weights[: length + 1])
+    return cut if any(cut.weights) else None
+
+
+# -------------------------------------------------------------------------------------- the shapes
+
+
+def _turns(value: Any, role_key: str, text_key: str) -> Dialogue:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"a non-empty list of turns was expected, not {type(value).__name__}")
+    turns = []
+    for turn in value:
+        if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
+            raise ValueError(f"a turn needs {role_key!r} and {text_key!r}")
+        name = check_text(turn[role_key], role_key)
+        role = _ALIASES.get(name, name)
+        if role not in ROLES:
+            raise ValueError(f"role {name!r} is unknown{nearest(name, ROLES)}")
+        turns.append({"role": role, "content": check_text(turn[text_key], text_key)})
+    return turns
+
+
+def _alpaca(record: dict[str, Any]) -> Dialogue:
+    turns: Dialogue = []
+    if record.get("system"):
+        turns.append({"role": "system", "content": check_text(record["system"], "system")})
+    for pair in record.get("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("history is not a list of [question, answer] pairs")
+        turns.append({"role": "user", "content": check_text(pair[0], "history")})
+        turns.append({"role": "assistant", "content": check_text(pair[1], "history")})
+    question = check_text(record["instruction"], "instruction")
+    if given := check_text(record.get("input") or "", "input"):
+        question = f"{question}\n{given}" if question else given
+    turns.append({"role": "user", "content": question})
+    turns.append({"role": "assistant", "content": check_text(record["output"], "output")})
+    return turns
+
+
+def _completion(record: dict[str, Any]) -> Dialogue:
+    turns: Dialogue = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = record[key]
+        if isinstance(value, list):
+            turns += _turns(value, "role", "content")
+        else:
+            turns.append({"role": role, "content": check_text(value, key)})
+    return turns
+
+
+_SHAPES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Dialogue]]] = {
+    "messages": (("messages",), lambda r: _turns(r["messages"], "role", "content")),
+    "conversations": (("conversations",), lambda r: _turns(r["conversations"], "from", "value")),
+    "instruction/input/output": (("instruction", "output"), _alpaca),
+    "prompt/completion": (("prompt", "completion"), _completion),
+}
+
+
+def shape_of(record: Any) -> str | None:
+    """The name of the shape whose fields the record has, or None."""
+    if not isinstance(record, dict):
+        return None
+    fits = (name for name, (keys, _) in _SHAPES.items() if all(k in record for k in keys))
+    return next(fits, None)
+
+
+def to_dialogue(record: Any, shape: str) -> Dialogue:
+    """The dialogue of one record; `ValueError` with a short reason where it is not one."""
+    keys, read = _SHAPES[shape]
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON object was expected, not {type(record).__name__}")
+    for key in keys:
+        if key not in record:
+            raise ValueError(f"no field {key!r}{nearest(key, map(str, record))}")
+    turns = read(record)
+    if not any(turn["role"] == "assistant" for turn in turns):
+        raise ValueError("no assistant turn, so nothing to learn")
+    if any(turn["role"] == "assistant" and not turn["content"] for turn in turns):
+        raise ValueError("an assistant turn is empty")
+    return turns
+
+
+# --------------------------------------------------------------------------------------- the files
+
+
+@dataclass
+class ChatReport(Report):
+    """What reading dialogues found; `shapes` names the shape of each file."""
+
+    shapes: dict[str, str] = field(default_factory=dict)
+
+
+def read_dialogues(
+    paths: Iterable[str | Path], max_bad: float = 0.01
+) -> tuple[list[Dialogue], ChatReport]:
+    """The dialogues of JSON and JSONL files, folders or globs, and what was found in them.
+
+    The shape of a file is that of its first record that has one, and is logged; a record of
+    another shape in the same file is bad. Bad records are logged with file and line.
+
+    Raises:
+      UserError: a file that cannot be read or has no known shape; a share of bad records above
+        `max_bad`; no dialogue at all.
+    """
+    report, dialogues = ChatReport(), list[Dialogue]()
+    for path in expand(paths, SUFFIXES):
+        dialogues += _read_file(path, report)
+    report.check(max_bad, "mend them or leave the file out")
+    require(bool(dialogues), "the instruction files hold no dialogue; name files that do.")
+    return dialogues, report
+
+
+def _read_file(path: str, report: ChatReport) -> Iterator[Dialogue]:
+    shape, early = None, list[tuple[str, Any]]()
+    for where, record in _records(path, report):
+        if shape is None:
+            shape = shape_of(record)
+            if shape is None:
+                early.append((where, record))
+                continue
+            report.shapes[path] = shape
+            log.info("%s: dialogues in the shape %s", path, shape)
+        yield from _checked(where, record, shape, report)
+    if shape is None:
+        first = early[0][1] if early else None
+        keys = ", ".join(map(str, first)) if isinstance(first, dict) else type(first).__name__
+        raise UserError(
+            f"{path} has no known shape (its first record has: {keys}); use {', '.join(_SHAPES)}."
+        )
+    for where, record in early:
+        yield from _checked(where, record, shape, report)
+
+
+def _checked(where: str, record: Any, shape: str, report: ChatReport) -> Iterator[Dialogue]:
+    try:
+        yield to_dialogue(record, shape)
+    except ValueError as error:
+        report.add_bad(where, str(error))
+
+
+def _records(path: str, report: ChatReport) -> Iterator[tuple[str, Any]]:
+    """(where it stands, JSON value) of each record; lines that are not JSON are counted bad."""
+    if not path.lower().endswith(".json"):
+        for number, line in numbered_lines(path):
+            report.lines += 1
+            try:
+                yield f"{path}:{number}", parse_line(line)
+            except ValueError as error:
+                report.add_bad(f"{path}:{number}", str(error))
+        return
+    with open_source(path) as stream:
+        data = stream.read()
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (offset {error.start}); convert it with iconv."
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); a file of one object a line is named .jsonl."
+        ) from None
+    if isinstance(value, dict):  # {"data": [...]} as some exports have it
+        value = next((v for v in value.values() if isinstance(v, list)), value)
+    require(isinstance(value, list), f"{path} holds {type(value).__name__}; a list was expected.")
+    for i, record in enumerate(value):
+        report.lines += 1
+        yield f"{path}: record {i + 1}", record

@@ -1,0 +1,353 @@
+"""Batches for training and validation, from prepared text or from dialogues, read by Grain.
+
+The stream is one sequence of rows, the same for any number of processes: step s of n processes
+with B rows each holds the rows [s n B, (s + 1) n B), and process i the i-th B of them. So the
+state is the number of the next row, it fits any number of processes, and resuming is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import weakref
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import absl.flags
+import grain
+import numpy as np
+
+from jaxgpt.batch import Batch
+from jaxgpt.config import Chat, Run, Text, load, require
+from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
+from jaxgpt.data.packing import ConcatRows, Corpus, PackedExamples, Row, Rows
+from jaxgpt.data.sources import expand
+from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 4  # batches ready at a time: hides a slow one, costs little memory
+_CHECKED = 4  # first batches whose loss mask is looked at
+
+
+def run_tokenizer(run: Run) -> Tokenizer:
+    """The tokenizer a run reads its data with.
+
+    Raises:
+      UserError: when there is none where the config says.
+    """
+    if isinstance(run.data, Text):
+        return load_tokenizer(Path(run.data.path) / "tokenizer")
+    if run.data.tokenizer:
+        return load_tokenizer(run.data.tokenizer)
+    require(
+        bool(run.init_from),
+        "data.tokenizer and init_from are empty; name a tokenizer folder or a run to start from.",
+    )
+    return load_tokenizer(Path(run.init_from) / "tokenizer")
+
+
+def train_iterator(
+    data: Text | Chat,
+    tokenizer: Tokenizer,
+    *,
+    model_length: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainIterator:
+    """Endless batches of this process (numpy arrays, [batch_size, T]), shuffled anew every epoch.
+
+    Args:
+      data: what to read.
+      tokenizer: the one the data were or are to be tokenized with.
+      model_length: T where `data.length` is None.
+      batch_size: rows of this process.
+      seed: of the order of documents or examples and of the cuts.
+
+    Raises:
+      UserError: no data, data of another tokenizer, less data than one batch of all processes.
+    """
+    rows = train_rows(data, tokenizer, model_length, seed)
+    total = batch_size * process_count
+    have = rows.epoch_rows
+    require(
+        have >= total,
+        f"the training data fill {have} rows of {rows.length} tokens, fewer than one batch of "
+        f"{total}; add data, or lower train.batch_size or data.length.",
+    )
+    return TrainIterator(
+        rows, batch_size, process_index, process_count, data.workers, isinstance(data, Chat)
+    )
+
+
+def validation_batches(
+    data: Text | Chat,
+    tokenizer: Tokenizer,
+    *,
+    model_length: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> ValidationBatches:
+    """The validation data once, in order, as often as it is iterated; as for `train_iterator`.
+
+    Every token is predicted exactly once. The last batch is filled with rows of padding (weights
+    and segments 0), so that every process has the same number of batches.
+    """
+    rows = validation_rows(data, tokenizer, model_length)
+    return ValidationBatches(rows, batch_size, process_index, process_count)
+
+
+def train_rows(
+    data: Text | Chat, tokenizer: Tokenizer, model_length: int, seed: int
+) -> ConcatRows | PackedExamples:
+    """The packed training rows by number, without batches."""
+    length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
+    if isinstance(data, Text):
+        return ConcatRows(_corpus(data, "train", tokenizer), length, seed, pad)
+    examples = _chat_examples(data, tokenizer, length)[0]
+    return PackedExamples(examples, length, data.bins, seed, pad)
+
+
+def validation_rows(
+    data: Text | Chat, tokenizer: Tokenizer, model_length: int
+) -> ConcatRows | PackedExamples:
+    """The packed validation rows by number, in order, without batches."""
+    length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
+    if isinstance(data, Text):
+        return ConcatRows(_corpus(data, "validation", tokenizer), length, None, pad)
+    examples = _chat_examples(data, tokenizer, length)[1]
+    return PackedExamples(examples, length, data.bins, None, pad)
+
+
+def _corpus(data: Text, split: str, tokenizer: Tokenizer) -> Corpus:
+    corpus = Corpus(data.path, split)
+    held = corpus.manifest["tokenizer"]["digest"]
+    require(
+        held == tokenizer.digest,
+        f"{data.path} was prepared with another tokenizer (digest {held[:12]}, the run's is "
+        f"{tokenizer.digest[:12]}); prepare it again with --tokenizer set to the run's.",
+    )
+    return corpus
+
+
+# ---------------------------------------------------------------------------------- dialogues
+
+
+def _chat_examples(
+    data: Chat, tokenizer: Tokenizer, length: int
+) -> tuple[list[Example], list[Example]]:
+    """(training, validation) examples; remembered while the files stay as they are."""
+    files = expand((*data.train, *data.validation), SUFFIXES)
+    stats = [(f, Path(f).stat()) for f in files]
+    stamp = tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats)
+    return _read_examples(data, tokenizer, length, stamp)
+
+
+@lru_cache(maxsize=2)  # training and validation come from the same files
+def _read_examples(
+    data: Chat, tokenizer: Tokenizer, length: int, stamp: tuple[tuple[str, int, int], ...]
+) -> tuple[list[Example], list[Example]]:
+    train, _ = read_dialogues(data.train)
+    if data.validation:
+        validation, _ = read_dialogues(data.validation)
+    else:
+        train, validation = hold_out(train, data.validation_fraction)
+    pairs = (("training", train), ("validation", validation))
+    fitted = [_fit(part, tokenizer, length, name) for name, part in pairs]
+    return fitted[0], fitted[1]
+
+
+def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
+    """(kept, held out): the held-out dialogues are chosen by a hash, and copies stay together."""
+    keys = [hashlib.sha256(repr(d).encode("utf-8")).digest() for d in dialogues]
+    order = sorted(set(keys))
+    require(
+        len(order) >= 2,
+        "the instruction files hold a single distinct dialogue, so none can be held out; add more "
+        "or set data.validation.",
+    )
+    count = min(max(1, round(share * len(order))), len(order) - 1)
+    chosen = set(order[:count])
+    kept = [d for d, key in zip(dialogues, keys, strict=True) if key not in chosen]
+    return kept, [d for d, key in zip(dialogues, keys, strict=True) if key in chosen]
+
+
+def _fit(dialogues: list[Dialogue], tokenizer: Tokenizer, length: int, name: str) -> list[Example]:
+    """Rendered and cut to the row; those left without a trained token are counted and dropped."""
+    rendered = (render(dialogue, tokenizer) for dialogue in dialogues)
+    examples = [e for e in (truncate(r, length) for r in rendered) if e is not None]
+    dropped = len(dialogues) - len(examples)
+    if dropped:
+        log.warning(
+            "%d of %d %s examples have no answer within %d tokens and were dropped",
+            dropped, len(dialogues), name, length,
+        )  # fmt: skip
+    require(
+        bool(examples),
+        f"none of the {len(dialogues)} {name} examples has an answer within {length} tokens; "
+        "lengthen data.length.",
+    )
+    return examples
+
+
+# ------------------------------------------------------------------------------------ iterators
+
+
+class _Share:
+    """The rows of one process, from row `first` on, in the order it reads them (a Grain source)."""
+
+    def __init__(self, rows: Rows, batch: int, index: int, count: int, first: int = 0) -> None:
+        require(
+            0 <= index < count and batch >= 1,
+            f"process {index} of {count} with {batch} rows cannot be; check train.batch_size.",
+        )
+        self.rows, self.batch, self.index, self.count, self.first = rows, batch, index, count, first
+
+    def __len__(self) -> int:
+        return -(-(len(self.rows) - self.first) // (self.batch * self.count)) * self.batch
+
+    def __getitem__(self, at: int) -> Row:
+        step, row = divmod(int(at), self.batch)
+        number = self.first + (step * self.count + self.index) * self.batch + row
+        if number < len(self.rows):
+            return self.rows[number]
+        length = self.rows.length
+        empty: Row = {k: np.zeros(length, np.int32) for k in ("segments", "positions")}
+        pads = {k: np.full(length, self.rows.pad, np.int32) for k in ("tokens", "targets")}
+        return {**empty, **pads, "weights": np.zeros(length, np.float32)}
+
+    def __repr__(self) -> str:
+        return f"_Share({self.rows.fingerprint}, {self.index}/{self.count}, {self.first})"
+
+
+def _batches(share: _Share, workers: int) -> Any:
+    """A Grain iterator over dicts of [B, T] arrays."""
+    stream = grain.MapDataset.source(share).batch(share.batch)
+    if workers == 0:
+        here = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_AHEAD)
+        return iter(stream.to_iter_dataset(here))
+    if not absl.flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags, which need it
+        absl.flags.FLAGS.mark_as_parsed()
+    here = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return iter(stream.to_iter_dataset(here).mp_prefetch(processes))
+
+
+def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
+    if copy:  # out of shared memory, which a worker process wants back
+        arrays = {name: np.array(value) for name, value in arrays.items()}
+    return Batch(
+        tokens_BT=arrays["tokens"],
+        targets_BT=arrays["targets"],
+        weights_BT=arrays["weights"],
+        segments_BT=arrays["segments"],
+        positions_BT=arrays["positions"],
+    )
+
+
+class TrainIterator(Iterator[Batch]):
+    """Endless training batches; made by `train_iterator`."""
+
+    def __init__(
+        self, rows: Rows, batch_size: int, index: int, count: int, workers: int, chat: bool
+    ) -> None:
+        self._rows, self._batch, self._index, self._count = rows, batch_size, index, count
+        self._workers, self._chat = workers, chat
+        self._at = 0
+        self._stream: Any = None
+        self._closing: weakref.finalize | None = None
+        self._check = MaskCheck(chat)
+
+    def __iter__(self) -> TrainIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stream is None:  # late, so that a state set at once costs no reading ahead
+            share = _Share(self._rows, self._batch, self._index, self._count, self._at)
+            self._stream = _batches(share, self._workers)
+            # Worker processes and their shared memory are to be let go before the interpreter is.
+            self._closing = weakref.finalize(self, self._stream.close)
+        batch = _to_batch(next(self._stream), copy=self._workers > 0)
+        self._at += self._batch * self._count
+        self._check(batch)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream stands, as JSON: the same in every process."""
+        return {"row": self._at, "data": self._rows.fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a state of `get_state`; `UserError` when it belongs to other data."""
+        require(
+            state["data"] == self._rows.fingerprint,
+            f"the checkpoint stopped in the data {state['data']}, but the config reads "
+            f"{self._rows.fingerprint}; restore data, data.length and train.seed or start anew.",
+        )
+        self.close()
+        self._at = int(state["row"])
+
+    def close(self) -> None:
+        """Stop reading ahead; the next batch starts it again."""
+        if self._closing is not None:
+            self._closing()
+        self._stream = self._closing = None
+
+
+class ValidationBatches:
+    """The validation batches, in order, as often as they are iterated; see `validation_batches`."""
+
+    def __init__(self, rows: Rows, batch_size: int, index: int, count: int) -> None:
+        self._share = _Share(rows, batch_size, index, count)
+
+    def __len__(self) -> int:
+        return len(self._share) // self._share.batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = _batches(self._share, workers=0)
+        try:
+            yield from map(_to_batch, stream)
+        finally:
+            stream.close()
+
+
+class MaskCheck:
+    """Looks at the loss mask of the first batches and stops a run that could learn nothing right.
+
+    Raises:
+      UserError: no target has weight (nothing would be learned), or in dialogues every target
+        has (the questions would be learned too).
+    """
+
+    def __init__(self, chat: bool) -> None:
+        self._chat, self._seen, self._targets, self._weight = chat, 0, 0, 0.0
+
+    def __call__(self, batch: Batch) -> None:
+        if self._seen >= _CHECKED:
+            return
+        self._seen += 1
+        self._targets += int(np.count_nonzero(batch.segments_BT))
+        self._weight += float(np.sum(batch.weights_BT))
+        if self._seen < _CHECKED:
+            return
+        require(
+            self._weight > 0,
+            f"loss mask is all zero: none of the {self._targets} targets of the first {_CHECKED} "
+            "batches is trained; look at them with `jaxgpt data show CONFIG`.",
+        )
+        require(
+            not self._chat or self._weight < self._targets,
+            f"loss mask is all one: every one of the {self._targets} targets of the first "
+            f"{_CHECKED} batches is trained, the users' words too; look at them with "
+            "`jaxgpt data show CONFIG`.",
+        )
+
+
+def open_run(config: str | Path) -> tuple[Run, Tokenizer]:
+    """A run's config and the tokenizer of its data."""
+    run = load(config)
+    return run, run_tokenizer(run)

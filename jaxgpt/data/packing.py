@@ -1,0 +1,278 @@
+"""Documents and dialogues as rows of fixed length, each row reachable by its number.
+
+A row is a dict of arrays of length T: `tokens`, `targets` (the next token), `weights` (of each
+target), `segments` (1, 2, ... along the row; 0 is padding) and `positions` (restart with each
+segment). A target that lies in another document than its input has weight 0.
+
+Rows are functions of (seed, number), so that a stream's whole state is the number of the next row,
+whatever the processes and threads that read it. Shapes: T tokens a row, D documents, E examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxgpt.config import require
+from jaxgpt.data.chat import Example
+from jaxgpt.data.corpus import Corpus, Sendable
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, np.ndarray]
+ENDLESS = 1 << 48
+"""Rows of a training stream: more than any run reads."""
+
+
+class Rows(Protocol):
+    """Rows by number."""
+
+    length: int
+    """Tokens a row."""
+    pad: int
+    """The id that fills what is not used."""
+    fingerprint: str
+    """Changes with anything that changes a row."""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of the (first) epoch."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+# -------------------------------------------------------------------------------- concat then split
+
+
+class _Epoch(NamedTuple):
+    order_D: np.ndarray | None
+    ends_D: np.ndarray
+    offset: int
+    rows: np.ndarray | None
+
+
+class ConcatRows(Sendable):
+    """Documents laid end to end and cut into rows of T (Megatron-LM's and GPT-2's packing).
+
+    With a seed, the stream is endless: every epoch orders the documents anew, shifts the cuts by a
+    random offset, wraps the end around to the beginning, and visits its rows in random order, so
+    that even one huge document comes well mixed. An epoch has floor(S / T) rows for S tokens, so
+    each token is an input at most once and fewer than T of them are left out, others every time.
+    Without a seed the rows are in order and hold every token's prediction exactly once; the last
+    one is padded.
+    """
+
+    _fresh = ("_plans", "_lock")
+
+    def __init__(self, corpus: Corpus, length: int, seed: int | None, pad: int = 0) -> None:
+        self.corpus, self.length, self.seed, self.pad = corpus, length, seed, pad
+        self.tokens = int(corpus.lengths_D.sum(dtype=np.int64))
+        self.epoch_rows = (
+            self.tokens // length if seed is not None else -(-(self.tokens - 1) // length)
+        )
+        require(
+            self.epoch_rows >= 1,
+            f"{corpus.folder}/{corpus.split} holds {self.tokens} tokens, fewer than one row of "
+            f"{length}; add text or shorten data.length.",
+        )
+        self.fingerprint = f"text-{corpus.digest[:16]}-{corpus.split}-{length}-{seed}"
+        self._reset()
+
+    def _reset(self) -> None:
+        self._plans: dict[int, _Epoch] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.epoch_rows if self.seed is None else ENDLESS
+
+    def _plan(self, epoch: int) -> _Epoch:
+        plan = self._plans.get(epoch)
+        if plan is not None:
+            return plan
+        with self._lock:
+            if epoch not in self._plans:
+                # Reading ahead straddles two epochs at most; older plans are dropped.
+                self._plans = {e: p for e, p in self._plans.items() if e == epoch - 1}
+                self._plans[epoch] = self._make_plan(epoch)
+            return self._plans[epoch]
+
+    def _make_plan(self, epoch: int) -> _Epoch:
+        lengths_D = self.corpus.lengths_D
+        if self.seed is None:
+            return _Epoch(None, np.cumsum(lengths_D, dtype=np.int64), 0, None)
+        rng = np.random.default_rng([self.seed, epoch])
+        order_D = rng.permutation(len(lengths_D)).astype(np.uint32)
+        offset = int(rng.integers(self.length))
+        rows = rng.permutation(self.epoch_rows)
+        rows = rows.astype(np.uint32) if self.epoch_rows < 2**32 else rows
+        return _Epoch(order_D, np.cumsum(lengths_D[order_D], dtype=np.int64), offset, rows)
+
+    def __getitem__(self, index: int) -> Row:
+        epoch, row = divmod(int(index), self.epoch_rows)
+        plan = self._plan(epoch)
+        row = int(plan.rows[row]) if plan.rows is not None else row
+        start = (plan.offset + row * self.length) % self.tokens
+        place, left = int(np.searchsorted(plan.ends_D, start, side="right")), self.length + 1
+        pieces = []
+        while left and place < len(plan.ends_D):
+            document = int(plan.order_D[place]) if plan.order_D is not None else place
+            size = int(self.corpus.lengths_D[document])
+            begin = start - (int(plan.ends_D[place]) - size)
+            piece = self.corpus.read(document, begin, min(size, begin + left))
+            pieces.append(piece)
+            left, start, place = left - len(piece), start + len(piece), place + 1
+            if place == len(plan.ends_D) and self.seed is not None:
+                place = start = 0
+        return self._row(pieces)
+
+    def _row(self, pieces: list[np.ndarray]) -> Row:
+        sizes = [len(p) for p in pieces]
+        used = sum(sizes)
+        tokens = np.full(self.length + 1, self.pad, np.int32)
+        np.concatenate(pieces, out=tokens[:used], casting="unsafe")
+        segments = np.zeros(self.length + 1, np.int32)
+        segments[:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+        positions = np.zeros(self.length + 1, np.int32)
+        starts = np.cumsum([0, *sizes[:-1]])
+        positions[:used] = np.arange(used) - np.repeat(starts, sizes)
+        same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
+        # In the padded last row the final token has no target, so as an input it is padding too.
+        last = used - 1 if used <= self.length else self.length
+        segments[last:], positions[last:], tokens[used:] = 0, 0, self.pad
+        inputs = tokens[:-1].copy()
+        inputs[last:] = self.pad
+        return {
+            "tokens": inputs,
+            "targets": tokens[1:],
+            "weights": same.astype(np.float32),
+            "segments": segments[:-1],
+            "positions": positions[:-1],
+        }
+
+
+# ---------------------------------------------------------------------------------------- first fit
+
+
+def first_fit(sizes: Sequence[int], length: int, bins: int) -> list[list[int]]:
+    """Rows (lists of item numbers) of at most `length`; an item goes to the first open row it fits.
+
+    At most `bins` rows are open; where an item fits none, the fullest is closed. Grain's packer
+    closes all of them then, which leaves more of each row empty (measured in the tests).
+
+    Raises:
+      ValueError: an item longer than a row.
+    """
+    free = np.full(bins, length, np.int64)
+    open_rows: list[list[int]] = [[] for _ in range(bins)]
+    closed = []
+    for item, size in enumerate(sizes):
+        if size > length:
+            raise ValueError(f"item {item} of size {size} is longer than a row of {length}")
+        place = int((free >= size).argmax())
+        if free[place] < size:
+            place = int(free.argmin())
+            closed.append(open_rows[place])
+            open_rows[place], free[place] = [], length
+        open_rows[place].append(item)
+        free[place] -= size
+    return closed + [row for row in open_rows if row]
+
+
+class PackedExamples(Sendable):
+    """Whole examples packed first-fit into rows of T, none cut, none seen by another.
+
+    With a seed the stream is endless, and every epoch holds each example exactly once, in a new
+    order. Without one the rows are those of the examples in order.
+
+    Args:
+      examples: rendered, each of 2 to T + 1 tokens.
+      bins: rows open at a time.
+    """
+
+    _fresh = ("_plans", "_lock", "_starts")
+
+    def __init__(
+        self, examples: Sequence[Example], length: int, bins: int, seed: int | None, pad: int = 0
+    ) -> None:
+        require(bins >= 1, f"data.bins is {bins}; it must be at least 1.")
+        require(len(examples) > 0, "no example is left to pack; add data or lengthen the rows.")
+        self.length, self.bins, self.seed, self.pad = length, bins, seed, pad
+        self.sizes_E = np.array([len(e.tokens) for e in examples], np.int64)
+        self.starts_E = np.cumsum(self.sizes_E) - self.sizes_E
+        self.tokens = np.concatenate([np.array(e.tokens, np.int32) for e in examples])
+        self.weights = np.concatenate([np.array(e.weights, np.float32) for e in examples])
+        digest = hashlib.sha256(self.tokens.tobytes() + self.weights.tobytes())
+        digest.update(self.sizes_E.tobytes())
+        self.fingerprint = f"chat-{digest.hexdigest()[:16]}-{length}-{bins}-{seed}"
+        self._reset()
+        used, rows = int((self.sizes_E - 1).sum()), len(self._plan(0))
+        self.efficiency = used / (rows * length)
+        log.info(
+            "packed %d examples into %d rows of %d: %.1f %% of the tokens are used",
+            len(examples), rows, length, 100 * self.efficiency,
+        )  # fmt: skip
+
+    def _reset(self) -> None:
+        self._plans: dict[int, list[list[int]]] = {}
+        self._starts = [0]  # first row of each epoch known so far
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._plan(0)) if self.seed is None else ENDLESS
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        with self._lock:
+            if epoch not in self._plans:
+                self._plans = {e: p for e, p in self._plans.items() if e == epoch - 1}
+                self._plans[epoch] = self._make_plan(epoch)
+            return self._plans[epoch]
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of the first epoch; the others differ by a few."""
+        return len(self._plan(0))
+
+    def _make_plan(self, epoch: int) -> list[list[int]]:
+        if self.seed is None:
+            return first_fit((self.sizes_E - 1).tolist(), self.length, self.bins)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.sizes_E))
+        rows = first_fit((self.sizes_E[order] - 1).tolist(), self.length, self.bins)
+        return [[int(order[i]) for i in rows[j]] for j in rng.permutation(len(rows))]
+
+    def __getitem__(self, index: int) -> Row:
+        index = int(index)
+        with self._lock:
+            # Epochs differ in rows, so a row far ahead costs the plans before it, once.
+            while self.seed is not None and index >= self._starts[-1]:
+                epoch = len(self._starts) - 1
+                self._starts.append(self._starts[-1] + len(self._plan(epoch)))
+            epoch = bisect_right(self._starts, index) - 1 if self.seed is not None else 0
+            items = self._plan(epoch)[index - (self._starts[epoch])]
+        return self._row(items)
+
+    def _row(self, items: list[int]) -> Row:
+        row: Row = {name: np.zeros(self.length, np.int32) for name in ("segments", "positions")}
+        row["tokens"] = np.full(self.length, self.pad, np.int32)
+        row["targets"] = np.full(self.length, self.pad, np.int32)
+        row["weights"] = np.zeros(self.length, np.float32)
+        at = 0
+        for segment, item in enumerate(items, 1):
+            a, size = int(self.starts_E[item]), int(self.sizes_E[item])
+            here = slice(at, at + size - 1)
+            row["tokens"][here] = self.tokens[a : a + size - 1]
+            row["targets"][here] = self.tokens[a + 1 : a + size]
+            row["weights"][here] = self.weights[a + 1 : a + size]
+            row["segments"][here] = segment
+            row["positions"][here] = np.arange(size - 1)
+            at += size - 1
+        return row

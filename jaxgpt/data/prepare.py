@@ -1,0 +1,244 @@
+"""`jaxgpt data prepare`: text files to ArrayRecord shards of token ids, in parallel, resumable.
+
+The folder it writes:
+  manifest.json     tokenizer, settings, sources, counts and shards; its presence means it is whole
+  tokenizer/        the tokenizer, so that the folder is self-contained
+  train/, validation/
+    NNNNN.arrayrecord   one record = the ids of a document, or of `RECORD_TOKENS` of them in turn
+    lengths.npy         [D] tokens of each document, in the order of the records
+  .work/            finished jobs while it is under way; gone at the end
+
+A document is `<|bos|>`, its text, `<|eos|>`. The sources are cut into jobs by their sizes alone and
+each job writes its own shards, so that the result is the same bytes for any number of workers and
+any number of interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from jaxgpt.config import UserError, nearest, require
+from jaxgpt.data import jobs
+from jaxgpt.data.sources import Report, Span, cut, expand
+from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from jaxgpt.files import write_json
+
+log = logging.getLogger(__name__)
+
+_AGAIN = "run the same command again: finished work is kept"
+JOB_BYTES = (1 << 20, 64 << 20)
+"""Least and most bytes of source in one job; between them a corpus gives about 64 jobs."""
+
+
+def prepare(
+    sources: tyro.conf.Positional[list[str]],
+    out: Path,
+    *,
+    tokenizer: str = "byte",
+    validation: float = 0.01,
+    split: Literal["document", "tail"] = "document",
+    field: str = "text",
+    max_bad: float = 0.01,
+    workers: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Turn text files into a folder of token ids that `jaxgpt train` reads.
+
+    Running it again continues where it was stopped; a finished folder is left as it is.
+
+    Args:
+      sources: .txt (a document each), .jsonl[.gz] or .parquet files, folders or globs.
+      out: the folder to write.
+      tokenizer: a folder written by `jaxgpt tokenizer train`, or `byte`.
+      validation: share of the text held out for validation.
+      split: what is held out: whole documents, chosen by a hash of their text so that copies stay
+        together, or the tail of every document (for a corpus that is one file).
+      field: the field of a JSON line or the column of a Parquet file that holds the text.
+      max_bad: share of bad lines above which the command fails.
+      workers: processes that tokenize; 0 means as many as there are cores.
+      overwrite: replace a folder made with other settings.
+    """
+    require(0 < validation < 1, f"validation is {validation}; it must be above 0 and below 1.")
+    require(
+        split in ("document", "tail"), f"split is {split!r}{nearest(split, ['document', 'tail'])}"
+    )
+    require(0 <= max_bad <= 1, f"max_bad is {max_bad}; it must be between 0 and 1.")
+    require(workers >= 0, f"workers is {workers}; it must be 0 (all cores) or more.")
+    text = ByteTokenizer() if tokenizer == "byte" else load_tokenizer(tokenizer)
+    files = expand(sources)
+    plan = plan_jobs(files)
+    settings = _settings(files, text, validation, split, field)
+    out = Path(out)
+    held = _held(out, settings, overwrite)
+    if held == "all":
+        shutil.rmtree(out / ".work", ignore_errors=True)  # left by a kill right at the end
+        print(f"{out} is already prepared with these settings.", file=sys.stderr)
+        return
+    try:
+        with jobs.locked(out / ".work"):
+            if held == "other":
+                _discard(out)
+            write_json(out / ".work" / "settings.json", settings)
+            text.save(out / "tokenizer")
+            job = jobs.Job(str(out), validation, split, field)
+            reports = jobs.run_all(job, plan, workers or _cores(), max_bad)
+            manifest = _assemble(out, settings, plan, reports, max_bad)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"writing {out} failed ({why}); mend that and {_AGAIN}.") from None
+    _say(out, manifest)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan_jobs(files: list[str]) -> list[list[Span]]:
+    """The sources as jobs: lists of spans of about equal size, by the sizes of the files alone."""
+    total = sum(Path(f).stat().st_size for f in files)
+    size = min(max(total // 64, JOB_BYTES[0]), JOB_BYTES[1])
+    plan: list[list[Span]] = []
+    filled = size
+    for path in files:
+        for span in cut(path, size):
+            if filled >= size:
+                plan.append([])
+                filled = 0
+            plan[-1].append(span)
+            filled += span.size
+    return plan
+
+
+def _settings(
+    files: list[str], tokenizer: Tokenizer, validation: float, split: str, field: str
+) -> dict[str, Any]:
+    """Everything that decides the result; a folder with other settings is not touched."""
+    stats = [(f, Path(f).stat()) for f in files]
+    wide = tokenizer.vocab_size > 1 << 16
+    return {
+        "version": 1,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "digest": tokenizer.digest,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "validation": validation,
+        "split": split,
+        "field": field,
+        "dtype": "uint32" if wide else "uint16",
+        "record_tokens": jobs.RECORD_TOKENS,
+        "sources": [
+            {"path": str(Path(f).resolve()), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns}
+            for f, s in stats
+        ],
+    }
+
+
+def _held(
+    out: Path, settings: dict[str, Any], overwrite: bool
+) -> Literal["all", "part", "nothing", "other"]:
+    """What `out` holds of this work; `UserError` when it is another's and not to be replaced."""
+    held = None
+    for path in (out / "manifest.json", out / ".work" / "settings.json"):
+        if path.is_file():
+            try:
+                held = json.loads(path.read_text("utf-8"))
+            except ValueError:
+                held = {}
+            break
+    if held is None:
+        foreign = [p.name for p in out.iterdir() if p.name != ".work"] if out.is_dir() else []
+        require(not out.exists() or out.is_dir(), f"{out} is a file; name a folder.")
+        require(
+            not foreign,
+            f"{out} is not empty and was not written by `jaxgpt data prepare` "
+            f"(it holds {', '.join(sorted(foreign)[:3])}); name another folder.",
+        )
+        return "nothing"
+    changed = [k for k in settings if held.get(k) != settings[k]]
+    if not changed:
+        return "all" if (out / "manifest.json").is_file() else "part"
+    require(
+        overwrite,
+        f"{out} was prepared with another {' and '.join(changed)}; name another folder, or pass "
+        "--overwrite to replace it.",
+    )
+    return "other"
+
+
+def _discard(out: Path) -> None:
+    (out / "manifest.json").unlink(missing_ok=True)  # first: a folder without it is not whole
+    for name in ("train", "validation", "tokenizer"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for path in (out / ".work").glob("job-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _assemble(
+    out: Path,
+    settings: dict[str, Any],
+    plan: list[list[Span]],
+    reports: list[dict[str, Any]],
+    max_bad: float,
+) -> dict[str, Any]:
+    """Check the counts, move the shards into place and write the manifest, which is the end."""
+    report = Report()
+    for r in reports:
+        report.merge(Report(**r["report"]))
+    report.check(max_bad)
+    splits: dict[str, dict[str, Any]] = {}
+    for split in ("train", "validation"):
+        shards = [{"job": i, **r[split]} for i, r in enumerate(reports) if r[split]["documents"]]
+        totals = {k: sum(s[k] for s in shards) for k in ("documents", "tokens", "bytes", "records")}
+        splits[split] = {**totals, "shards": shards}
+    _check_splits(settings, splits)
+    for split, part in splits.items():
+        (out / split).mkdir(exist_ok=True)
+        lengths = []
+        for shard in part["shards"]:
+            work = out / ".work" / jobs.name_of(shard["job"])
+            shard["file"] = f"{shard.pop('job'):05d}.arrayrecord"
+            lengths.append(np.load(work / f"{split}.npy"))
+            if (work / f"{split}.arrayrecord").exists():  # else an earlier run moved it
+                os.replace(work / f"{split}.arrayrecord", out / split / shard["file"])
+        jobs.write_npy(out / split / "lengths.npy", np.concatenate(lengths))
+    lines = {
+        "lines": report.lines,
+        "bad": report.bad,
+        "empty": report.empty,
+        "bad_examples": report.examples,
+    }
+    manifest = {**settings, "splits": splits, **lines}
+    write_json(out / "manifest.json", manifest)
+    shutil.rmtree(out / ".work", ignore_errors=True)
+    return manifest
+
+
+def _check_splits(settings: dict[str, Any], splits: dict[str, dict[str, Any]]) -> None:
+    documents = sum(part["documents"] for part in splits.values())
+    require(documents > 0, "the sources hold no text; name files that do.")
+    for split, part in splits.items():
+        require(
+            part["documents"] > 0,
+            f"no text falls into the {split} split with --validation {settings['validation']:g} "
+            f"--split {settings['split']} ({documents} documents in all); use --split tail, which "
+            "takes the end of every document, or another --validation.",
+        )
+
+
+def _say(out: Path, manifest: dict[str, Any]) -> None:
+    for split, part in manifest["splits"].items():
+        print(
+            f"{out}/{split}: {part['documents']:,} documents, {part['tokens']:,} tokens, "
+            f"{part['bytes']:,} bytes of text",
+            file=sys.stderr,
+        )

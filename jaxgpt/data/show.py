@@ -1,0 +1,97 @@
+"""`jaxgpt data show`: what a run will be trained on, with its loss mask made visible."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from typing import Any
+
+import tyro
+
+from jaxgpt.config import Run, load, require
+from jaxgpt.data.tokenizer import Tokenizer
+
+
+def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -> None:
+    """Print the first training rows of a config: trained tokens in colour, the others dimmed.
+
+    Args:
+      config: a config file or a run folder.
+      n: rows to print.
+      json: one object a row instead: text, tokens, weights (of each token as a target), segments.
+    """
+    require(n >= 1, f"n is {n}; it must be at least 1.")
+    run = load(config)
+    from jaxgpt.data.loader import run_tokenizer  # late: it imports jax
+
+    tokenizer = run_tokenizer(run)
+    for number, example in enumerate(examples(run, tokenizer, n)):
+        if json:
+            print(jsonlib.dumps(example, ensure_ascii=False))
+        else:
+            _print(number, example, tokenizer)
+
+
+def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
+    """The first n training rows as lists: `text`, and `tokens`, `weights`, `segments` aligned.
+
+    `weights[i]` is the weight with which token i is learned (as a target), so the first token of
+    a segment has 0. A segment's last target is listed too, though it is nobody's input.
+    """
+    from jaxgpt.data.loader import train_rows
+
+    rows = train_rows(run.data, tokenizer, run.length, run.train.seed)
+    return [_example(rows[i], tokenizer) for i in range(n)]
+
+
+def _example(row: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    tokens: list[int] = []
+    weights: list[float] = []
+    segments: list[int] = []
+    for segment in range(1, int(row["segments"].max(initial=0)) + 1):
+        here = row["segments"] == segment
+        inputs, targets = row["tokens"][here].tolist(), row["targets"][here].tolist()
+        trained = row["weights"][here].tolist()
+        last = [targets[-1]] if trained[-1] > 0 else []
+        tokens += inputs + last
+        weights += [0.0, *trained[:-1], *([trained[-1]] if last else [])]
+        segments += [segment] * (len(inputs) + len(last))
+    text = "".join(text for text, _, _ in _runs(tokens, weights, segments, tokenizer))
+    return {"text": text, "tokens": tokens, "weights": weights, "segments": segments}
+
+
+def _runs(
+    tokens: list[int], weights: list[float], segments: list[int], tokenizer: Tokenizer
+) -> list[tuple[str, bool, int]]:
+    """(text, trained, segment) of each stretch of tokens alike; control tokens show their names."""
+    names = {i: name for name, i in tokenizer.control.items()}
+    runs: list[tuple[bytes, bool, int]] = []
+    for token, weight, segment in zip(tokens, weights, segments, strict=True):
+        piece = names[token].encode() if token in names else tokenizer.piece_bytes(token)
+        key = (weight > 0, segment)
+        if runs and runs[-1][1:] == key:
+            runs[-1] = (runs[-1][0] + piece, *key)
+        else:
+            runs.append((piece, *key))
+    return [(data.decode("utf-8", "replace"), trained, segment) for data, trained, segment in runs]
+
+
+def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer) -> None:
+    from rich.console import Console
+    from rich.rule import Rule
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    weights, segments = example["weights"], example["segments"]
+    trained = sum(w > 0 for w in weights)
+    count = max(segments, default=0)
+    title = f"row {number}: {len(weights)} tokens, {trained} trained, {count} segments"
+    console.print(Rule(title, style="bold"))
+    before, line = 1, Text()
+    for text, is_trained, segment in _runs(example["tokens"], weights, segments, tokenizer):
+        if segment != before:
+            console.print(line, soft_wrap=True)
+            console.print(Rule(style="dim"))
+            before, line = segment, Text()
+        line.append(text, "bold green" if is_trained else "dim")
+    console.print(line, soft_wrap=True)

@@ -1,0 +1,279 @@
+"""Text to token ids and back: a byte tokenizer and SentencePiece behind one small protocol.
+
+Control tokens delimit documents and chat turns. They are single ids that only the code can write:
+no text, not even the literal `<|end|>`, encodes to one. Shapes: V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from jaxgpt.config import UserError, require
+
+CONTROL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+META_FILE = "tokenizer_config.json"
+MODEL_FILE = "tokenizer.model"
+_BAR = "\u2581"  # SentencePiece writes a space as this character, so text must not hold it raw
+_PARTS = re.compile(f"[\n{_BAR}]| *[^ \n{_BAR}]+| +")
+_REMEMBERED, _SHORT = 1 << 17, 24  # parts remembered and their longest: some 30 MB
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code knows of a tokenizer."""
+
+    kind: str
+    vocab_size: int
+    control: dict[str, int]
+    """Name of each control token to its id."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that decides which ids a text gets."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no control token is added, and none can come out of it."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; control tokens are skipped, invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def piece_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes one id stands for; empty for a control token."""
+        ...
+
+    def token_bytes(self) -> np.ndarray:
+        """[V] int32: `len(piece_bytes(id))`; summed over `encode(text)` it is the text's bytes."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer into a folder of its own, whole or not at all."""
+        ...
+
+
+class _Table:
+    """What both tokenizers share: everything that follows from the table id -> bytes."""
+
+    kind = ""
+    vocab_size: int
+    control: dict[str, int]
+    _pieces: list[bytes]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", "replace")
+
+    def piece_bytes(self, token: int) -> bytes:
+        require(
+            0 <= token < self.vocab_size,
+            f"token id {token} is outside this tokenizer's 0..{self.vocab_size - 1}; "
+            "use the tokenizer that wrote the ids.",
+        )
+        return self._pieces[token]
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(piece) for piece in self._pieces], np.int32)
+
+    def _model(self) -> bytes:
+        return b""
+
+    @cached_property
+    def digest(self) -> str:
+        head = json.dumps([self.kind, list(CONTROL)]).encode()
+        return hashlib.sha256(head + self._model()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        target = Path(folder)
+        if (target / META_FILE).is_file():
+            require(
+                load_tokenizer(target).digest == self.digest,
+                f"{target} holds another tokenizer; name another folder or remove that one.",
+            )
+            return
+        require(
+            not target.exists() or (target.is_dir() and not any(target.iterdir())),
+            f"{target} exists and is not empty; a tokenizer is saved into a folder of its own.",
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            work.chmod(0o755)  # mkdtemp makes it private; a tokenizer is as readable as its run
+            meta = {"kind": self.kind, "digest": self.digest, "vocab_size": self.vocab_size}
+            if self._model():
+                (work / MODEL_FILE).write_bytes(self._model())
+            (work / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+            os.replace(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"text holds the lone surrogate {text[error.start]!r} at character {error.start}, "
+            "which is not Unicode text; remove it or decode the text properly."
+        ) from None
+
+
+class ByteTokenizer(_Table):
+    """Ids 0..255 are the bytes of UTF-8; the control tokens follow."""
+
+    kind = "byte"
+
+    def __init__(self) -> None:
+        self.vocab_size = 256 + len(CONTROL)
+        self.control = {name: 256 + i for i, name in enumerate(CONTROL)}
+        self._pieces = [bytes([i]) for i in range(256)] + [b""] * len(CONTROL)
+
+    def encode(self, text: str) -> list[int]:
+        return list(_utf8(text))
+
+
+class SentencePiece(_Table):
+    """A SentencePiece model (Kudo and Richardson 2018) trained by `train_sentencepiece`.
+
+    Text is encoded in parts: runs of spaces with the word that follows, which no piece spans, so
+    short ones are remembered (`data prepare` took half the time on C4). A newline is always its
+    own token, so that the ids of a long text do not depend on where a reader cuts it. U+2581,
+    which SentencePiece itself would turn into a space, goes through its three byte tokens.
+
+    Raises:
+      UserError: when the model is damaged or lacks the control tokens or the byte tokens.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, where: str = "the model") -> None:
+        import sentencepiece
+
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"{where} is not a SentencePiece model ({error}); train it again."
+            ) from None
+        sp, self._bytes = self._processor, model
+        self.vocab_size = int(sp.get_piece_size())
+        names = [sp.id_to_piece(i) for i in range(self.vocab_size)]
+        self.control = {n: i for i, n in enumerate(names) if n in CONTROL and sp.is_control(i)}
+        missing = [name for name in CONTROL if name not in self.control]
+        require(
+            not missing and any(sp.is_byte(i) for i in range(self.vocab_size)),
+            f"{where} lacks {', '.join(missing) or 'byte fallback'}; "
+            "make it with `jaxgpt tokenizer train`.",
+        )
+        self._pieces = [self._piece(i, name) for i, name in enumerate(names)]
+        ids = {name: i for i, name in enumerate(names) if sp.is_byte(i)}
+        cuts = {cut: [ids[f"<0x{byte:02X}>"] for byte in cut.encode()] for cut in ("\n", _BAR)}
+        self._cuts: dict[str, list[int]] = cuts
+        self._known = dict(cuts)
+
+    def _model(self) -> bytes:
+        return self._bytes
+
+    def _piece(self, token: int, name: str) -> bytes:
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return b""
+        if self._processor.is_byte(token):
+            return bytes([int(name[3:5], 16)])
+        return name.replace(_BAR, " ").encode()
+
+    def encode(self, text: str) -> list[int]:
+        _utf8(text)
+        if len(self._known) > _REMEMBERED:
+            self._known = dict(self._cuts)
+        known = self._known  # another thread may start a new one meanwhile
+        parts = _PARTS.findall(text)
+        new = list({part for part in parts if part not in known})
+        if not new:
+            return list(chain.from_iterable(map(known.__getitem__, parts)))
+        fresh = dict(zip(new, self._processor.encode(new, num_threads=1), strict=True))
+        known.update((part, ids) for part, ids in fresh.items() if len(part) <= _SHORT)
+        return [i for part in parts for i in (fresh.get(part) or known[part])]
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"model": self._bytes}  # the C++ processor is rebuilt, in whatever process
+
+    def __setstate__(self, state: dict[str, bytes]) -> None:
+        SentencePiece.__init__(self, state["model"])
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer saved in `folder`.
+
+    Raises:
+      UserError: when the folder holds none, or one whose digest is not the one it was saved with.
+    """
+    folder = Path(folder)
+    require(
+        (folder / META_FILE).is_file(),
+        f"{folder} holds no {META_FILE}; give a folder written by `jaxgpt tokenizer train`.",
+    )
+    try:
+        meta = json.loads((folder / META_FILE).read_text("utf-8"))
+        kind, digest = meta["kind"], meta["digest"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / META_FILE} is damaged; train the tokenizer again.") from None
+    require(
+        kind in ("byte", "sentencepiece"),
+        f"{folder / META_FILE}: kind is {kind!r}; allowed: 'byte', 'sentencepiece'.",
+    )
+    tokenizer: Tokenizer
+    if kind == "byte":
+        tokenizer = ByteTokenizer()
+    else:
+        path = folder / MODEL_FILE
+        require(path.is_file(), f"{path} is missing; train the tokenizer again.")
+        tokenizer = SentencePiece(path.read_bytes(), str(path))
+    require(
+        tokenizer.digest == digest,
+        f"{folder}: the tokenizer is not the one that was saved there (digest "
+        f"{tokenizer.digest[:12]}, saved {digest[:12]}); restore it or train it again.",
+    )
+    return tokenizer
+
+
+class StreamDecoder:
+    """Text of a stream of ids, each piece as soon as its characters are complete.
+
+    The concatenation of what `feed` and `flush` return equals `decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The characters that this id completes; possibly none."""
+        return self._decoder.decode(self._tokenizer.piece_bytes(int(token)))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where a character was never completed."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text

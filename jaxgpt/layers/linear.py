@@ -1,0 +1,110 @@
+"""The one seam of every matrix product: LoRA, quantization and sharding hook in here.
+
+Shapes: V vocabulary, D model width, N rows, I inputs, O outputs; other axes are named by the caller.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.layers.fusion import pin, transposed
+from jaxgpt.sharding import constrain
+
+
+class Linear(nnx.Module):
+    """`y = x . weight + bias`, contracting the last axes of x with the first axes of the weight.
+
+    Args:
+      key: for the initial weight, normal with standard deviation `std`.
+      inputs: sizes of the contracted axes, such as `(D,)` or `(H, K)`.
+      outputs: sizes of the axes that result.
+      axes: logical names of `inputs + outputs`, for the sharding table.
+      bias: whether to add a bias (zero at first).
+      dtype: of the product; the parameters stay float32.
+    """
+
+    def __init__(
+        self,
+        key: jax.Array,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        axes: tuple[str, ...],
+        *,
+        bias: bool,
+        std: float,
+        dtype: jnp.dtype,
+    ) -> None:
+        self.contracted = len(inputs)
+        self.dtype = dtype
+        weight = std * jax.random.normal(key, (*inputs, *outputs), jnp.float32)
+        self.weight = nnx.Param(weight, axes=axes, inputs=len(inputs))
+        out_axes = axes[len(inputs) :]
+        bias_axes = ("vector",) if out_axes == ("embed",) else out_axes
+        self.bias = nnx.Param(jnp.zeros(outputs), axes=bias_axes) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = contract(x, self.weight[...], self.contracted, self.dtype)
+        return pin(y if self.bias is None else y + self.bias[...].astype(y.dtype))
+
+
+def contract(x: jax.Array, weight: jax.Array, axes: int, dtype: jnp.dtype) -> jax.Array:
+    """`jnp.tensordot(x, weight, axes)` as one plain product of matrices, read in `dtype`."""
+    inner = math.prod(weight.shape[:axes])
+    rows = x.reshape(-1, inner)
+    flat = product(rows, weight.reshape(inner, -1), dtype)
+    return flat.reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x_NI: jax.Array, w_IO: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x @ w` on factors rounded to `dtype`; the result is of the type of x.
+
+    The gradient of w is accumulated and returned in w's own type, not in `dtype`.
+    """
+    return _product(x_NI, w_IO, dtype)[0]
+
+
+def _product(x_NI, w_IO, dtype):  # noqa: ANN001, ANN202
+    x = pin(x_NI.astype(dtype))
+    return jnp.matmul(x, w_IO.astype(dtype), preferred_element_type=x_NI.dtype), (x, w_IO)
+
+
+def _product_back(dtype, saved, dy_NO):  # noqa: ANN001, ANN202
+    x_NI, w_IO = saved
+    dy, w = pin(dy_NO.astype(dtype)), w_IO.astype(dtype)
+    dx_NI = jax.lax.dot_general(dy, w, (((1,), (1,)), ((), ())), preferred_element_type=dy_NO.dtype)
+    return dx_NI, jnp.matmul(transposed(x_NI), dy, preferred_element_type=w_IO.dtype)
+
+
+product.defvjp(_product, _product_back)
+
+
+class Embedding(nnx.Module):
+    """A table of V rows of width D, read by id; also the output projection when tied."""
+
+    def __init__(
+        self, key: jax.Array, rows: int, width: int, *, std: float, axes: tuple[str, str] = ("vocab", "embed")
+    ) -> None:
+        self.rows = axes[0]
+        self.weight = nnx.Param(std * jax.random.normal(key, (rows, width), jnp.float32), axes=axes)
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        # Gathered over the width first: a look-up in a table split both ways would be replicated.
+        table = constrain(self.weight[...].astype(dtype), self.rows, "features")
+        return jnp.take(table, ids, axis=0, mode="clip")
+
+
+def unembed(x: jax.Array, weight_VD: jax.Array) -> jax.Array:
+    """Logits `x . weight^T` over the vocabulary, accumulated in float32."""
+    dims = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight_VD.astype(x.dtype), dims, preferred_element_type=jnp.float32)
+
+
+def softcap(logits: jax.Array, cap: float | None) -> jax.Array:
+    """Squash logits into (-cap, cap) smoothly (Gemma 2, section 2); None leaves them."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)

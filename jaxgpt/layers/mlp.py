@@ -1,0 +1,56 @@
+"""The position-wise MLP.
+
+Shapes: B batch, T length, D width, F hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.config import GPT, Compute
+from jaxgpt.layers.linear import Linear
+
+SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+class MLP(nnx.Module):
+    """Two projections around GELU (GPT-2), or SwiGLU with a gate (Shazeer 2020)."""
+
+    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
+        D, F = model.width, model.hidden
+        keys = jax.random.split(key, 3)
+        dtype = jnp.dtype(compute.dtype)
+        inner = ("embed", "mlp")
+        self.up = Linear(keys[0], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype)
+        self.gate = (
+            Linear(keys[1], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype)
+            if model.mlp == "swiglu"
+            else None
+        )
+        std = 0.02 * (2 * model.layers) ** -0.5
+        self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), bias=model.bias, std=std, dtype=dtype)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        if self.gate is None:
+            h_BTF = gelu(self.up(x_BTD))
+        else:
+            h_BTF = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down(h_BTF)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form (Hendrycks & Gimpel 2016); keeps nothing but x for the backward pass."""
+    return 0.5 * x * (1 + jnp.tanh(SLOPE * x * (1 + CUBIC * x * x)))
+
+
+def _gelu_back(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    t = jnp.tanh(SLOPE * x * (1 + CUBIC * x * x))
+    return (0.5 * dy * (1 + t + x * (1 - t * t) * SLOPE * (1 + 3 * CUBIC * x * x)),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_back)

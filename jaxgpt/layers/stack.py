@@ -1,0 +1,65 @@
+"""A stack of equal layers: one module whose parameters carry a leading layer axis, or a list.
+
+Training scans over the stacked form; decoding runs the unstacked one, since a scan over a stacked
+key-value cache copies it at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxgpt.config import Compute
+
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def stacked(make: Callable[[jax.Array], nnx.Module], key: jax.Array, layers: int) -> nnx.Module:
+    """One module made with `layers` keys at once; every parameter gets the axis `layers` in front."""
+    keys = jax.random.split(key, layers)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(keys[0])))
+    arrays = jax.vmap(lambda k: nnx.to_pure_dict(nnx.split(make(k))[1]))(keys)
+    nnx.replace_by_pure_dict(abstract, arrays)
+    for _, variable in nnx.to_flat_state(abstract):
+        variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
+    return nnx.merge(graphdef, abstract)
+
+
+def scan_layers(
+    block: nnx.Module,
+    x_BTD: jax.Array,
+    per_layer: Any,
+    call: Callable[[nnx.Module, jax.Array, Any], jax.Array],
+    compute: Compute,
+) -> jax.Array:
+    """Run `x = call(layer, x, per_layer[i])` through the stacked layers.
+
+    Args:
+      block: from `stacked`.
+      x_BTD: [B, T, D].
+      per_layer: a pytree with a leading layer axis (keys, windows): what differs by layer.
+      call: applies one layer.
+      compute: gives the remat policy and how far the scan is unrolled.
+    """
+    graphdef, params = nnx.split(block)
+    layers = jax.tree.leaves(params)[0].shape[0]
+
+    def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
+        return call(nnx.merge(graphdef, layer[0]), x, layer[1]), None
+
+    if compute.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=False)
+    unroll = compute.unroll or (layers if jax.default_backend() == "cpu" else 1)
+    x_BTD, _ = jax.lax.scan(body, x_BTD, (params, per_layer), unroll=min(unroll, layers))
+    return x_BTD
+
+
+def unstack(params: dict, layers: int) -> dict:
+    """Parameters with a leading layer axis as a dict from layer number to one layer's parameters."""
+    return {i: jax.tree.map(lambda p: p[i], params) for i in range(layers)}

@@ -1,0 +1,147 @@
+"""What a config costs, found out without running it: `jaxgpt info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from jaxgpt.batch import Batch
+from jaxgpt.config import Compute, Mesh, Run
+from jaxgpt.models import abstract_model, flops_per_token, parameter_counts
+from jaxgpt.objectives import causal_lm
+from jaxgpt.optim import make_optimizer
+from jaxgpt.train.command import read_args
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sizes of a run; bytes are of all devices together unless said otherwise.
+
+    Attributes:
+      parameters, non_embedding: counts.
+      flops_per_token: training, forward and backward.
+      tokens_per_step: over all devices and microbatches.
+      devices: of the mesh, an axis of -1 counted as 1.
+      parameter_bytes, optimizer_bytes, gradient_bytes: float32, split over `fsdp` and `tensor`.
+      activation_bytes: what the backward pass keeps from the forward pass, for one device's rows
+        of one microbatch; `tensor` is not counted, so it is an upper bound.
+    """
+
+    parameters: int
+    non_embedding: int
+    flops_per_token: float
+    tokens_per_step: int
+    devices: int
+    split: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+
+    @property
+    def device_bytes(self) -> float:
+        """Memory one device needs at least; the compiler's temporaries come on top."""
+        held = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+        return held / self.split + self.activation_bytes
+
+
+def cost(run: Run) -> Cost:
+    """The cost of a run on its mesh; nothing is computed or allocated.
+
+    Raises:
+      UserError: batch or model do not divide over the mesh.
+    """
+    axes = {name: max(1, size) for name, size in dataclasses.asdict(run.mesh).items()}
+    run = dataclasses.replace(run, mesh=Mesh(**axes))
+    devices = math.prod(axes.values())
+    run.check_mesh(devices)
+    _, model = abstract_model(run.model, run.compute)
+    params = nnx.to_pure_dict(model)
+    optimizer = make_optimizer(run.optim, run.train.steps, model)
+    counts = parameter_counts(run.model)
+    rows = run.train.batch_size // run.train.accumulate // (axes["data"] * axes["fsdp"])
+    return Cost(
+        parameters=counts["total"],
+        non_embedding=counts["non_embedding"],
+        flops_per_token=flops_per_token(run.model, run.length),
+        tokens_per_step=run.train.batch_size * run.length,
+        devices=devices,
+        split=axes["fsdp"] * axes["tensor"],
+        parameter_bytes=nbytes(params),
+        gradient_bytes=nbytes(params),
+        optimizer_bytes=nbytes(jax.eval_shape(optimizer.init, params)),
+        activation_bytes=_residual_bytes(run, params, rows),
+    )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, abstract ones included."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _residual_bytes(run: Run, params: dict, rows: int) -> int:
+    """Bytes that reverse-mode differentiation keeps, beside the parameters, for these rows."""
+    compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
+    graphdef, _ = abstract_model(run.model, compute)
+    objective = causal_lm(run.objective, np.ones(run.model.vocab_size))
+    ints = jax.ShapeDtypeStruct((rows, run.length), np.int32)
+    floats = jax.ShapeDtypeStruct((rows, run.length), np.float32)
+    batch = Batch(ints, ints, floats, ints, ints)
+
+    def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
+        loss = lambda p: objective(nnx.merge(graphdef, p), batch, key)[0]  # noqa: E731
+        return jax.vjp(loss, params)[1]  # the function is a pytree of what it keeps
+
+    kept = jax.eval_shape(backward, params, batch, jax.random.key(0))
+    own = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}
+    return nbytes([leaf for leaf in jax.tree.leaves(kept) if (leaf.shape, leaf.dtype) not in own])
+
+
+def info(args: list[str]) -> int:
+    """Print what a config costs."""
+    run = read_args(args, "info")
+    found = cost(run)
+    table = Table(
+        title=f"{run.name}: {type(run.model).__name__}", show_header=False, title_justify="left"
+    )
+    total_flops = found.flops_per_token * found.tokens_per_step * run.train.steps
+    for name, value in (
+        ("parameters", f"{found.parameters:,}"),
+        ("without embeddings", f"{found.non_embedding:,}"),
+        ("training FLOPs a token", f"{found.flops_per_token:.3e}"),
+        ("tokens a step", f"{found.tokens_per_step:,}"),
+        ("tokens in all", f"{found.tokens_per_step * run.train.steps:,}"),
+        ("training FLOPs in all", f"{total_flops:.3e}"),
+        (
+            "devices",
+            f"{found.devices} ({', '.join(f'{k} {max(1, v)}' for k, v in vars(run.mesh).items())})",
+        ),
+        ("parameters", human(found.parameter_bytes)),
+        ("gradients", human(found.gradient_bytes)),
+        (f"optimizer ({run.optim.name})", human(found.optimizer_bytes)),
+        ("activations a device", f"{human(found.activation_bytes)} (remat {run.compute.remat})"),
+        ("memory a device, at least", human(found.device_bytes)),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+    return 0
+
+
+info.takes_overrides = True  # type: ignore[attr-defined]
+
+
+def human(size: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"

@@ -1,0 +1,296 @@
+"""`jaxgpt sample RUN` and `jaxgpt chat RUN`.
+
+Standard output carries the text alone; everything else goes to standard error. jax is imported
+only once a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from jaxgpt.config import Chat, Mesh, UserError, load, require
+from jaxgpt.sample.settings import Sampling
+
+if TYPE_CHECKING:
+    from jaxgpt.config import Run
+    from jaxgpt.sample.generate import Generator, Token
+
+SEPARATOR = "---"
+"""A line of its own between completions, when there are several."""
+
+FLAT = tyro.conf.arg(name="")
+"""Gives a group's fields as flags without a prefix."""
+ONE_DEVICE = Mesh(data=1)
+Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+SAMPLE_DEFAULT = Sampling(temperature=0.8)
+CHAT_DEFAULT = Sampling(temperature=0.6)
+
+
+def sample(
+    run: Folder,
+    *,
+    prompt: Repeated = (),
+    prompt_file: str = "",
+    n: int = 1,
+    max_new_tokens: int = 256,
+    sampling: Annotated[Sampling, FLAT] = SAMPLE_DEFAULT,
+    seed: int = 0,
+    raw: Switch = False,
+    system: str = "",
+    json: Switch = False,
+    checkpoint: str = "best",
+    mesh: Mesh = ONE_DEVICE,
+    batch_size: int = 64,
+) -> None:
+    """Complete prompts with a trained model, printing the text as it is made.
+
+    A run tuned on dialogues answers the prompt as a user's turn; any other continues it. Several
+    completions come in order, with a line `---` between them.
+
+    Args:
+      run: folder of the run.
+      prompt: text to complete; repeatable; `-` reads standard input, less a last newline.
+      prompt_file: file of prompts in UTF-8, one a line.
+      n: completions of each prompt.
+      max_new_tokens: most tokens of a completion.
+      sampling: how the next token is chosen.
+      seed: completion i of each prompt has seed + i; the same seed gives the same text.
+      raw: continue the prompt as plain text, also with a run tuned on dialogues.
+      system: system message put before the prompt of a run tuned on dialogues.
+      json: print a JSON object for each (prompt, text, ids, logprobs, finish_reason, seed).
+      checkpoint: `best` by validation loss, `newest`, or a step number.
+      mesh: devices to spread the model over.
+      batch_size: completions made at a time.
+
+    Raises:
+      UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
+    """
+    for name, value in (("n", n), ("batch_size", batch_size)):
+        require(value >= 1, f"{name} is {value}; it must be at least 1.")
+    as_chat = isinstance(_config(run).data, Chat) and not raw
+    require(as_chat or not system, "system is given but this run continues plain text; drop it.")
+    texts = [*_prompts(prompt), *_lines(prompt_file)]
+    require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
+    generator = _load(run, checkpoint, mesh)
+    rows = [(text, seed + i) for text in texts or [""] for i in range(n)]
+    limit = {"max_new_tokens": max_new_tokens}
+    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+
+    def call(part: list[tuple[str, int]]) -> dict[str, Any]:
+        prompts = [_encode(generator, text, as_chat, system) for text, _ in part]
+        seeds = [seed for _, seed in part]
+        return {"prompts": prompts, "seeds": seeds, "sampling": sampling} | limit
+
+    if not json:
+        streams = (generator.stream(**call(part)) for part in parts)
+        for piece in _in_order(streams, [len(part) for part in parts]):
+            _write(piece)
+        return
+    for part in parts:
+        for (text, _), completion in zip(part, generator.generate(**call(part)), strict=True):
+            record = {"prompt": text, "text": completion.text} | vars(completion)
+            _write(json_module.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _in_order(streams: Iterable[Iterable[Token]], sizes: list[int]) -> Iterator[str]:
+    """Text of the first unfinished row as it comes; later rows wait for their turn.
+
+    Args:
+      streams: tokens of one batch of rows after another.
+      sizes: rows of each batch.
+    """
+    rows, first, current = sum(sizes), 0, 0
+    waiting, finished = [""] * rows, [False] * rows
+    for stream, size in zip(streams, sizes, strict=True):
+        for token in stream:
+            waiting[first + token.row] += token.text
+            finished[first + token.row] = token.finish_reason is not None
+            while current < rows:
+                if waiting[current]:
+                    yield waiting[current]
+                    waiting[current] = ""
+                if not finished[current]:
+                    break
+                current += 1
+                yield f"\n{SEPARATOR}\n" if current < rows else "\n"
+        first += size
+
+
+def chat(
+    run: Folder,
+    *,
+    system: str = "",
+    max_new_tokens: int = 512,
+    sampling: Annotated[Sampling, FLAT] = CHAT_DEFAULT,
+    seed: int = 0,
+    checkpoint: str = "best",
+    mesh: Mesh = ONE_DEVICE,
+) -> None:
+    """Talk with a trained model, one line a turn; standard input may be a pipe.
+
+    /reset forgets the dialogue, /quit or end of input ends it, Ctrl-C stops an answer. When the
+    dialogue outgrows the model's context its oldest turns are forgotten.
+
+    Args:
+      run: folder of the run.
+      system: system message that opens the dialogue.
+      max_new_tokens: most tokens of an answer.
+      sampling: how the next token is chosen.
+      seed: the same seed and turns give the same dialogue.
+      checkpoint: `best` by validation loss, `newest`, or a step number.
+      mesh: devices to spread the model over.
+    """
+    if not isinstance(_config(run).data, Chat):
+        _note("this run was not tuned on dialogues, so its answers may make no sense")
+    require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    generator = _load(run, checkpoint, mesh)
+    _note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
+    opening = [{"role": "system", "content": system}] if system else []
+    turns: list[dict[str, str]] = []
+    for count, line in enumerate(_read_turns()):
+        if line == "/reset":
+            turns = []
+            _note("the dialogue is forgotten")
+            continue
+        try:
+            turns, ids = _fit(
+                generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens
+            )
+        except UserError as error:
+            _note(str(error))
+            continue
+        answer = _answer(generator, ids, sampling, max_new_tokens, (seed + count) % 2**32)
+        turns.append({"role": "assistant", "content": answer})
+
+
+def _answer(
+    generator: Generator, ids: list[int], sampling: Sampling, max_new_tokens: int, seed: int
+) -> str:
+    """Stream one answer; an interrupt ends it with what was made so far."""
+    answer = ""
+    try:
+        for token in generator.stream([ids], sampling, max_new_tokens=max_new_tokens, seeds=[seed]):
+            answer += token.text
+            _write(token.text)
+    except KeyboardInterrupt:
+        _note("stopped")
+    _write("\n")
+    return answer
+
+
+def _fit(
+    generator: Generator,
+    opening: list[dict[str, str]],
+    turns: list[dict[str, str]],
+    max_new_tokens: int,
+) -> tuple[list[dict[str, str]], list[int]]:
+    """The newest turns that leave room for an answer, and the prompt they make.
+
+    Room is `max_new_tokens`, but no more than a quarter of the context, so that a long limit does
+    not wipe out the dialogue.
+
+    Raises:
+      UserError: the newest turn alone is longer than the context.
+    """
+    from jaxgpt.data.chat import prompt_ids
+
+    context = generator.model.context
+    room = min(max_new_tokens, context // 4)
+    cut = 0
+    while True:
+        ids = prompt_ids([*opening, *turns[cut:]], generator.tokenizer)
+        if len(ids) + room <= context or cut == len(turns) - 1:
+            break
+        cut += 2  # a user's turn and its answer
+    require(
+        len(ids) < context,
+        f"this turn makes a prompt of {len(ids)} tokens but the model's context is {context}; "
+        "shorten it.",
+    )
+    if cut:
+        _note(f"the dialogue is longer than the context: the oldest {cut} turns are forgotten")
+    return turns[cut:], ids
+
+
+def _read_turns() -> Iterator[str]:
+    """Lines of standard input until its end or /quit; empty ones are skipped."""
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (gives input() a history and editing)
+    while True:
+        try:
+            if terminal:
+                line = input("> ")
+            else:
+                line = sys.stdin.readline()
+                if not line:
+                    return
+        except EOFError:
+            _write("\n")
+            return
+        except KeyboardInterrupt:
+            _note("/quit or Ctrl-D ends the dialogue")
+            continue
+        line = line.strip()
+        if line == "/quit":
+            return
+        if line:
+            yield line
+
+
+def _config(run: str) -> Run:
+    require(Path(run).is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")
+    return load(run)
+
+
+def _load(run: str, checkpoint: str, mesh: Mesh) -> Generator:
+    from jaxgpt.sample.generate import Generator
+
+    return Generator.load(run, which=checkpoint, mesh=mesh)
+
+
+def _encode(generator: Generator, text: str, as_chat: bool, system: str) -> list[int]:
+    from jaxgpt.data.chat import prompt_ids
+
+    tokenizer = generator.tokenizer
+    if not as_chat:
+        return [tokenizer.control["<|bos|>"], *tokenizer.encode(text)]
+    messages = [{"role": "system", "content": system}] if system else []
+    return prompt_ids([*messages, {"role": "user", "content": text}], tokenizer)
+
+
+def _prompts(prompts: Iterable[str]) -> list[str]:
+    return [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in prompts]
+
+
+def _lines(path: str) -> list[str]:
+    if not path:
+        return []
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"prompt file {path!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt file {path!r} is not UTF-8 (byte {error.start}).") from None
+    kept = [line for line in lines if line.strip()]
+    require(bool(kept), f"prompt file {path!r} holds no prompt; write one a line.")
+    return kept
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

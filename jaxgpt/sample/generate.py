@@ -1,0 +1,288 @@
+"""A model ready to generate: prompts in, completions out, whole or token by token.
+
+`Generator.generate` is one jitted program, prefill and the whole loop. `Generator.stream` runs the
+same two functions apart: prefill, then a few steps at a time on a state that is donated from call
+to call; its output is the same.
+
+Shapes: B rows, T prompt length (rounded up), S slots a row, N stop tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxgpt.config import GPT, Compute, Mesh, Run, require
+from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
+from jaxgpt.sample.settings import Sampling
+from jaxgpt.sample.strategies import controls_of, features_of, host
+from jaxgpt.sharding import make_mesh, spec
+
+log = logging.getLogger(__name__)
+
+OWN = Sampling()
+"""The model's own distribution."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one row produced."""
+
+    ids: list[int]
+    """Every token made; the last is the stop token where `finish_reason` is "stop"."""
+    logprobs: list[float]
+    """Log-probability of each id under the model itself (see `strategies.choose`)."""
+    finish_reason: Literal["stop", "length"]
+    text: str
+    """The ids as text, without the stop token."""
+    seed: int
+
+
+class Token(NamedTuple):
+    """One token of a stream."""
+
+    row: int
+    id: int
+    logprob: float
+    finish_reason: Literal["stop", "length"] | None
+    """None until the row's last token."""
+    text: str
+    """Characters this token completes: joined over a row, they are `Completion.text`."""
+
+
+class Generator:
+    """A model ready to generate.
+
+    Args:
+      model: the architecture.
+      compute: gives the type of weights and cache.
+      params: in the training form (layers stacked), on any mesh.
+      tokenizer: reads and writes text; ids outside it are never generated.
+      mesh: where params live; rows are then spread over its `data` and `fsdp` axes.
+
+    Raises:
+      UserError: the tokenizer has more ids than the model.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        compute: Compute,
+        params: dict,
+        tokenizer: Tokenizer,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        require(
+            tokenizer.vocab_size <= model.vocab_size,
+            f"the tokenizer has {tokenizer.vocab_size} ids but the model only {model.vocab_size}; "
+            "use the tokenizer that the model was trained with.",
+        )
+        # Neither remat nor a training kernel plays a part here: one form shares compiled programs.
+        self.model, self.compute = model, Compute(dtype=compute.dtype, attention="xla")
+        self.tokenizer, self.mesh = tokenizer, mesh
+        self.stop = tuple(sorted(tokenizer.control.values()))
+        """Ids that end a row unless a call says otherwise: every control token, none being text."""
+        self._told = False
+        self.update(params)
+
+    def update(self, params: dict) -> None:
+        """Use other parameters (of the training form) from now on."""
+        with self._on_mesh():
+            self.params = prepare(self.model, self.compute, params)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, which: str = "best", mesh: Mesh | None = None
+    ) -> Generator:
+        """The generator of a run's folder.
+
+        Args:
+          folder: of the run.
+          which: checkpoint: `best` by validation loss, `newest`, or a step number.
+          mesh: axes to spread the parameters over; None takes one device.
+        """
+        from jaxgpt.train.checkpoint import load_params, load_run
+
+        run = load_run(folder)
+        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+        placed = sampling_mesh(run, mesh or Mesh(data=1))
+        params, step = load_params(folder, run, placed, which)
+        log.info("checkpoint: step %s of %s", step, folder)
+        return cls(run.model, run.compute, params, tokenizer, mesh=placed)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _call(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        max_new_tokens: int,
+        seeds: Sequence[int],
+        stop: Sequence[int] | None,
+    ) -> tuple[Program, Rows]:
+        """Check a call and turn it into arrays, with empty rows up to what the mesh divides."""
+        context, vocab = self.model.context, self.tokenizer.vocab_size
+        require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        for i, prompt in enumerate(prompts):
+            require(len(prompt) > 0, f"prompt {i} is empty; give at least one token.")
+            require(
+                len(prompt) < context,
+                f"prompt {i} has {len(prompt)} tokens but the model's context is {context}, "
+                "new tokens included; shorten it.",
+            )
+            for token in prompt:
+                require(
+                    0 <= token < vocab,
+                    f"prompt {i} holds the id {token}; the tokenizer's are 0 to {vocab - 1}.",
+                )
+        if not self._told and max(map(len, prompts)) + max_new_tokens > context:
+            self._told = True
+            log.warning("max_new_tokens is cut to what the context of %s leaves", context)
+        ends = [min(len(p) + max_new_tokens, context) for p in prompts]
+        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        for name, given in (("sampling", settings), ("seeds", seeds)):
+            require(
+                len(given) == len(prompts),
+                f"{name} has {len(given)} entries for {len(prompts)} prompts; give one a prompt.",
+            )
+        program = Program(
+            self.model, self.compute, bucket(max(ends), context), vocab, features_of(settings)
+        )
+        stops = self.stop if stop is None else tuple(stop)
+        extra = -len(prompts) % self._row_shards()
+        T = bucket(max(map(len, prompts)), context)
+        tokens_BT = np.zeros((len(prompts) + extra, T), np.int32)
+        for i, prompt in enumerate(prompts):
+            tokens_BT[i, : len(prompt)] = prompt
+        stop_N = np.full(8 * -(-len(stops) // 8), -1, np.int32)
+        stop_N[: len(stops)] = stops
+        rows = Rows(
+            host(tokens_BT, np.int32),
+            host([*map(len, prompts), *[1] * extra], np.int32),
+            host([*ends, *[1] * extra], np.int32),
+            host([stop_N] * len(tokens_BT), np.int32),
+            controls_of(settings + [Sampling()] * extra, [*seeds, *[0] * extra]),
+        )
+        return program, self._place(rows)
+
+    def _row_shards(self) -> int:
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _place(self, rows: Rows) -> Rows:
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, rows)
+        return jax.device_put(rows, NamedSharding(self.mesh, spec(("batch",))))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] = OWN,
+        *,
+        max_new_tokens: int = 256,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt, in one call of one program.
+
+        Args:
+          prompts: token ids, of any lengths below the context.
+          sampling: for all rows, or one each.
+          max_new_tokens: most tokens a row makes; cut to what the context leaves (said once).
+          seeds: one a row; None numbers them. A row's output is a function of its prompt,
+            sampling and seed: not of the other rows, nor of padding.
+          stop: ids that end a row; None means `self.stop`.
+
+        Raises:
+          UserError: an empty prompt, one that fills the context, or lists of different lengths.
+        """
+        if not prompts:
+            return []
+        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        with self._on_mesh():
+            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop)
+            made = jax.device_get(generate(program, self.params, rows))
+        stops = set(self.stop if stop is None else stop)
+        return [self._completion(made, i, len(p), seeds[i], stops) for i, p in enumerate(prompts)]
+
+    def _completion(self, made: Made, i: int, start: int, seed: int, stops: set[int]) -> Completion:
+        span = slice(start, int(made.length_B[i]))
+        ids, logprobs = made.tokens_BS[i, span].tolist(), made.logprobs_BS[i, span].tolist()
+        stopped = ids[-1] in stops
+        text = self.tokenizer.decode(ids[: len(ids) - stopped])
+        return Completion(ids, logprobs, "stop" if stopped else "length", text, seed)
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] = OWN,
+        *,
+        max_new_tokens: int = 256,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[int] | None = None,
+        chunk: int = 4,
+    ) -> Iterator[Token]:
+        """As `generate`, yielding tokens as they are made: the first alone, then `chunk` at a time.
+
+        Tokens of one row come in order; rows alternate. The device works on the next chunk while
+        the caller handles this one.
+        """
+        if not prompts:
+            return
+        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        stops = set(self.stop if stop is None else stop)
+        shown = [len(prompt) for prompt in prompts]
+        writers = [StreamDecoder(self.tokenizer) for _ in prompts]
+        with self._on_mesh():
+            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop)
+            state, made = prefill(program, self.params, rows)
+        while True:
+            now: Made = jax.tree.map(np.array, made)
+            finished = bool(now.done_B.all())
+            if not finished:
+                with self._on_mesh():
+                    state, made = decode(program, self.params, rows, state, np.int32(chunk))
+            for slot in range(min(shown), int(now.length_B.max())):
+                for row, start in enumerate(shown):
+                    if start <= slot < now.length_B[row]:
+                        yield self._token(now, row, slot, stops, writers[row])
+            shown = [max(s, int(n)) for s, n in zip(shown, now.length_B, strict=False)]
+            if finished:
+                return
+
+    def _token(
+        self, made: Made, row: int, slot: int, stops: set[int], writer: StreamDecoder
+    ) -> Token:
+        token = int(made.tokens_BS[row, slot])
+        reason: Literal["stop", "length"] | None = None
+        if made.done_B[row] and slot == made.length_B[row] - 1:
+            reason = "stop" if token in stops else "length"
+        text = "" if token in stops else writer.feed(token)
+        text += writer.flush() if reason else ""
+        return Token(row, token, float(made.logprobs_BS[row, slot]), reason, text)
+
+
+def sampling_mesh(run: Run, mesh: Mesh) -> jax.sharding.Mesh:
+    """A mesh of as many of this machine's devices as these axes ask for (all with a -1).
+
+    Raises:
+      UserError: too few devices, or axes that do not divide the model.
+    """
+    asked = [size for size in (mesh.data, mesh.fsdp, mesh.tensor) if size > 0]
+    devices = jax.devices() if len(asked) < 3 else jax.devices()[: int(np.prod(asked))]
+    sizes = mesh.resolve(len(devices))
+    batch = dataclasses.replace(run.train, batch_size=sizes["data"] * sizes["fsdp"], accumulate=1)
+    dataclasses.replace(run, mesh=mesh, train=batch).check_mesh(len(devices))
+    return make_mesh(sizes, devices)

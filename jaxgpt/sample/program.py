@@ -1,0 +1,192 @@
+"""The jitted programs of generation: prefill, decode in a loop, and both as one.
+
+A compiled program depends on the number of rows and on lengths rounded up (`bucket`), never on
+temperatures, seeds, stop tokens or the exact number of new tokens.
+
+Shapes: B rows, T prompt length (rounded up), S slots a row, D width, V vocabulary, N stop tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from jaxgpt.config import GPT, Compute
+from jaxgpt.layers.cache import Cache, init_cache
+from jaxgpt.models import abstract_model, decoding_params
+from jaxgpt.models.gpt import Decoder
+from jaxgpt.sample.strategies import Controls, Features, choose
+from jaxgpt.sharding import constrain
+
+SMALLEST, STRIDE = 32, 512
+"""Lengths are rounded up to powers of two between these, then to multiples of `STRIDE`."""
+
+
+def bucket(length: int, limit: int) -> int:
+    """A length rounded up so that few programs are compiled, at most `limit`."""
+    power = max(SMALLEST, 1 << (length - 1).bit_length())
+    return min(power if length <= STRIDE else STRIDE * -(-length // STRIDE), limit)
+
+
+class Rows(NamedTuple):
+    """What a call asks of each row; constant while it runs."""
+
+    tokens_BT: jax.Array
+    """Prompts, padded on the right."""
+    length_B: jax.Array
+    """Tokens of each prompt."""
+    end_B: jax.Array
+    """Tokens a row holds at most, prompt included."""
+    stop_BN: jax.Array
+    """Ids that end a row; -1 where there is none."""
+    controls: Controls
+
+
+class Made(NamedTuple):
+    """What has been made so far: slot s of a row holds its token s, prompt included."""
+
+    tokens_BS: jax.Array
+    logprobs_BS: jax.Array
+    length_B: jax.Array
+    done_B: jax.Array
+
+
+class State(NamedTuple):
+    """The loop's state. A row's last token is in `made` but not yet in the cache."""
+
+    made: Made
+    seen_BV: jax.Array | None
+    cache: Cache
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a compiled program depends on beside the shapes of its arguments (hashable, static)."""
+
+    model: GPT
+    compute: Compute
+    slots: int
+    vocab: int
+    features: Features
+
+    def merge(self, params: dict) -> Decoder:
+        """The model around its parameters (in traced code)."""
+        return nnx.merge(abstract_model(self.model, self.compute, scanned=False)[0], params)
+
+    def prefill(self, params: dict, rows: Rows) -> State:
+        """Run all prompts at once and choose each row's first token.
+
+        Logits are computed at each row's last place alone. What the padding writes into the cache
+        lies behind the row's own tokens, hidden by causality until they overwrite it.
+        """
+        model = self.merge(params)
+        (B, T), dtype = rows.tokens_BT.shape, jnp.dtype(self.compute.dtype)
+        cache = _constrain_cache(init_cache(self.model, B, self.slots, dtype))
+        x_BTD, cache = model.decode(rows.tokens_BT, jnp.zeros(B, jnp.int32), cache)
+        last_B11 = jnp.maximum(rows.length_B - 1, 0)[:, None, None]
+        logits_BV = model.logits(jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
+        seen_BV = None
+        if self.features.penalty:
+            inside_BT = jnp.arange(T) < rows.length_B[:, None]
+            at_BT = jnp.where(inside_BT, rows.tokens_BT, self.model.vocab_size)
+            blank_BV = jnp.zeros((B, self.model.vocab_size), bool)
+            seen_BV = blank_BV.at[jnp.arange(B)[:, None], at_BT].set(True, mode="drop")
+        tokens_BS = jnp.pad(rows.tokens_BT, ((0, 0), (0, self.slots - T)))
+        done_B = rows.length_B >= rows.end_B
+        made = Made(tokens_BS, jnp.zeros(tokens_BS.shape), rows.length_B, done_B)
+        return self.put(rows, State(made, seen_BV, _constrain_cache(cache)), logits_BV)
+
+    def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
+        """Choose the next token of the rows that are not done and write it down."""
+        made, seen_BV = state.made, state.seen_BV
+        ids_B, logprobs_B = choose(
+            logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab
+        )
+        row_B = jnp.arange(ids_B.shape[0])
+        slot_B = jnp.where(made.done_B, self.slots, made.length_B)  # beyond the row: dropped
+        length_B = made.length_B + ~made.done_B
+        stopped_B = jnp.any(ids_B[:, None] == rows.stop_BN, axis=-1)
+        made = Made(
+            made.tokens_BS.at[row_B, slot_B].set(ids_B, mode="drop"),
+            made.logprobs_BS.at[row_B, slot_B].set(logprobs_B, mode="drop"),
+            length_B,
+            made.done_B | stopped_B | (length_B >= rows.end_B),
+        )
+        if seen_BV is not None:
+            seen_BV = seen_BV.at[row_B, ids_B].set(True)
+        return State(made, seen_BV, state.cache)
+
+    def run(self, params: dict, rows: Rows, state: State, steps: jax.Array | int) -> State:
+        """Decode until every row is done, `steps` tokens at most."""
+        model = self.merge(params)
+
+        def going(carry: tuple[jax.Array, State]) -> jax.Array:
+            return (carry[0] < steps) & ~jnp.all(carry[1].made.done_B)
+
+        def step(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+            i, state = carry
+            last_B = state.made.length_B - 1
+            token_B1 = jnp.take_along_axis(state.made.tokens_BS, last_B[:, None], axis=1)
+            x_BTD, cache = model.decode(token_B1, last_B, state.cache)
+            state = State(state.made, state.seen_BV, _constrain_cache(cache))
+            return i + 1, self.put(rows, state, model.logits(x_BTD[:, 0]))
+
+        return jax.lax.while_loop(going, step, (jnp.int32(0), state))[1]
+
+
+def _constrain_cache(cache: Cache) -> Cache:
+    return jax.tree.map(lambda x: constrain(x, "batch", "length", "kv_heads", "head"), cache)
+
+
+def _everywhere(made: Made) -> Made:
+    """Results whole on every device, so that each process of a cluster can read them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return made
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), made)
+
+
+@partial(jax.jit, static_argnums=0)
+def generate(program: Program, params: dict, rows: Rows) -> Made:
+    """Prefill and decode until every row is done, as one program."""
+    state = program.prefill(params, rows)
+    return _everywhere(program.run(params, rows, state, program.slots).made)
+
+
+@partial(jax.jit, static_argnums=0)
+def prefill(program: Program, params: dict, rows: Rows) -> tuple[State, Made]:
+    """The state after the first token, and what to show of it."""
+    state = program.prefill(params, rows)
+    return state, _everywhere(state.made)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def decode(
+    program: Program, params: dict, rows: Rows, state: State, steps: jax.Array
+) -> tuple[State, Made]:
+    """Up to `steps` more tokens a row. The state's memory is reused: do not touch it again."""
+    state = program.run(params, rows, state, steps)
+    return state, _everywhere(state.made)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def prepare(model: GPT, compute: Compute, params: dict) -> dict:
+    """Training parameters in the form decoding wants: layers apart, weights in the compute type.
+
+    The cast changes no result, since every product casts its weight anyway; it is done once here
+    instead of at every token. Norms and biases stay float32.
+    """
+    _, abstract = abstract_model(model, compute, scanned=False)
+    axes = {path: v.get_metadata()["axes"] for path, v in nnx.to_flat_state(abstract)}
+
+    def one(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
+        names = tuple(entry.key for entry in path)
+        p = p.astype(compute.dtype) if names[-1] == "weight" else p
+        return constrain(p, *axes[names])
+
+    return jax.tree_util.tree_map_with_path(one, decoding_params(model, params))

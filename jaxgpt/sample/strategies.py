@@ -1,0 +1,184 @@
+"""How the next token is chosen: temperature, top-k, top-p, min-p, repetition penalty, seeds.
+
+Shapes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt.config import require
+from jaxgpt.sample.settings import GREEDY_BELOW, Sampling
+
+
+class Features(NamedTuple):
+    """What any row of a batch needs: static, so that a compiled program holds only this.
+
+    The values themselves are traced (`Controls`): a new temperature compiles nothing, and a greedy
+    batch pays for no noise and no search of a threshold.
+    """
+
+    random: bool
+    top_k: bool
+    top_p: bool
+    penalty: bool
+
+
+class Controls(NamedTuple):
+    """The settings of every row, as arrays."""
+
+    temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
+    min_p_B: jax.Array
+    penalty_B: jax.Array
+    seed_B: jax.Array
+
+
+def features_of(rows: Sequence[Sampling]) -> Features:
+    """The features that these rows need between them."""
+    chance = [row for row in rows if not row.greedy]
+    return Features(
+        random=bool(chance),
+        top_k=any(row.top_k > 0 for row in chance),
+        top_p=any(row.top_p < 1 for row in chance),
+        penalty=any(row.repetition_penalty != 1 for row in rows),
+    )
+
+
+def controls_of(rows: Sequence[Sampling], seeds: Sequence[int]) -> Controls:
+    """The settings of these rows as host arrays.
+
+    Raises:
+      UserError: a seed outside 0 ... 2^32 - 1.
+    """
+    for seed in seeds:
+        require(0 <= seed < 2**32, f"seed is {seed}; it must be between 0 and {2**32 - 1}.")
+
+    def column(name: str, dtype: type) -> Any:
+        return host([getattr(row, name) for row in rows], dtype)
+
+    return Controls(
+        temperature_B=column("temperature", np.float32),
+        top_k_B=host([min(row.top_k, 2**30) for row in rows], np.int32),
+        top_p_B=column("top_p", np.float32),
+        min_p_B=column("min_p", np.float32),
+        penalty_B=column("repetition_penalty", np.float32),
+        seed_B=host(seeds, np.uint32),
+    )
+
+
+def host(values: Any, dtype: type) -> Any:
+    """An array on the host, where a caller that places it later needs no copy on a device."""
+    return np.asarray(values, dtype)
+
+
+def choose(
+    logits_BV: jax.Array,
+    seen_BV: jax.Array | None,
+    position_B: jax.Array,
+    controls: Controls,
+    features: Features,
+    vocab: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The next token of every row, and its log-probability.
+
+    Args:
+      logits_BV: float32, of the model.
+      seen_BV: True for tokens of the row so far; needed by the penalty alone.
+      position_B: place the new token will have in its row. The noise is a function of the row's
+        seed and this place and of nothing else.
+      controls: settings of every row.
+      features: which of them are on in any row (static).
+      vocab: ids from here on are never chosen (rows that pad the embedding); static.
+
+    Returns:
+      Ids [B], int32, and the log-probability [B] that the model itself gives them: of the
+      distribution before penalty, temperature and truncation, over all V.
+    """
+    scores_BV = logits_BV
+    if vocab is not None and vocab < logits_BV.shape[-1]:
+        scores_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < vocab, scores_BV, -jnp.inf)
+    if features.penalty:
+        assert seen_BV is not None
+        scores_BV = penalize(scores_BV, seen_BV, controls.penalty_B)
+    ids_B = argmax(scores_BV)
+    if features.random:
+        kept_BV = truncate(scores_BV, controls, features)
+        noise_BV = noise(controls.seed_B, position_B, kept_BV.shape[-1])
+        drawn_B = argmax(kept_BV + noise_BV)
+        ids_B = jnp.where(controls.temperature_B < GREEDY_BELOW, ids_B, drawn_B)
+    taken_B = jnp.take_along_axis(logits_BV, ids_B[:, None], axis=-1)[:, 0]
+    return ids_B, taken_B - jax.nn.logsumexp(logits_BV, axis=-1)
+
+
+def argmax(x_BV: jax.Array) -> jax.Array:
+    """The first index of the largest entry of each row, int32, from two plain reductions.
+
+    `jnp.argmax` is a reduction of pairs, which XLA for CPUs runs in one thread together with all of
+    the loop around it: half the speed of decoding GPT-2 124M (benchmarks/results).
+    """
+    V = x_BV.shape[-1]
+    is_top_BV = x_BV >= jnp.max(x_BV, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_top_BV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+
+
+def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> jax.Array:
+    """Make seen tokens less likely by the factor `penalty_B` (CTRL, section 4.1).
+
+    The paper divides the logit, which would reward a negative one; that is multiplied instead, as
+    has become the custom.
+    """
+    penalty_B1 = penalty_B[:, None]
+    lower_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+    return jnp.where(seen_BV, lower_BV, logits_BV)
+
+
+def truncate(logits_BV: jax.Array, controls: Controls, features: Features) -> jax.Array:
+    """Logits over temperature, less the largest; -inf where top-k, top-p or min-p drop one."""
+    warm_B1 = jnp.maximum(controls.temperature_B, GREEDY_BELOW)[:, None]
+    scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / warm_B1
+    if features.top_k:
+        V = logits_BV.shape[-1]
+        goal_B = jnp.where(controls.top_k_B == 0, V, jnp.minimum(controls.top_k_B, V))
+        keep_BV = upper_set(scaled_BV, jnp.ones_like(scaled_BV), goal_B.astype(jnp.float32))
+        scaled_BV = jnp.where(keep_BV, scaled_BV, -jnp.inf)
+    if features.top_p:
+        keep_BV = upper_set(scaled_BV, jax.nn.softmax(scaled_BV, axis=-1), controls.top_p_B)
+        off_B1 = controls.top_p_B[:, None] >= 1
+        scaled_BV = jnp.where(keep_BV | off_B1, scaled_BV, -jnp.inf)
+    floor_B1 = jnp.log(controls.min_p_B)[:, None]
+    return jnp.where(scaled_BV >= floor_B1, scaled_BV, -jnp.inf)
+
+
+def upper_set(x_BV: jax.Array, weights_BV: jax.Array, goal_B: jax.Array) -> jax.Array:
+    """Where x >= t, for the largest t such that {x >= t} weighs at least `goal_B`; else all.
+
+    t is found bit by bit among the float32 numbers: 32 sums instead of a sort, 20 times faster on a
+    CPU and without gathering where the vocabulary is sharded. A tie is kept whole or not at all.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(jnp.where(x_BV == 0, 0.0, x_BV), jnp.uint32)
+    top = jnp.uint32(1 << 31)
+    order_BV = jnp.where(bits_BV >= top, ~bits_BV, bits_BV | top)  # unsigned, in the order of x
+
+    def narrow(i: jax.Array, found_B: jax.Array) -> jax.Array:
+        tried_B = found_B | (top >> i.astype(jnp.uint32))
+        weight_B = jnp.sum(jnp.where(order_BV >= tried_B[:, None], weights_BV, 0), axis=-1)
+        return jnp.where(weight_B >= goal_B, tried_B, found_B)
+
+    found_B = jax.lax.fori_loop(0, 32, narrow, jnp.zeros(x_BV.shape[0], jnp.uint32))
+    return order_BV >= found_B[:, None]
+
+
+def noise(seed_B: jax.Array, position_B: jax.Array, size: int) -> jax.Array:
+    """Gumbel noise [B, size]: each row's from its own seed and position (Gumbel-max trick)."""
+
+    def one(seed: jax.Array, position: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (size,))
+
+    return jax.vmap(one)(seed_B, position_B)

@@ -1,0 +1,205 @@
+"""Orbax checkpoints of a run: written whole or not at all, restored on any mesh.
+
+A checkpoint has three items: `params`, which sampling loads alone; `rest`, the optimizer and
+counters; `host`, the data position and the loop's memory as JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxgpt import config
+from jaxgpt.config import Run, UserError, require
+from jaxgpt.models import abstract_model
+from jaxgpt.sharding import param_shardings
+from jaxgpt.train.state import Program, State
+
+log = logging.getLogger(__name__)
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the newest `keep`, and the best by validation loss."""
+
+    def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
+        self.folder = Path(folder).absolute() / "checkpoints"
+        newest = policies.LatestN(n=keep)
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["val_loss"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+                best_fn=lambda metrics: metrics["val_loss"],
+                best_mode="min",
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the lowest validation loss, the newest where none was measured."""
+        steps = self.steps()
+        return (self.manager.best_step() or steps[-1]) if steps else None
+
+    def save(self, state: State, host: dict[str, Any], val_loss: float | None = None) -> None:
+        """Copy the state off the devices and write it in the background.
+
+        Raises:
+          SaveError: this save, or the one before it, could not be written.
+        """
+        step = int(state.step)
+        rest = {"step": state.step, "bad_steps": state.bad_steps, "opt": state.opt}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(rest),
+            host=ocp.args.JsonSave(host),
+        )
+        metrics = None if val_loss is None else {"val_loss": val_loss}
+        try:
+            self.manager.save(step, args=items, metrics=metrics, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(error) from error
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk. Raises `SaveError` if it could not be written."""
+        try:
+            self.manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """Finish and free the threads."""
+        self.finish()
+        self.manager.close()
+
+    def _explain(self, error: Exception) -> SaveError:
+        whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        last = f"the last whole one is step {max(whole)}" if whole else "there is no whole one yet"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return SaveError(
+            f"a checkpoint could not be written under {self.folder} ({reason[:200]}); {last}: "
+            "free some space and run the same command again."
+        )
+
+    def restore(self, program: Program) -> tuple[State, dict[str, Any]] | None:
+        """The newest whole checkpoint on the program's mesh, or None where there is none.
+
+        A damaged one is moved to `damaged/` beside the checkpoints, with a warning.
+        """
+        abstract = program.abstract
+        rest = {"step": abstract.step, "bad_steps": abstract.bad_steps, "opt": abstract.opt}
+        for step in reversed(self.steps()):
+            try:
+                items = self.manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(abstract.params),
+                        rest=ocp.args.StandardRestore(rest),
+                        host=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:  # whatever a damaged file makes the readers raise
+                self._set_aside(step, error)
+                continue
+            return State(params=items["params"], **items["rest"]), items["host"]
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        older = [s for s in self.steps() if s < step]
+        log.warning(
+            "checkpoint %d is damaged (%s: %s); %s",
+            step,
+            type(error).__name__,
+            (str(error).strip().splitlines() or ["no message"])[0][:160],
+            f"using step {older[-1]} instead" if older else "there is no older one, starting over",
+        )
+        target = self.folder.parent / "damaged"
+        target.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), target / f"{step}-{os.getpid()}")
+        self.manager.reload()
+
+    def load_params(self, run: Run, mesh: jax.sharding.Mesh, step: int) -> dict:
+        """The parameters of one step alone, laid out on the mesh."""
+        _, model = abstract_model(run.model, run.compute)
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            nnx.to_pure_dict(model),
+            param_shardings(model, mesh),
+        )
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+        return self.manager.restore(step, args=args)["params"]
+
+
+def load_run(folder: str | Path) -> Run:
+    """The resolved config of a run folder."""
+    folder = Path(folder)
+    require(
+        (folder / "config.json").is_file(),
+        f"{str(folder)!r} is no run folder: it has no config.json; give a folder that `jaxgpt train` made.",
+    )
+    return config.load(folder / "config.json")
+
+
+def load_params(
+    folder: str | Path, run: Run, mesh: jax.sharding.Mesh, which: str = "best"
+) -> tuple[dict, int]:
+    """Parameters of a run, in the training form, on any mesh.
+
+    Args:
+      folder: the run's folder.
+      run: its config.
+      mesh: where to.
+      which: `best` (by validation loss), `newest`, or a step.
+
+    Returns:
+      The parameters and their step.
+
+    Raises:
+      UserError: there is no such checkpoint, or none is whole.
+    """
+    folder = Path(folder)
+    require(
+        (folder / "checkpoints").is_dir(),
+        f"{str(folder)!r} has no checkpoints yet; run `jaxgpt train {folder / 'config.json'}` first.",
+    )
+    checkpoints = Checkpoints(folder, read_only=True)
+    steps = checkpoints.steps()
+    require(bool(steps), f"{str(folder)!r} has no whole checkpoint yet; train it for longer.")
+    if which not in ("best", "newest"):
+        require(
+            which.isdigit() and int(which) in steps,
+            f"checkpoint {which!r} is not in {str(folder)!r}; it has best, newest, "
+            f"{', '.join(map(str, steps))}.",
+        )
+        return checkpoints.load_params(run, mesh, int(which)), int(which)
+    first = checkpoints.best() if which == "best" else steps[-1]
+    for step in [first, *(s for s in reversed(steps) if s != first)]:
+        try:
+            return checkpoints.load_params(run, mesh, step), step
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            log.warning("checkpoint %d is damaged (%s); trying another", step, type(error).__name__)
+    raise UserError(
+        f"no checkpoint in {str(folder)!r} could be read; they are damaged: train it again."
+    )

@@ -1,0 +1,158 @@
+"""What surrounds the loop: claiming the run's folder, stopping on a signal, stopping early."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxgpt.config import Run, UserError, load, to_json
+from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.files import write_json
+
+MAY_CHANGE = ("mesh", "compute", "runs", "train.log_every", "train.keep")
+"""Fields that may differ when a run is resumed: they change how it is computed, not what."""
+
+
+def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
+    """Create the run's folder, or make sure that the one there belongs to this config.
+
+    Raises:
+      UserError: the folder holds another config or another tokenizer.
+    """
+    folder, path = run.folder, run.folder / "config.json"
+    if path.exists():
+        before, now = _flat(to_json(load(path))), _flat(to_json(run))
+        changed = [
+            name
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            name = changed[0]
+            more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
+            raise UserError(
+                f"{folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}{more}; "
+                "give this run another name, or delete the folder to start over."
+            )
+        if load_tokenizer(folder / "tokenizer").digest != tokenizer.digest:
+            raise UserError(
+                f"{folder} was trained with another tokenizer than that of its data now; "
+                "give this run another name or bring the data back."
+            )
+        return
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder / "tokenizer")
+        write_json(path, {"run": to_json(run), "environment": environment()})
+    _barrier("claim_folder")
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    return {
+        k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}{name}.").items()
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a run was computed with: revision, versions, devices, flags."""
+    names = ("jaxgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
+    try:
+        revision = (
+            subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        revision = None
+    return {
+        "git": revision,
+        "python": platform.python_version(),
+        "versions": versions,
+        "devices": jax.device_count(),
+        "device": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask the loop to save and leave; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def seen(self, step: int, every: int) -> bool:
+        """Whether any process was asked to stop; a cluster agrees on it every few steps."""
+        if jax.process_count() == 1:
+            return bool(self.name)
+        if step % every:
+            return False
+        return bool(multihost_utils.process_allgather(np.array(bool(self.name))).any())
+
+
+class Patience:
+    """Early stopping: remembers the best validation loss and how long ago it was.
+
+    Args:
+      limit: evaluations without a better loss before `over`; 0 never ends.
+      best, waited: the memory of an earlier process, from a checkpoint.
+    """
+
+    def __init__(self, limit: int, best: float = float("inf"), waited: int = 0) -> None:
+        self.limit, self.best, self.waited = limit, best, waited
+
+    def update(self, loss: float) -> bool:
+        """Note an evaluation; True when it is the best so far."""
+        better = loss < self.best
+        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        return better
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        return 0 < self.limit <= self.waited

@@ -1,0 +1,278 @@
+"""The training loop: `jaxgpt train`.
+
+Dispatch never waits: a step's numbers are fetched after the next step was dispatched.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgpt.batch import Batch
+from jaxgpt.config import Run, require
+from jaxgpt.data.loader import run_tokenizer, train_iterator, validation_batches
+from jaxgpt.memory import keep_memory
+from jaxgpt.models import flops_per_token
+from jaxgpt.objectives import causal_lm
+from jaxgpt.optim import schedule
+from jaxgpt.sharding import batch_sharding, make_mesh, replicated
+from jaxgpt.train.checkpoint import Checkpoints, load_params, load_run
+from jaxgpt.train.hooks import Patience, StopSignal, claim_folder
+from jaxgpt.train.metrics import Meter, Metrics, peak_flops
+from jaxgpt.train.state import Program, State, init_state, make_program
+from jaxgpt.train.step import eval_step, loss_means, train_step
+
+log = logging.getLogger(__name__)
+
+STOPPED_BY_SIGNAL = 75
+"""Exit code after SIGTERM or SIGINT: the run is saved and the same command goes on (EX_TEMPFAIL)."""
+
+
+class Diverged(RuntimeError):
+    """Too many updates in a row had a loss or gradient that was not finite."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      step: last step done.
+      best_loss: lowest validation loss, nats a target.
+      reason: `finished`, `patience` or the signal's name.
+    """
+
+    step: int
+    best_loss: float
+    reason: str
+
+
+def train(run: Run, *, progress: bool = True) -> Result:
+    """Train a run to its end, from where its folder stands.
+
+    Raises:
+      UserError: config, data, mesh or folder do not fit each other.
+      Diverged: see `Train.max_bad_steps`.
+    """
+    keep_memory()
+    mesh = make_mesh(run.check_mesh(jax.device_count()))
+    tokenizer = run_tokenizer(run)
+    require(
+        tokenizer.vocab_size <= run.model.vocab_size,
+        f"model.vocab_size {run.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
+        f"set it to {tokenizer.vocab_size} or more.",
+    )
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    rows = run.train.batch_size // jax.process_count()
+    shape = {"model_length": run.length, "batch_size": rows, **processes}
+    data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
+    validation = validation_batches(run.data, tokenizer, **shape)
+
+    program = make_program(run, mesh)
+    _check_base(run)
+    claim_folder(run, tokenizer)  # after all checks: a mistake leaves nothing behind
+    checkpoints = Checkpoints(run.folder, keep=run.train.keep)
+    restored = checkpoints.restore(program)
+    if restored:
+        state, host = restored
+        data.set_state(host["data"])
+        log.info("resuming %s at step %d of %d", run.folder, int(state.step), run.train.steps)
+    else:
+        state, host = init_state(run, program, _initial_params(run, mesh)), {}
+    memory = host.get("loop", {})
+    if int(state.step) >= run.train.steps:
+        data.close()
+        checkpoints.close()
+        return Result(int(state.step), memory.get("best", math.inf), "finished")
+    loop = Loop(run, program, checkpoints, data, validation, memory)
+    with jax.set_mesh(mesh), StopSignal() as stop:
+        loop.metrics = Metrics(run.folder, run.train.steps, int(state.step), progress=progress)
+        try:
+            loop.compile(state, tokenizer.token_bytes())
+            return loop.run_steps(state, stop)
+        finally:
+            loop.metrics.close()
+            data.close()
+            checkpoints.close()
+
+
+def _check_base(run: Run) -> None:
+    """Make sure that the run named by `init_from` holds the same model."""
+    if not run.init_from:
+        return
+    base = load_run(run.init_from).model
+    differ = [
+        f"{f.name} {getattr(base, f.name)!r}, not {getattr(run.model, f.name)!r}"
+        for f in fields(base)
+        if f.name != "dropout" and getattr(base, f.name) != getattr(run.model, f.name)
+    ]
+    require(
+        not differ,
+        f"init_from {run.init_from!r} holds a model with {', '.join(differ)}; "
+        "give this config the same one (only dropout may differ).",
+    )
+
+
+def _initial_params(run: Run, mesh: jax.sharding.Mesh) -> dict | None:
+    """Parameters of the run that this one starts from, when it names one."""
+    if not run.init_from:
+        return None
+    params, step = load_params(run.init_from, run, mesh)
+    log.info("starting from %s, step %d", run.init_from, step)
+    return params
+
+
+class Loop:
+    """The state of one process of training beside the arrays: compiled steps, sinks, memory."""
+
+    metrics: Metrics
+    step_fn: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    eval_fn: Callable[[dict, Batch], dict[str, jax.Array]]
+
+    def __init__(
+        self,
+        run: Run,
+        program: Program,
+        checkpoints: Checkpoints,
+        data: Any,
+        validation: Iterable[Batch],
+        memory: dict[str, Any],
+    ) -> None:
+        self.run, self.program, self.checkpoints = run, program, checkpoints
+        self.data, self.validation = data, validation
+        self.patience = Patience(
+            run.train.patience, memory.get("best", math.inf), memory.get("waited", 0)
+        )
+        self.skipped, self.bad = memory.get("skipped", 0), 0
+        self.layout = batch_sharding(program.mesh)
+        self.meter = Meter(
+            tokens=run.train.batch_size * run.length,
+            flops=flops_per_token(run.model, run.length),
+            peak=peak_flops(jax.devices()[0], run.compute.dtype) * jax.device_count(),
+        )
+        self.rate = schedule(run.optim, run.train.steps)
+
+    def put(self, batch: Batch) -> Batch:
+        """This process's rows as its part of the global batch."""
+        return jax.tree.map(
+            lambda a: jax.make_array_from_process_local_data(self.layout, np.asarray(a)), batch
+        )
+
+    def compile(self, state: State, token_bytes_V: np.ndarray) -> None:
+        """Compile the training step ahead of time; record trace, lowering and compile seconds."""
+        objective = causal_lm(self.run.objective, token_bytes_V)
+        train, program = self.run.train, self.program
+        step = jax.jit(
+            functools.partial(train_step, program, objective, train.accumulate, train.seed),
+            donate_argnums=0,
+            out_shardings=(program.shardings, replicated(program.mesh)),
+        )
+        shape = (train.batch_size, self.run.length)
+        ints = jax.ShapeDtypeStruct(shape, np.int32, sharding=self.layout)
+        floats = jax.ShapeDtypeStruct(shape, np.float32, sharding=self.layout)
+        times = [time.perf_counter()]
+        traced = step.trace(state, Batch(ints, ints, floats, ints, ints))
+        times.append(time.perf_counter())
+        lowered = traced.lower()
+        times.append(time.perf_counter())
+        self.step_fn = lowered.compile()
+        times.append(time.perf_counter())
+        names = ("trace_seconds", "lower_seconds", "compile_seconds")
+        seconds = {n: round(b - a, 3) for n, a, b in zip(names, times, times[1:], strict=False)}
+        self.metrics.write(int(state.step), {"event": "compiled", **seconds})
+        self.eval_fn = jax.jit(functools.partial(eval_step, program.graphdef, objective))
+
+    def run_steps(self, state: State, stop: StopSignal) -> Result:
+        """Steps until the end, early stopping or a signal."""
+        train, step, pending = self.run.train, int(state.step), None
+        saved, reason = step if step else None, "finished"
+        self.meter.start(step)
+        while step < train.steps and not self.patience.over:
+            with self.meter.waiting():
+                batch = self.put(next(self.data))
+            state, metrics = self.step_fn(state, batch)
+            step += 1
+            if pending:
+                self.report(*pending)
+            pending = (step, metrics)
+            stopping, last = stop.seen(step, train.log_every), step == train.steps
+            evaluating = last or step % train.eval_every == 0
+            saving = last or stopping or step % train.save_every == 0
+            if evaluating or saving:  # a checkpoint's own step is on record before it is written
+                self.report(*pending)
+                pending = None
+            val_loss = self.evaluate(step, state) if evaluating else None
+            best = val_loss is not None and self.patience.update(val_loss)
+            # In the middle of bad steps the parameters may be what is bad: keep those before.
+            wise = self.bad == 0 or last or stopping
+            if best or self.patience.over or (saving and wise):
+                self.save(state, val_loss)
+                saved = step
+            if stopping:
+                reason = stop.name or "another process's signal"
+                break
+        if pending:
+            self.report(*pending)
+        self.checkpoints.finish()
+        if self.patience.over:
+            reason = "patience"
+        log.info("%s at step %d (%s); saved at step %s", self.run.folder, step, reason, saved)
+        return Result(step, self.patience.best, reason)
+
+    def save(self, state: State, val_loss: float | None) -> None:
+        """Save the state with the data's position and the loop's memory."""
+        memory = {"waited": self.patience.waited, "skipped": self.skipped}
+        if math.isfinite(self.patience.best):  # JSON has no infinity
+            memory["best"] = self.patience.best
+        if val_loss is not None and not math.isfinite(val_loss):
+            val_loss = None  # no measure of what is best
+        self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, val_loss)
+
+    def report(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Fetch a step's numbers; log them when it is their turn; abort when too many were bad."""
+        train = self.run.train
+        values = {name: float(value) for name, value in metrics.items()}
+        self.bad = int(values["bad_steps"])
+        self.skipped += self.bad > 0
+        if self.bad >= train.max_bad_steps:
+            whole = self.checkpoints.steps()
+            raise Diverged(
+                f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not finite; "
+                f"the last good checkpoint is {f'step {whole[-1]}' if whole else 'none'} in {self.run.folder}: "
+                "lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data."
+            )
+        if step % train.log_every and step != train.steps and step > 1:
+            return
+        record = self.meter.record(step, values) | {
+            "learning_rate": float(self.rate(step - 1)),
+            "skipped": self.skipped,
+        }
+        self.metrics.write(step, record)
+        best = "" if math.isinf(self.patience.best) else f" best {self.patience.best:.3f}"
+        self.metrics.note(
+            f"loss {record['loss']:.3f}{best} {record['tokens_per_second']:,.0f} tok/s "
+            f"mfu {100 * record['mfu']:.0f} %",
+            done=step,
+        )
+
+    def evaluate(self, step: int, state: State) -> float:
+        """Validation loss in nats a target, over every validation token or `eval_batches` batches."""
+        limit = self.run.train.eval_batches or None
+        batches = itertools.islice(self.validation, limit)
+        sums = [self.eval_fn(state.params, self.put(batch)) for batch in batches]
+        means = loss_means(sums)
+        loss = means["loss"]
+        names = ("loss", "bits_per_byte", "accuracy")
+        self.metrics.write(step, {f"val_{name}": means[name] for name in names})
+        self.metrics.print(f"step {step}: validation loss {loss:.4f}")
+        self.meter.start(step)
+        return loss

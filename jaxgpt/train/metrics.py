@@ -1,0 +1,198 @@
+"""Where numbers go: a progress line, `metrics.jsonl`, TensorBoard; and how fast the hardware could be."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxgpt.files import write_text
+
+log = logging.getLogger(__name__)
+
+PEAK_FLOPS = {
+    # dense bfloat16 FLOP/s of one chip, from the makers' data sheets; matched within device_kind
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "V100": 125e12,
+    "TPU v7": 2307e12,
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "TPU v3": 123e12,
+}
+
+
+def peak_flops(device: jax.Device, dtype: str) -> float:
+    """FLOP/s that one device can do: from the table, or measured once with a matrix product.
+
+    Half the table's figure is used for float32 on accelerators (TF32 on NVIDIA).
+    """
+    for kind, flops in PEAK_FLOPS.items():
+        if kind in device.device_kind:
+            return flops if dtype == "bfloat16" else flops / 2
+    return _measured_peak(dtype) / (jax.local_device_count() if device.platform == "cpu" else 1)
+
+
+def _measured_peak(dtype: str, size: int = 1536, tries: int = 5) -> float:
+    a = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best = float("inf")
+    for _ in range(tries):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Meter:
+    """Speed between two records: step time, tokens/s, MFU and the share spent waiting for data.
+
+    Args:
+      tokens: tokens a step over all devices.
+      flops: model FLOPs a token, forward and backward.
+      peak: FLOP/s of all devices together.
+    """
+
+    def __init__(self, tokens: int, flops: float, peak: float) -> None:
+        self.tokens, self.flops, self.peak = tokens, flops, peak
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begin to measure after this step."""
+        self.step, self.wait, self.last = step, 0.0, time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - start
+
+    def record(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """The numbers of one log record; measuring begins anew."""
+        seconds = (time.perf_counter() - self.last) / max(1, step - self.step)
+        wait = self.wait / max(1, step - self.step)
+        self.start(step)
+        return {
+            "loss": values["loss"],
+            "bits_per_byte": values["nll"]
+            * values["weight"]
+            / math.log(2)
+            / max(values["bytes"], 1.0),
+            "accuracy": values["accuracy"],
+            "grad_norm": values["grad_norm"],
+            "step_seconds": seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "mfu": self.tokens * self.flops / seconds / self.peak,
+            "data_wait": wait / seconds,
+        }
+
+
+class Metrics:
+    """The sinks of a run's numbers; only the first process of a cluster writes.
+
+    Args:
+      folder: the run's folder.
+      steps: length of the run.
+      start: first step of this process; records after it, of a run that was cut off, are dropped.
+      progress: show a progress line on standard error.
+    """
+
+    def __init__(self, folder: Path, steps: int, start: int, *, progress: bool = True) -> None:
+        self.writes = jax.process_index() == 0
+        path = folder / "metrics.jsonl"
+        self.file: TextIO | None = None
+        self.board: Any = None
+        if self.writes:
+            _drop_after(path, start)
+            self.file = path.open("a", encoding="utf-8")
+            self.board = _tensorboard(folder, start)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[line]}"),
+            console=Console(stderr=True),
+            disable=not (self.writes and progress),
+            refresh_per_second=4,
+        )
+        self.task = self.bar.add_task(folder.name, total=steps, completed=start, line="compiling")
+        self.bar.start()
+
+    def note(self, line: str, done: int | None = None) -> None:
+        """Change the words of the progress line."""
+        self.bar.update(self.task, line=line, completed=done)
+
+    def print(self, line: str) -> None:
+        """A line that stays, above the progress line."""
+        self.bar.console.print(line, highlight=False)
+
+    def write(self, step: int, record: dict[str, float | int | str]) -> None:
+        """One record of `metrics.jsonl`, and its numbers to TensorBoard."""
+        if self.file is None:
+            return
+        # JSON has neither NaN nor infinity.
+        shown = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }
+        self.file.write(json.dumps({"step": step, **shown}, allow_nan=False) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and stop."""
+        self.bar.stop()
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Remove the records of steps that will be run again, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    if importlib.util.find_spec("tensorboardX") is None:
+        log.info("no TensorBoard events: install the extra `track` to have them")
+        return None
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

@@ -1,0 +1,84 @@
+"""What training carries from step to step, and how it lies on the mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxgpt.config import Run
+from jaxgpt.models import abstract_model, init_params
+from jaxgpt.optim import make_optimizer, state_shardings
+from jaxgpt.sharding import param_shardings, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A pytree of everything a step changes.
+
+    Randomness needs no entry: the key of a step is `fold_in(key(seed), step)`.
+
+    Attributes:
+      step: updates tried so far, int32.
+      bad_steps: updates skipped in a row up to now, int32.
+      params: pure dict of float32 arrays.
+      opt: optax state.
+    """
+
+    step: jax.Array
+    bad_steps: jax.Array
+    params: dict
+    opt: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """The static parts of a run: what is traced, never passed across a jit boundary.
+
+    Attributes:
+      graphdef: the model's graph; `nnx.merge(graphdef, params)` gives the model.
+      optimizer: the optax chain.
+      shardings: a `State` of shardings.
+      abstract: a `State` of `ShapeDtypeStruct`s with shardings, the target of a restore.
+      mesh: the mesh.
+    """
+
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    shardings: State
+    abstract: State
+    mesh: jax.sharding.Mesh
+
+
+def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
+    """Build everything about a run that needs no arrays."""
+    graphdef, model = abstract_model(run.model, run.compute)
+    optimizer = make_optimizer(run.optim, run.train.steps, model)
+    params = nnx.to_pure_dict(model)
+    layout, whole = param_shardings(model, mesh), replicated(mesh)
+    shardings = State(whole, whole, layout, state_shardings(optimizer, params, layout, whole))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = State(count, count, params, jax.eval_shape(optimizer.init, params))
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    return Program(graphdef, optimizer, shardings, abstract, mesh)
+
+
+def init_state(run: Run, program: Program, params: dict | None = None) -> State:
+    """A fresh state, born in its layout; from the given parameters if there are some."""
+
+    def fresh(params: dict) -> State:
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, zero, params, program.optimizer.init(params))
+
+    with jax.set_mesh(program.mesh):
+        if params is not None:
+            return jax.jit(fresh, out_shardings=program.shardings)(params)
+        make = lambda key: fresh(init_params(run.model, run.compute, key))  # noqa: E731
+        return jax.jit(make, out_shardings=program.shardings)(jax.random.key(run.train.seed))

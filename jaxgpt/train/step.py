@@ -1,0 +1,104 @@
+"""One training step and one evaluation step: pure functions, jitted and donated by the loop.
+
+Shapes: B batch, A microbatches, T length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxgpt.batch import Batch
+from jaxgpt.layers.fusion import pin
+from jaxgpt.objectives import Objective
+from jaxgpt.train.state import Program, State
+
+Metrics = dict[str, jax.Array]
+
+
+def train_step(
+    program: Program, objective: Objective, accumulate: int, seed: int, state: State, batch: Batch
+) -> tuple[State, Metrics]:
+    """One update from a batch.
+
+    The loss is the total over all devices and microbatches divided by the total weight. An update
+    whose loss or gradient norm is not finite is skipped: parameters and optimizer stay as they were.
+
+    Returns:
+      The next state, and scalars: `loss` and `nll` (nats a target), `grad_norm`, `accuracy`,
+      `weight`, `bytes` (sums), `bad_steps`.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_sum(params: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        loss, weight, sums = objective(nnx.merge(program.graphdef, params), part, key)
+        return loss, sums | {"loss": loss, "weight": weight}
+
+    def gradients(part: Batch, key: jax.Array) -> tuple[Metrics, dict]:
+        (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, part, key)
+        return sums, grads
+
+    sums, grads = _accumulate(gradients, batch, key, accumulate)
+    # A batch without weight (all rows masked) gives zero gradients, not NaN.
+    weight = jnp.maximum(sums["weight"], 1e-9)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    grad_norm = optax.tree.norm(grads)
+    good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+
+    # Pinned: the old moments are then dead before the parameters change, and need no copy.
+    updates, opt = pin(program.optimizer.update(grads, state.opt, state.params))
+    params = optax.apply_updates(state.params, updates)
+    params, opt = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt), (state.params, state.opt)
+    )
+    bad_steps = jnp.where(good, 0, state.bad_steps + 1)
+    metrics = {
+        "loss": sums["loss"] / weight,
+        "nll": sums["nll"] / weight,
+        "accuracy": sums["correct"] / weight,
+        "weight": sums["weight"],
+        "bytes": sums["bytes"],
+        "grad_norm": grad_norm,
+        "bad_steps": bad_steps,
+    }
+    return State(state.step + 1, bad_steps, params, opt), metrics
+
+
+def _accumulate(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[Metrics, dict]:
+    """Sums of metrics and gradients over `parts` microbatches, one after another."""
+    if parts == 1:
+        return gradients(batch, key)
+    # Microbatch i takes every parts-th row, so that each stays spread over all devices.
+    split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda a: a[0], split), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+    return jax.lax.scan(body, zeros, (split, keys))[0]
+
+
+def eval_step(graphdef: nnx.GraphDef, objective: Objective, params: dict, batch: Batch) -> Metrics:
+    """Sums over one validation batch: `nll`, `weight`, `correct`, `bytes`."""
+    _, weight, sums = objective(nnx.merge(graphdef, params), batch, None)
+    return sums | {"weight": weight}
+
+
+def loss_means(sums: Sequence[Metrics]) -> dict[str, float]:
+    """Means of many `eval_step`s: `loss` (nats a target), `bits_per_byte`, `accuracy`, `targets`."""
+    total = {name: float(sum(float(part[name]) for part in sums)) for name in sums[0]}
+    weight = max(total["weight"], 1e-9)
+    return {
+        "loss": total["nll"] / weight,
+        "bits_per_byte": total["nll"] / math.log(2) / max(total["bytes"], 1.0),
+        "accuracy": total["correct"] / weight,
+        "targets": total["weight"],
+    }

@@ -1,0 +1,31 @@
+"""Eight simulated devices for every test, and the array types of public functions checked."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # and in the processes that tests start
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+CHECKED = ("layers", "models", "objectives", "optim", "sharding")
+install_import_hook([f"jaxgpt.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore:.*PEP 585")  # beartype, of flax's hints
+
+
+@pytest.fixture(autouse=True)
+def no_shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Commands called in a test neither read nor write the user's compilation cache."""
+    folder = tmp_path_factory.getbasetemp() / "xla"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    monkeypatch.setattr("jaxgpt.cli._set_up_jax", lambda: None)
+    return folder

@@ -1,0 +1,328 @@
+"""The decoder: who may see whom, by gradient; packing; golden numbers; sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import (
+    BYTES_V,
+    FLOAT32,
+    GPT2,
+    MIXED,
+    MODELS,
+    MODERN,
+    ONE,
+    T,
+    V,
+    assert_close,
+    model_of,
+    packed,
+    place,
+    sharp_params,
+)
+
+from jaxgpt.batch import Batch
+from jaxgpt.config import GPT, CausalLM, Compute
+from jaxgpt.models import abstract_model, decoding_params, flops_per_token, parameter_counts
+from jaxgpt.objectives import causal_lm
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+OBJECTIVE = causal_lm(CausalLM(), BYTES_V)
+forms = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+meshes = pytest.mark.parametrize("sizes", [ONE, MIXED], ids=["one device", "eight devices"])
+
+
+def reach(model: GPT, sizes: dict[str, int], segments: list[int]) -> np.ndarray:
+    """[T, T]: size of the gradient of the loss at place t by the input vector at place s."""
+    on, gradients = _reach(model, tuple(sizes.items()))
+    with jax.set_mesh(on):
+        return np.abs(np.asarray(gradients(jnp.asarray([segments])))).max(-1)
+
+
+@cache
+def _reach(model: GPT, sizes: tuple) -> tuple[jax.sharding.Mesh, Callable[[jax.Array], jax.Array]]:
+    # Every token occurs once, so that a row of the embedding is one place of the input. Positions
+    # are 0, 1, ... through the whole row, so that a row of their table is one too where there is
+    # one. The targets lie beyond the inputs, so that no gradient comes by the output projection.
+    tokens, positions = jnp.arange(1, T + 1)[None], jnp.arange(T)[None]
+    table, rows = ("position", slice(T)) if model.position == "learned" else ("embed", slice(1, T + 1))
+    on, params = place(model, sharp_params(model), dict(sizes))
+    build = model_of(model)
+
+    def loss(inputs: jax.Array, weights_T: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        batch = Batch(tokens, tokens + T, weights_T[None], segments_BT, positions)
+        return OBJECTIVE(build(params | {table: {"weight": inputs}}), batch, None)[0]
+
+    @jax.jit
+    def gradients(segments_BT: jax.Array) -> jax.Array:
+        by_place = jax.vmap(jax.grad(loss), (None, 0, None))
+        return by_place(params[table]["weight"], jnp.eye(T, dtype=jnp.float32), segments_BT)[:, rows]
+
+    return on, gradients
+
+
+@meshes
+@forms
+def test_a_token_sees_itself_and_what_came_before(model: GPT, sizes: dict[str, int]) -> None:
+    size_TT = reach(model, sizes, [1] * 16)
+    before = np.tri(16, dtype=bool)
+    assert (size_TT[~before] == 0).all()
+    assert (size_TT[before] > 1e-6).all()
+
+
+@meshes
+@forms
+def test_a_token_sees_its_own_document_alone(model: GPT, sizes: dict[str, int]) -> None:
+    segments = np.array([1] * 6 + [2] * 5 + [3] * 5)
+    size_TT = reach(model, sizes, segments.tolist())
+    seen = np.tri(16, dtype=bool) & (segments[:, None] == segments)
+    assert (size_TT[~seen] == 0).all()
+    assert (size_TT[seen] > 1e-6).all()
+
+
+@forms
+def test_a_window_hides_what_lies_further_back(model: GPT) -> None:
+    size_TT = reach(replace(model, layers=1, windows=(4,)), ONE, [1] * 16)
+    back_TT = np.arange(16)[:, None] - np.arange(16)
+    assert (size_TT[(back_TT < 0) | (back_TT >= 4)] == 0).all()
+    assert (size_TT[(back_TT >= 0) & (back_TT < 4)] > 1e-6).all()
+
+
+def test_windows_go_by_layer() -> None:
+    # Two layers of 4 reach 7 tokens with the token itself; (4, 0) reaches all.
+    size_TT = reach(replace(MODERN, windows=(4,)), ONE, [1] * 16)
+    back_TT = np.arange(16)[:, None] - np.arange(16)
+    assert (size_TT[back_TT >= 7] == 0).all()
+    assert (size_TT[(back_TT >= 0) & (back_TT < 7)] > 0).all()
+
+
+@meshes
+@forms
+def test_documents_of_a_row_do_not_leak(model: GPT, sizes: dict[str, int]) -> None:
+    rows = 8
+    batch = packed([(7, 9)] * rows)
+    on, params = place(model, sharp_params(model), sizes)
+    build = model_of(model)
+
+    @jax.jit
+    def logits(tokens_BT: jax.Array) -> jax.Array:
+        decoder = build(params)
+        x_BTD = decoder.hidden(tokens_BT, batch.positions_BT, batch.segments_BT)
+        return decoder.logits(x_BTD)
+
+    with jax.set_mesh(on):
+        before = np.asarray(logits(batch.tokens_BT))
+        first = np.asarray(logits(batch.tokens_BT.at[:, :7].add(1) % V))
+        second = np.asarray(logits(batch.tokens_BT.at[:, 7:].add(1) % V))
+    np.testing.assert_array_equal(first[:, 7:], before[:, 7:])
+    np.testing.assert_array_equal(second[:, :7], before[:, :7])
+    assert (first[:, :7] != before[:, :7]).any(-1).all()
+    assert (second[:, 7:] != before[:, 7:]).any(-1).all()
+
+
+@meshes
+@forms
+def test_packed_equals_unpacked(model: GPT, sizes: dict[str, int]) -> None:
+    together = packed([(7, 4, 5)] * 4 + [(3, 12)] * 4)
+    apart = unpacked(together)
+    on, params = place(model, sharp_params(model), sizes)
+    build = model_of(model)
+
+    @jax.jit
+    def loss(params: dict, batch: Batch) -> tuple[jax.Array, dict]:
+        def of(params: dict) -> jax.Array:
+            return OBJECTIVE(build(params), batch, None)[0]
+
+        return jax.value_and_grad(of)(params)
+
+    with jax.set_mesh(on):
+        (loss_a, grads_a), (loss_b, grads_b) = loss(params, together), loss(params, apart)
+    assert_close(loss_a, loss_b, 1e-5)
+    assert_close(grads_a, grads_b, 1e-5)
+
+
+def unpacked(batch: Batch) -> Batch:
+    """Every document in a row of its own, rows of padding added to a multiple of eight."""
+    rows: list[dict[str, np.ndarray]] = []
+    columns = {name: np.asarray(getattr(batch, name)) for name in batch.__dataclass_fields__}
+    for row, segments in enumerate(columns["segments_BT"]):
+        for number in range(1, segments.max() + 1):
+            places = np.flatnonzero(segments == number)
+            new = {name: np.zeros_like(values[row]) for name, values in columns.items()}
+            for name, values in columns.items():
+                new[name][: len(places)] = values[row, places]
+            rows.append(new)
+    while len(rows) % 8:
+        rows.append({name: np.zeros_like(values) for name, values in rows[0].items()})
+    return Batch(**{name: jnp.asarray(np.stack([r[name] for r in rows])) for name in columns})
+
+
+@forms
+def test_layers_scanned_and_apart_agree(model: GPT) -> None:
+    batch, params = packed([(9, 7)] * 2), sharp_params(model)
+    apart = nnx.merge(abstract_model(model, FLOAT32, scanned=False)[0], decoding_params(model, params))
+    whole = model_of(model)(params)
+    inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    a, b = jax.jit(lambda *inputs: (whole.hidden(*inputs), apart.hidden(*inputs)))(*inputs)
+    assert_close(a, b, 1e-5)
+
+
+def test_dropout_needs_a_key_and_differs_by_layer_and_key() -> None:
+    model = replace(GPT2, dropout=0.5)
+    batch, params = packed([(9, 7)] * 2), sharp_params(model)
+
+    @jax.jit
+    def hidden(key: jax.Array | None) -> jax.Array:
+        inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        return model_of(model)(params).hidden(*inputs, key)
+
+    calm, a, b = (np.asarray(hidden(key)) for key in (None, jax.random.key(0), jax.random.key(1)))
+    assert np.abs(a - b).max() > 0.1
+    assert np.abs(a - calm).max() > 0.1
+    np.testing.assert_array_equal(a, np.asarray(hidden(jax.random.key(0))))
+
+
+@forms
+def test_half_precision_runs_and_is_near(model: GPT) -> None:
+    batch, params = packed([(9, 7)] * 2), sharp_params(model)
+    inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+
+    def logits(compute: Compute) -> np.ndarray:
+        decoder = model_of(model, compute)(params)
+        x_BTD = jax.jit(decoder.hidden)(*inputs)
+        assert x_BTD.dtype == compute.dtype
+        return np.asarray(decoder.logits(x_BTD))
+
+    a, b = logits(FLOAT32), logits(replace(FLOAT32, dtype="bfloat16"))
+    assert b.dtype == np.float32
+    assert np.abs(a - b).max() < 0.1 * np.abs(a).max()
+
+
+def test_gpt2_has_its_published_size() -> None:
+    counts = parameter_counts(GPT(vocab_size=50257))
+    assert counts["total"] == 124_439_808
+    assert counts["non_embedding"] == 124_439_808 - (50257 + 1024) * 768
+    assert parameter_counts(GPT(vocab_size=50257, layers=48, width=1600, heads=25))["total"] == 1_557_611_200
+
+
+def test_the_modern_form_has_llamas_published_size() -> None:
+    llama3 = GPT(
+        vocab_size=128_256, context=8192, layers=32, width=4096, heads=32, kv_heads=8,
+        mlp_width=14_336, position="rope", norm="rmsnorm", mlp="swiglu", bias=False, tied=False,
+    )  # fmt: skip
+    assert parameter_counts(llama3)["total"] == 8_030_261_248
+
+
+def test_flops_count_the_output_projection_once_and_windows_by_their_span() -> None:
+    model = GPT(vocab_size=50257)
+    products = 124_439_808 - 1024 * 768
+    assert flops_per_token(model, 1024) == 6 * products + 12 * 12 * 768 * 1024
+    narrow = replace(model, windows=(128, 0))
+    assert flops_per_token(narrow, 1024) == 6 * products + 12 * 6 * 768 * (1024 + 128)
+
+
+# ---------------------------------------------------------------------------- golden numbers
+
+
+def gpt2_params(w: dict[str, np.ndarray], layers: int, heads: int) -> dict:
+    """Hugging Face GPT-2 weights as ours."""
+    D = w["transformer.wte.weight"].shape[1]
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([w[f"transformer.h.{i}.{name}"] for i in range(layers)])
+
+    def norm(name: str) -> dict:
+        return {"scale": stack(f"{name}.weight"), "bias": stack(f"{name}.bias")}
+
+    qkv, qkv_bias = stack("attn.c_attn.weight"), stack("attn.c_attn.bias")
+
+    def into_heads(i: int) -> dict:
+        part = slice(i * D, (i + 1) * D)
+        weight = qkv[:, :, part].reshape(layers, D, heads, D // heads)
+        return {"weight": weight, "bias": qkv_bias[:, part].reshape(layers, heads, D // heads)}
+
+    out = stack("attn.c_proj.weight").reshape(layers, heads, D // heads, D)
+    attention = {name: into_heads(i) for i, name in enumerate("qkv")}
+    attention["out"] = {"weight": out, "bias": stack("attn.c_proj.bias")}
+    mlp = {
+        ours: {"weight": stack(f"mlp.{theirs}.weight"), "bias": stack(f"mlp.{theirs}.bias")}
+        for ours, theirs in (("up", "c_fc"), ("down", "c_proj"))
+    }
+    blocks = {"attention_norm": norm("ln_1"), "attention": attention, "mlp_norm": norm("ln_2"), "mlp": mlp}
+    last = {"scale": w["transformer.ln_f.weight"], "bias": w["transformer.ln_f.bias"]}
+    tables = {"embed": "wte", "position": "wpe"}
+    return {
+        **{ours: {"weight": w[f"transformer.{name}.weight"]} for ours, name in tables.items()},
+        "blocks": blocks,
+        "norm": last,
+    }
+
+
+def llama_params(w: dict[str, np.ndarray], layers: int, heads: int, groups: int) -> dict:
+    """Hugging Face Llama weights as ours."""
+    D = w["model.norm.weight"].shape[0]
+    K = D // heads
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([w[f"model.layers.{i}.{name}.weight"].T for i in range(layers)])
+
+    def product(name: str, *shape: int) -> dict:
+        return {"weight": stack(name).reshape(layers, *shape) if shape else stack(name)}
+
+    attention = {
+        "q": product("self_attn.q_proj", D, heads, K),
+        "k": product("self_attn.k_proj", D, groups, K),
+        "v": product("self_attn.v_proj", D, groups, K),
+        "out": product("self_attn.o_proj", heads, K, D),
+    }
+    blocks = {
+        "attention_norm": {"scale": stack("input_layernorm")},
+        "attention": attention,
+        "mlp_norm": {"scale": stack("post_attention_layernorm")},
+        "mlp": {name: product(f"mlp.{name}_proj") for name in ("gate", "up", "down")},
+    }
+    return {
+        "embed": {"weight": w["model.embed_tokens.weight"]},
+        "blocks": blocks,
+        "norm": {"scale": w["model.norm.weight"]},
+        "head": {"weight": w["lm_head.weight"]},
+    }
+
+
+LLAMA = GPT(
+    vocab_size=V, context=24, layers=2, width=32, heads=4, kv_heads=2, mlp_width=64,
+    position="rope", norm="rmsnorm", mlp="swiglu", bias=False, tied=False, norm_eps=1e-6,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "convert"),
+    [
+        ("gpt2.npz", replace(GPT2, context=24), partial(gpt2_params, layers=2, heads=4)),
+        ("llama.npz", LLAMA, partial(llama_params, layers=2, heads=4, groups=2)),
+    ],
+    ids=["gpt2", "llama"],
+)
+def test_logits_equal_those_of_transformers(file: str, model: GPT, convert: partial) -> None:
+    stored = dict(np.load(GOLDENS / file))
+    tokens_BT, logits_BTV = jnp.asarray(stored.pop("tokens")), stored.pop("logits")
+    params = jax.tree.map(jnp.asarray, convert(stored))
+    expected = nnx.to_pure_dict(abstract_model(model, FLOAT32)[1])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+
+    @jax.jit
+    def logits(params: dict) -> jax.Array:
+        decoder = model_of(model)(params)
+        return decoder.logits(decoder.hidden(tokens_BT, positions_BT, jnp.ones_like(tokens_BT)))
+
+    assert logits_BTV.std() > 0.5
+    np.testing.assert_allclose(np.asarray(logits(params)), logits_BTV, atol=1e-4)

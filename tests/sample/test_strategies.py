@@ -1,0 +1,187 @@
+"""The choice of a token, against naive references in numpy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from jaxgpt.config import UserError
+from jaxgpt.sample.settings import Sampling
+from jaxgpt.sample.strategies import (
+    Features,
+    choose,
+    controls_of,
+    features_of,
+    noise,
+    penalize,
+    truncate,
+)
+
+V = 12
+ALL_ON = Features(random=True, top_k=True, top_p=True, penalty=True)
+truncate_jit = jax.jit(truncate, static_argnums=2)
+
+
+def kept_by_reference(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, float]:
+    """Which tokens may be drawn, and how near top-p came to a tie with rounding."""
+    x = logits.astype(np.float64) / s.temperature
+    kept = np.ones(len(x), bool)
+    if s.top_k:
+        kept &= x >= np.sort(x)[::-1][min(s.top_k, len(x)) - 1]
+    near = 1.0
+    if s.top_p < 1:
+        p = np.where(kept, np.exp(x - x.max()), 0)
+        p /= p.sum()
+        masses = {value: p[x >= value].sum() for value in set(x[kept])}
+        near = min(abs(mass - s.top_p) for mass in masses.values())
+        kept &= x >= max(value for value, mass in masses.items() if mass >= s.top_p - 1e-12)
+    share = np.exp(x - x.max())
+    if s.min_p > 0:
+        near = min(near, float(np.min(np.abs(share - s.min_p))))
+    return kept & (share >= s.min_p), near
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    logits=st.lists(st.integers(-20, 20).map(lambda i: i / 4), min_size=V, max_size=V),
+    temperature=st.floats(0.2, 3),
+    top_k=st.integers(0, V + 3),
+    top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 1),
+)
+def test_exactly_the_right_tokens_survive_with_ties_kept_whole(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    s = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    expected, near = kept_by_reference(np.asarray(logits), s)
+    assume(near > 1e-4)  # there, float32 may honestly differ from float64
+    x_BV = jnp.asarray([logits], jnp.float32)
+    kept_BV = np.isfinite(truncate_jit(x_BV, controls_of([s], [0]), ALL_ON))
+    np.testing.assert_array_equal(kept_BV[0], expected)
+
+
+@pytest.mark.parametrize("s", [Sampling(), Sampling(top_k=100), Sampling(min_p=0.0, top_p=1.0)])
+def test_settings_that_are_off_drop_nothing(s: Sampling) -> None:
+    x_BV = jnp.asarray([[-100.0, 0, 80, -3]])
+    assert np.isfinite(truncate(x_BV, controls_of([s], [0]), ALL_ON)).all()
+
+
+def test_signed_zeros_tie() -> None:
+    x_BV = jnp.asarray([[-0.0, 0.0, -1.0]])
+    kept_BV = truncate(x_BV, controls_of([Sampling(top_k=1)], [0]), ALL_ON)
+    assert np.isfinite(kept_BV)[0].tolist() == [True, True, False]
+
+
+def test_penalty_divides_positive_and_multiplies_negative_logits_of_seen_tokens() -> None:
+    x_BV = jnp.asarray([[3.0, -2.0, 4.0, -1.0]])
+    seen_BV = jnp.asarray([[True, True, False, False]])
+    got = penalize(x_BV, seen_BV, jnp.asarray([2.0]))
+    np.testing.assert_allclose(got, [[1.5, -4.0, 4.0, -1.0]])
+
+
+def draw(logits: list[float], s: Sampling, count: int, position: int = 7) -> np.ndarray:
+    """Tokens of `count` rows with the same logits and their own seeds."""
+    x_BV = jnp.tile(jnp.asarray(logits, jnp.float32), (count, 1))
+    places_B = jnp.full(count, position)
+    draws = jax.jit(choose, static_argnums=4)
+    controls = controls_of([s] * count, range(count))
+    return np.asarray(draws(x_BV, None, places_B, controls, features_of([s]))[0])
+
+
+@pytest.mark.parametrize("s", [Sampling(), Sampling(temperature=2.0), Sampling(top_k=4)])
+def test_frequencies_follow_the_distribution(s: Sampling) -> None:
+    logits, count = [0.0, 1.0, -1.0, 2.0, 0.5, -3.0], 20_000
+    x = np.asarray(logits) / s.temperature
+    x[~kept_by_reference(np.asarray(logits), s)[0]] = -np.inf
+    p = np.exp(x) / np.exp(x).sum()
+    found = np.bincount(draw(logits, s, count), minlength=len(p))
+    assert (found[p == 0] == 0).all()
+    expected = count * p[p > 0]
+    chi2 = ((found[p > 0] - expected) ** 2 / expected).sum()
+    assert chi2 < 20.5  # the 99.9th percentile with five degrees of freedom
+
+
+def test_neighbouring_positions_draw_independently() -> None:
+    a, b = (draw([0.0, 0.0], Sampling(), 4000, position=i) for i in (3, 4))
+    assert abs(np.mean(a == b) - 0.5) < 0.03
+
+
+def test_noise_is_a_function_of_seed_and_position_alone() -> None:
+    together = noise(jnp.asarray([5, 6, 5], jnp.uint32), jnp.asarray([1, 1, 2]), 9)
+    alone = noise(jnp.asarray([5], jnp.uint32), jnp.asarray([2]), 9)
+    np.testing.assert_array_equal(together[2], alone[0])
+    assert len({tuple(row) for row in np.asarray(together).tolist()}) == 3
+
+
+def test_rows_of_one_batch_keep_their_own_settings() -> None:
+    key = jax.random.key(3)
+    x_BV = jax.random.normal(key, (4, V)) * 2
+    seen_BV = jax.random.bernoulli(key, 0.3, (4, V))
+    rows = [
+        Sampling(temperature=0),
+        Sampling(temperature=0.7, top_k=3),
+        Sampling(top_p=0.5, repetition_penalty=1.5),
+        Sampling(min_p=0.2),
+    ]
+    place_B = jnp.arange(4)
+    together = choose(x_BV, seen_BV, place_B, controls_of(rows, range(4)), features_of(rows))
+    for i, row in enumerate(rows):
+        part = slice(i, i + 1)
+        controls = controls_of([row], [i])
+        alone = choose(x_BV[part], seen_BV[part], place_B[part], controls, features_of([row]))
+        assert int(together[0][i]) == int(alone[0][0])
+        np.testing.assert_allclose(together[1][i], alone[1][0], rtol=1e-6)
+
+
+def test_greedy_takes_the_lowest_id_of_a_tie_and_computes_nothing_else() -> None:
+    s = Sampling(temperature=0, top_k=5, top_p=0.3)
+    assert features_of([s]) == Features(False, False, False, False)
+    assert draw([1.0, 3.0, 3.0], s, 1)[0] == 1
+
+
+def test_log_probability_is_the_models_own_whatever_the_settings() -> None:
+    x_BV = jnp.asarray([[1.0, 2.0, -1.0, 0.5]])
+    s = Sampling(temperature=0.3, top_k=2, min_p=0.1, repetition_penalty=2.0)
+    seen_BV = jnp.asarray([[False, True, False, False]])
+    ids_B, logprobs_B = choose(
+        x_BV, seen_BV, jnp.asarray([0]), controls_of([s], [0]), features_of([s])
+    )
+    expected = jax.nn.log_softmax(x_BV)[0, ids_B[0]]
+    np.testing.assert_allclose(logprobs_B[0], expected, rtol=1e-6)
+
+
+def test_ids_outside_the_tokenizer_are_never_chosen() -> None:
+    x_BV = jnp.tile(jnp.asarray([[0.0, 0.0, 50.0, 90.0]]), (64, 1))
+    for s in (Sampling(temperature=0), Sampling(temperature=5.0, top_k=3)):
+        controls = controls_of([s] * 64, range(64))
+        ids_B, _ = choose(x_BV, None, jnp.zeros(64, int), controls, features_of([s]), vocab=2)
+        assert int(ids_B.max()) < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^{name} is {value}; it must be .*\.$"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_bad_seed_is_named(seed: int) -> None:
+    with pytest.raises(UserError, match=f"seed is {seed}"):
+        controls_of([Sampling()], [seed])

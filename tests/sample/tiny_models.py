@@ -1,0 +1,55 @@
+"""Two tiny architectures for the sampling tests, and their full forward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxgpt.config import GPT, Compute
+from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.models import abstract_model, init_params
+
+VOCAB = ByteTokenizer().vocab_size + 1  # one padding row, so that it is even and must stay unused
+FLOAT32 = Compute(dtype="float32", attention="xla")
+MODELS = {
+    "gpt2": GPT(vocab_size=VOCAB, context=96, layers=2, width=32, heads=4),
+    "modern": GPT(
+        vocab_size=VOCAB,
+        context=96,
+        layers=2,
+        width=32,
+        heads=4,
+        kv_heads=2,
+        position="rope",
+        norm="rmsnorm",
+        mlp="swiglu",
+        bias=False,
+        qk_norm=True,
+        tied=False,
+        logit_softcap=30.0,
+        windows=(8, 0),
+    ),
+}
+RECITED = "é日🎉"  # no byte occurs twice, so that each determines the next
+
+
+def sharp_params(model: GPT) -> dict:
+    """Random parameters large enough that logits are well apart and attention is not flat."""
+    params = init_params(model, FLOAT32, jax.random.key(1))
+    return jax.tree.map(lambda p: p * (6.0 if p.ndim > 1 and p.std() > 0 else 1.0), params)
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(model: GPT, params: dict, tokens_BT: jax.Array) -> jax.Array:
+    decoder = nnx.merge(abstract_model(model, FLOAT32)[0], params)
+    positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+    return decoder.logits(decoder.hidden(tokens_BT, positions_BT, jnp.ones_like(tokens_BT)))
+
+
+def full_logits(model: GPT, params: dict, ids: list[int]) -> np.ndarray:
+    """Logits [T, V] of one row by the training forward pass, without cache or padding."""
+    return np.asarray(_forward(model, params, jnp.asarray([ids])))[0]

@@ -1,0 +1,123 @@
+"""Schedules by their end points, weight decay and Muon by whom they move, clipping by its bound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from tiny import FLOAT32, GPT2, MODERN, sharp_params
+
+from jaxgpt.config import Optim
+from jaxgpt.models import abstract_model
+from jaxgpt.optim import make_optimizer, schedule
+
+STEPS, WARMUP = 100, 10
+OPTIM = Optim(peak_lr=1e-2, final_lr=1e-3, warmup_steps=WARMUP)
+
+
+def rates(**parts) -> np.ndarray:
+    return np.array([schedule(replace(OPTIM, **parts), STEPS)(i) for i in range(STEPS + 1)])
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "wsd"])
+def test_a_schedule_warms_up_to_its_peak_and_never_rises_again(shape):
+    rate = rates(schedule=shape)
+    np.testing.assert_allclose(rate[:WARMUP], 1e-2 * np.arange(1, WARMUP + 1) / WARMUP, rtol=1e-5)
+    assert rate[WARMUP] == pytest.approx(1e-2)
+    assert (np.diff(rate[WARMUP:]) <= 1e-9).all()
+    assert rate[-1] == pytest.approx(1e-2 if shape == "constant" else 1e-3)
+
+
+def test_shapes_of_the_schedules():
+    middle = WARMUP + (STEPS - WARMUP) // 2
+    assert rates(schedule="linear")[middle] == pytest.approx(5.5e-3)
+    assert rates(schedule="cosine")[middle] == pytest.approx(5.5e-3)
+    quarter = WARMUP + (STEPS - WARMUP) // 3
+    assert rates(schedule="cosine")[quarter] > rates(schedule="linear")[quarter]
+    wsd = rates(schedule="wsd", decay_fraction=0.2)
+    flat_until = STEPS - round(0.2 * (STEPS - WARMUP))
+    assert wsd[WARMUP : flat_until + 1] == pytest.approx(1e-2)
+    assert wsd[flat_until + 1] < 1e-2
+    assert wsd[flat_until + 9] == pytest.approx(5.5e-3)
+
+
+def test_edges_of_the_schedules():
+    assert rates(warmup_steps=0)[0] == pytest.approx(1e-2)
+    assert rates(warmup_steps=1)[:2] == pytest.approx([1e-2, 1e-2], rel=1e-3)
+    whole = rates(warmup_steps=STEPS)
+    assert whole[STEPS - 1] == pytest.approx(1e-2)
+    other = schedule(OPTIM, STEPS, peak=0.5)
+    assert [float(other(i)) for i in (WARMUP, STEPS)] == pytest.approx([0.5, 0.05])
+
+
+def moved(optim: Optim, model, params: dict, grads: dict) -> dict[tuple, float]:
+    """How far one update moves each parameter, by path."""
+    optimizer = make_optimizer(optim, STEPS, abstract_model(model, FLOAT32)[1])
+
+    @jax.jit
+    def update(params, grads):
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    return {p: float(jnp.abs(u).max()) for p, u in nnx.traversals.flatten_mapping(update(params, grads)).items()}
+
+
+@pytest.mark.parametrize("model", [GPT2, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_moves_matrices_alone(name, model):
+    params = sharp_params(model)
+    optim = replace(OPTIM, name=name, weight_decay=0.1)
+    by_path = moved(optim, model, params, jax.tree.map(jnp.zeros_like, params))
+    for path, size in by_path.items():
+        vector = path[-1] == "bias" or "norm" in path[-2]
+        assert (size == 0) == vector, (path, size)
+    assert any(size == 0 for size in by_path.values())
+
+
+@pytest.mark.parametrize("model", [GPT2, MODERN], ids=["gpt2", "modern"])
+def test_muon_takes_the_layers_matrices_alone(model):
+    params = sharp_params(model)
+    random = np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: jnp.float32(random.standard_normal(p.shape)), params)
+    optim = replace(OPTIM, name="muon", weight_decay=0.0, muon_lr=0.5, warmup_steps=0)
+    for path, size in moved(optim, model, params, grads).items():
+        if path[0] == "blocks" and path[-1] == "weight":
+            assert size > 2e-2, (path, size)  # an orthogonal matrix times its learning rate
+        else:
+            assert size == pytest.approx(1e-2, rel=1e-2), (path, size)  # Adam's first step
+
+
+def test_muons_update_of_an_attention_matrix_is_orthogonal_over_heads():
+    params = sharp_params(MODERN)
+    random = np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: jnp.float32(random.standard_normal(p.shape)), params)
+    optim = replace(OPTIM, name="muon", weight_decay=0.0, muon_lr=1.0, warmup_steps=0)
+    optimizer = make_optimizer(optim, STEPS, abstract_model(MODERN, FLOAT32)[1])
+    updates = jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
+    attention = updates["blocks"]["attention"]
+    matrices = {
+        "q": attention["q"]["weight"].reshape(2, 32, -1),  # from D to all heads at once
+        "out": attention["out"]["weight"].reshape(2, -1, 32),
+        "up": updates["blocks"]["mlp"]["up"]["weight"],
+    }
+    for name, stack in matrices.items():
+        for layer in np.asarray(stack):
+            singular = np.linalg.svd(layer, compute_uv=False)
+            assert singular.max() / singular.min() < 2.5, (name, singular)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    params = sharp_params(GPT2)
+    grads = jax.tree.map(lambda p: 3.0 + 0 * p, params)
+    size = float(optax.tree.norm(grads))
+    optim = replace(OPTIM, eps=1e6, weight_decay=0.0, warmup_steps=0)  # updates as gradients / 1e6
+    free = moved(replace(optim, clip_norm=0.0), GPT2, params, grads)
+    bound = moved(replace(optim, clip_norm=2.0), GPT2, params, grads)
+    loose = moved(replace(optim, clip_norm=2 * size), GPT2, params, grads)
+    for path, whole in free.items():
+        assert bound[path] == pytest.approx(whole * 2.0 / size, rel=1e-3)
+        assert loose[path] == pytest.approx(whole)
