@@ -50,9 +50,7 @@ def main(
                 start = time.perf_counter()
                 prepare(corpus, out, tokenizer=name, workers=workers)
                 seconds = time.perf_counter() - start
-                record[f"prepare_{Path(name).name}_{workers}_workers_mb_per_s"] = round(
-                    size / seconds, 2
-                )
+                record[f"prepare_{Path(name).name}_{workers}_workers_mb_per_s"] = round(size / seconds, 2)
         record |= _wait(work / "tokenizer2", work / "tokenizer", step_seconds, batches)
     for name, value in record.items():
         print(f"{name:<45} {value}")

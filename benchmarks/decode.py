@@ -16,8 +16,8 @@ import tyro
 from benchmarks.common import TorchWorker, alternate, machine, report, row
 from jaxgpt.config import GPT, Compute
 from jaxgpt.data.tokenizer import ByteTokenizer
-from jaxgpt.memory import keep_memory
 from jaxgpt.models import init_params
+from jaxgpt.runtime import keep_memory
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 
@@ -69,9 +69,7 @@ def main(
 
         def ours(prompts: list = prompts) -> float:
             start = time.perf_counter()
-            done = generator.generate(
-                prompts, Sampling(temperature=0), max_new_tokens=new, stop=()
-            )
+            done = generator.generate(prompts, Sampling(temperature=0), max_new_tokens=new, stop=())
             seconds = time.perf_counter() - start
             return sum(len(c.ids) for c in done) / seconds
 

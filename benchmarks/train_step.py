@@ -18,8 +18,8 @@ import tyro
 from benchmarks.common import TorchWorker, alternate, machine, report, row
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Compute, Run, Text, Train
-from jaxgpt.memory import keep_memory
 from jaxgpt.objectives import causal_lm
+from jaxgpt.runtime import keep_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
 from jaxgpt.train.state import init_state, make_program
 from jaxgpt.train.step import train_step
@@ -43,7 +43,7 @@ def round():
 """
 
 
-def our_round(batch: int, length: int, steps: int, dtype: str):  # noqa: ANN201
+def our_round(batch: int, length: int, steps: int, dtype: str):
     """A function that runs some steps and returns tokens/s."""
     model = GPT(vocab_size=50304, context=1024)
     run = Run(

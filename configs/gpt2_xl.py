@@ -18,9 +18,7 @@ def config() -> Run:
         model=GPT(vocab_size=50_304, context=1024, layers=48, heads=25, width=1600),
         data=Text(path="data/web", workers=4),
         optim=Optim(peak_lr=2e-4, final_lr=2e-5, warmup_steps=2000),
-        train=Train(
-            steps=40_000, batch_size=512, accumulate=4, eval_batches=20, eval_every=500, keep=2
-        ),
+        train=Train(steps=40_000, batch_size=512, accumulate=4, eval_batches=20, eval_every=500, keep=2),
         mesh=Mesh(data=1, fsdp=-1),
         compute=Compute(dtype="bfloat16", remat="dots"),
     )

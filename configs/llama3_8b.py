@@ -32,9 +32,7 @@ def config() -> Run:
         ),
         data=Text(path="data/web128k", workers=8),
         optim=Optim(peak_lr=3e-4, final_lr=3e-6, warmup_steps=2000),
-        train=Train(
-            steps=100_000, batch_size=512, eval_batches=20, eval_every=1000, save_every=1000
-        ),
+        train=Train(steps=100_000, batch_size=512, eval_batches=20, eval_every=1000, save_every=1000),
         mesh=Mesh(data=1, fsdp=-1),
         compute=Compute(dtype="bfloat16", remat="full"),
     )

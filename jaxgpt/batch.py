@@ -6,8 +6,10 @@ Shapes: B rows of the batch, T tokens a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
@@ -29,3 +31,12 @@ class Batch:
     weights_BT: Float[Array, "B T"]
     segments_BT: Int[Array, "B T"]
     positions_BT: Int[Array, "B T"]
+
+    @classmethod
+    def abstract(cls, rows: int, length: int, sharding: Any = None) -> Batch:
+        """A batch of shapes and types alone, to trace or compile with."""
+
+        def make(dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
+
+        return cls(*map(make, (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)))

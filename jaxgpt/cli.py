@@ -7,40 +7,41 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxgpt import __version__
 
+
+class Command(NamedTuple):
+    """Where a command's function is, and how to call it.
+
+    Attributes:
+      module, function: what to import once it is called.
+      about: one line of help.
+      jax: whether it computes.
+      config: whether it takes a config with overrides: the function then parses its own arguments.
+    """
+
+    module: str
+    function: str
+    about: str
+    jax: bool = False
+    config: bool = False
+
+
 COMMANDS = {
-    # name: (module, function, needs jax, what it does)
-    "quickstart": (
-        "jaxgpt.quickstart",
-        "quickstart",
-        True,
-        "the whole recipe in a few minutes, on any machine",
+    "quickstart": Command(
+        "jaxgpt.quickstart", "quickstart", "the whole recipe in a few minutes, on any machine", jax=True
     ),
-    "tokenizer train": (
-        "jaxgpt.data.train_tokenizer",
-        "train_tokenizer",
-        False,
-        "learn a SentencePiece vocabulary",
+    "tokenizer train": Command(
+        "jaxgpt.data.train_tokenizer", "train_tokenizer", "learn a SentencePiece vocabulary"
     ),
-    "data prepare": (
-        "jaxgpt.data.prepare",
-        "prepare",
-        False,
-        "turn text files into shards of token ids",
-    ),
-    "data show": (
-        "jaxgpt.data.show",
-        "show",
-        False,
-        "print what a config trains on, loss mask in colour",
-    ),
-    "info": ("jaxgpt.plan", "info", True, "parameters, FLOPs and memory of a config"),
-    "train": ("jaxgpt.train.command", "train", True, "train a config, or resume it"),
-    "sample": ("jaxgpt.sample.commands", "sample", True, "complete prompts with a trained run"),
-    "chat": ("jaxgpt.sample.commands", "chat", True, "talk to a trained run"),
+    "data prepare": Command("jaxgpt.data.prepare", "prepare", "turn text files into shards of token ids"),
+    "data show": Command("jaxgpt.data.show", "show", "print what a config trains on, loss mask in colour"),
+    "info": Command("jaxgpt.plan", "info", "parameters, FLOPs and memory of a config", jax=True, config=True),
+    "train": Command("jaxgpt.train.command", "train", "train a config, or resume it", jax=True, config=True),
+    "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
+    "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
 }
 
 USAGE_ERROR = 2
@@ -61,9 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             return _run(name, args[words:])
     group = [name for name in COMMANDS if name.split()[0] == args[0]]
     if group:
-        print(
-            usage(group), file=sys.stderr if args[1:2] not in (["-h"], ["--help"]) else sys.stdout
-        )
+        print(usage(group), file=sys.stderr if args[1:2] not in (["-h"], ["--help"]) else sys.stdout)
         return 0 if args[1:2] in (["-h"], ["--help"]) else USAGE_ERROR
     from jaxgpt.config import nearest
 
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 def usage(names: list[str] | None = None) -> str:
     """The list of commands."""
     lines = ["usage: jaxgpt COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:<16} {COMMANDS[name][3]}" for name in names or COMMANDS]
+    lines += [f"  {name:<16} {COMMANDS[name].about}" for name in names or COMMANDS]
     lines += [
         "",
         "`jaxgpt COMMAND --help` explains one; `jaxgpt quickstart` is the place to begin.",
@@ -85,17 +84,17 @@ def usage(names: list[str] | None = None) -> str:
 def _run(name: str, args: list[str]) -> int:
     from jaxgpt.config import UserError
 
-    module, function, needs_jax, _ = COMMANDS[name]
+    command = COMMANDS[name]
     _log_to_stderr()
     try:
-        if needs_jax and not {"-h", "--help"} & set(args):
-            _set_up_jax()
-        command: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        if hasattr(command, "takes_overrides"):
-            return command(args) or 0
+        if command.jax and not {"-h", "--help"} & set(args):
+            importlib.import_module("jaxgpt.runtime").set_up()
+        function: Callable[..., Any] = getattr(importlib.import_module(command.module), command.function)
+        if command.config:
+            return function(args) or 0
         import tyro
 
-        return tyro.cli(command, args=args, prog=f"jaxgpt {name}") or 0
+        return tyro.cli(function, args=args, prog=f"jaxgpt {name}") or 0
     except UserError as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -113,29 +112,8 @@ def _log_to_stderr() -> None:
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("absl").setLevel(
-        logging.ERROR
-    )  # Orbax and grain: what matters we say ourselves
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain: what matters we say ourselves
     logging.getLogger("jaxgpt").setLevel(os.environ.get("JAXGPT_LOG", "INFO"))
-
-
-def _set_up_jax() -> None:
-    """The persistent compilation cache, and the other processes where a launcher started several."""
-    import jax
-
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxgpt/xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    several = (
-        "JAX_COORDINATOR_ADDRESS" in os.environ
-        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    )
-    if several:  # SLURM and TPU pods are recognised by jax; launch/local.sh sets the two numbers
-        count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(index) if index else None
-        )
 
 
 if __name__ == "__main__":

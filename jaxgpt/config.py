@@ -166,9 +166,7 @@ class Text:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "data.path is empty; give a folder made by `jaxgpt data prepare`.")
-        require(
-            self.length is None or self.length >= 2, f"data.length is {self.length}; need >= 2."
-        )
+        require(self.length is None or self.length >= 2, f"data.length is {self.length}; need >= 2.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +249,7 @@ class Mesh:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             require(size >= 1 or size == -1, f"mesh.{name} is {size}; it must be -1 or at least 1.")
-        require(
-            list(sizes.values()).count(-1) <= 1, f"mesh {sizes} has more than one -1; keep one."
-        )
+        require(list(sizes.values()).count(-1) <= 1, f"mesh {sizes} has more than one -1; keep one.")
 
     def resolve(self, devices: int) -> dict[str, int]:
         """Axis sizes for this number of devices; `UserError` when they do not multiply to it."""
@@ -268,7 +264,7 @@ class Mesh:
             f"mesh {sizes} takes {'a multiple of ' if free else ''}{known} devices but {devices} "
             "are here; change mesh.data, mesh.fsdp or mesh.tensor.",
         )
-        return sizes | {name: devices // known for name in free}
+        return sizes | dict.fromkeys(free, devices // known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,9 +432,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     shown = where or "config"
-    require(
-        isinstance(value, dict), f"{shown} is {value!r}; it must be an object ({kind.__name__})."
-    )
+    require(isinstance(value, dict), f"{shown} is {value!r}; it must be an object ({kind.__name__}).")
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}
     given = dict(value)
@@ -449,9 +443,7 @@ def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     parsed = {name: _parse(hints[name], v, prefix + name) for name, v in given.items()}
     for f in dataclasses.fields(kind):
-        has_default = (
-            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-        )
+        has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(
             f.name in parsed or has_default,
             f"{prefix}{f.name} is missing; {kind.__name__} needs it.",
@@ -479,16 +471,12 @@ def load(path: str | Path) -> Run:
         try:
             record = json.loads(path.read_text("utf-8"))
         except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}); restore it or start a new run."
-            ) from None
+            raise UserError(f"{path} is not JSON ({error}); restore it or start a new run.") from None
         return from_json(Run, record.get("run", record))
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
     with _explained(path):
         module = load_module(path)
-    require(
-        hasattr(module, "config"), f"{path} has no function config(); define `def config() -> Run`."
-    )
+    require(hasattr(module, "config"), f"{path} has no function config(); define `def config() -> Run`.")
     with _explained(path):
         run = module.config()
     require(
@@ -514,7 +502,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from None
-    except Exception as error:  # noqa: BLE001 - the file may run anything
+    except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
@@ -526,9 +514,7 @@ def _explain_error(error: Exception) -> str:
     """Name the nearest field when the error is an unknown keyword of one of our classes."""
     words = str(error).split("'")
     for kind in (GPT, Compute, Text, Chat, CausalLM, Optim, Mesh, Train, Run):
-        if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(
-            error
-        ):
+        if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(error):
             names = [f.name for f in dataclasses.fields(kind)]
             return f"{kind.__name__} has no field {words[1]!r}{nearest(words[1], names)}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -542,9 +528,7 @@ def override(run: Run, args: list[str], prog: str = "jaxgpt train CONFIG") -> Ru
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            new, unknown = tyro.cli(
-                kind, default=run, args=args, prog=prog, return_unknown_args=True
-            )
+            new, unknown = tyro.cli(kind, default=run, args=args, prog=prog, return_unknown_args=True)
     except SystemExit as error:
         if not error.code:  # --help
             raise
@@ -567,8 +551,6 @@ def _flag_names(value: Any, prefix: str = "") -> list[str]:
     for f in dataclasses.fields(value):
         part = getattr(value, f.name)
         names += (
-            _flag_names(part, f"{prefix}{f.name}.")
-            if dataclasses.is_dataclass(part)
-            else [prefix + f.name]
+            _flag_names(part, f"{prefix}{f.name}.") if dataclasses.is_dataclass(part) else [prefix + f.name]
         )
     return names

@@ -42,9 +42,7 @@ def causal_lm(config: CausalLM, token_bytes_V: np.ndarray) -> Objective:
     """
     table_V = jnp.asarray(token_bytes_V, jnp.float32)
 
-    def objective(
-        model: Decoder, batch: Batch, key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, Sums]:
+    def objective(model: Decoder, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, Sums]:
         x_BTD = model.hidden(batch.tokens_BT, batch.positions_BT, batch.segments_BT, key)
         chunk = max(1, model.compute.loss_chunk // batch.tokens_BT.shape[0])
         loss, nll, correct = cross_entropy(
@@ -94,7 +92,7 @@ def cross_entropy(
       (the last two carry no gradient).
     """
     split = _chunks(chunk, x_BTD, targets_BT, weights_BT)
-    return _scan_sums(lambda part: _chunk_losses(*part, w_VD, cap, z_loss)[0], split)
+    return _scan_sums(lambda part: _chunk_losses(part, w_VD, cap, z_loss)[0], split)
 
 
 def _forward(x_BTD, w_VD, targets_BT, weights_BT, cap, z_loss, chunk):  # noqa: ANN001, ANN202
@@ -103,13 +101,11 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, cap, z_loss, chunk):  # noqa: 
 
     def body(carry: Any, part: Any) -> Any:
         sums, dw_VD = carry
-        losses, dlogits_BTV = _chunk_losses(*part, w_VD, cap, z_loss)
+        losses, dlogits_BTV = _chunk_losses(part, w_VD, cap, z_loss)
         dlogits_BTV = dlogits_BTV.astype(w.dtype)
         dx_BTD = dlogits_BTV @ w
         dims = (((0, 1), (0, 1)), ((), ()))
-        dw_VD = dw_VD + jax.lax.dot_general(
-            dlogits_BTV, part[0], dims, preferred_element_type=jnp.float32
-        )
+        dw_VD = dw_VD + jax.lax.dot_general(dlogits_BTV, part[0], dims, preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, losses), dw_VD), dx_BTD
 
     start = ((jnp.zeros(()),) * 3, jnp.zeros(w_VD.shape, jnp.float32))
@@ -148,14 +144,10 @@ def _scan_sums(f: Callable[[Any], Losses], split: tuple[jax.Array, ...]) -> Loss
 
 
 def _chunk_losses(
-    x_BTD: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
-    w_VD: jax.Array,
-    cap: float | None,
-    z_loss: float,
+    part: tuple[jax.Array, ...], w_VD: jax.Array, cap: float | None, z_loss: float
 ) -> tuple[Losses, jax.Array]:
     """Loss sums of one chunk, and the gradient of its loss by the uncapped logits [B, T, V]."""
+    x_BTD, targets_BT, weights_BT = part
     logits_BTV = softcap(unembed(x_BTD, w_VD), cap)
     top_BT = logits_BTV.max(-1)
     unnormalised_BTV = jnp.exp(logits_BTV - top_BT[..., None])

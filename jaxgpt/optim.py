@@ -31,9 +31,7 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
         "wsd": optax.linear_schedule(top, final, decay, transition_begin=rest - decay),
     }[optim.schedule]
     # Starts at peak / warm-up, not at 0: the first step is not wasted.
-    warmup = optax.linear_schedule(
-        top / max(1, optim.warmup_steps), top, max(1, optim.warmup_steps - 1)
-    )
+    warmup = optax.linear_schedule(top / max(1, optim.warmup_steps), top, max(1, optim.warmup_steps - 1))
     return optax.join_schedules([warmup, after], [optim.warmup_steps])
 
 
@@ -100,9 +98,7 @@ def state_shardings(
       shardings: their shardings, of the same structure.
       other: layout of what is no copy of a parameter (counters).
     """
-    layouts = {
-        _dict_keys(path): sharding for path, sharding in jax.tree.leaves_with_path(shardings)
-    }
+    layouts = {_dict_keys(path): sharding for path, sharding in jax.tree.leaves_with_path(shardings)}
 
     def layout(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
         keys = _dict_keys(path)  # (wrappers..., path of the parameter)

@@ -92,9 +92,7 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
     graphdef, _ = abstract_model(run.model, compute)
     objective = causal_lm(run.objective, np.ones(run.model.vocab_size))
-    ints = jax.ShapeDtypeStruct((rows, run.length), np.int32)
-    floats = jax.ShapeDtypeStruct((rows, run.length), np.float32)
-    batch = Batch(ints, ints, floats, ints, ints)
+    batch = Batch.abstract(rows, run.length)
 
     def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
         loss = lambda p: objective(nnx.merge(graphdef, p), batch, key)[0]  # noqa: E731
@@ -109,9 +107,7 @@ def info(args: list[str]) -> int:
     """Print what a config costs."""
     run = read_args(args, "info")
     found = cost(run)
-    table = Table(
-        title=f"{run.name}: {type(run.model).__name__}", show_header=False, title_justify="left"
-    )
+    table = Table(title=f"{run.name}: {type(run.model).__name__}", show_header=False, title_justify="left")
     total_flops = found.flops_per_token * found.tokens_per_step * run.train.steps
     for name, value in (
         ("parameters", f"{found.parameters:,}"),
@@ -133,9 +129,6 @@ def info(args: list[str]) -> int:
         table.add_row(name, value)
     Console().print(table)
     return 0
-
-
-info.takes_overrides = True  # type: ignore[attr-defined]
 
 
 def human(size: float) -> str:

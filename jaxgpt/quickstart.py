@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -72,12 +72,8 @@ def tune_run(workdir: Path) -> Run:
         runs=str(workdir / "runs"),
         init_from=str(workdir / "runs" / "pretrain"),
         model=model(),
-        data=Chat(
-            train=(str(folder / "train.jsonl"),), validation=(str(folder / "validation.jsonl"),)
-        ),
-        optim=Optim(
-            peak_lr=3e-3, final_lr=1e-4, warmup_steps=20, schedule="linear", weight_decay=0.0
-        ),
+        data=Chat(train=(str(folder / "train.jsonl"),), validation=(str(folder / "validation.jsonl"),)),
+        optim=Optim(peak_lr=3e-3, final_lr=1e-4, warmup_steps=20, schedule="linear", weight_decay=0.0),
         train=Train(steps=600, batch_size=8, eval_every=150, save_every=300),
         compute=Compute(dtype="float32"),
     )
@@ -102,9 +98,7 @@ def quickstart(*, workdir: Path = Path("quickstart")) -> int:
         pretrain, tune = pretrain_run(workdir), tune_run(workdir)
         say(f"[bold]3/6[/] pretraining {_size(pretrain)} on {_tokens(pretrain)} tokens of text")
         _train(pretrain)
-        say(
-            f"[bold]4/6[/] tuning on {_tokens(tune)} tokens of dialogues, loss on the answers alone"
-        )
+        say(f"[bold]4/6[/] tuning on {_tokens(tune)} tokens of dialogues, loss on the answers alone")
         _train(tune)
         say("[bold]5/6[/] asking questions that it has never seen, before and after tuning")
         results, answers = _evaluate(workdir, pretrain, tune)
@@ -189,7 +183,7 @@ def _evaluate(workdir: Path, pretrain: Run, tune: Run) -> tuple[dict[str, Any], 
     for name, run in (("base", pretrain), ("tuned", tune)):
         generator = Generator.load(run.folder)
         answers[name] = exact_match(generator, test, is_correct)
-        data = dataclasses.replace(tune.data, tokenizer=str(workdir / "tokenizer"))
+        data = dataclasses.replace(cast("Chat", tune.data), tokenizer=str(workdir / "tokenizer"))
         losses[name] = validation_loss(run.folder, data)
     text = validation_loss(pretrain.folder)
     results = {
@@ -282,9 +276,7 @@ def _report(
             examples(tune, tokenizer, 2), lambda t: names.get(t) or tokenizer.piece_bytes(t)
         ),
         "Answers to questions never seen": report.dialogues(said),
-        "Skills": report.table(
-            _by_skill(answers), "Share answered to the letter", shares=("base", "tuned")
-        ),
+        "Skills": report.table(_by_skill(answers), "Share answered to the letter", shares=("base", "tuned")),
         "Go on": report.commands(
             "# Talk to it:",
             f"uv run jaxgpt chat {tune.folder}",
@@ -294,7 +286,7 @@ def _report(
             f"uv run jaxgpt data show {tune.folder} --n 1",
         ),
     }
-    report.write(workdir / "report.html", "jaxgpt quick start", sections)
+    report.write(workdir / "report.html", "jaxgpt quick start", sections.items())
 
 
 def _goodbye(workdir: Path, tune: Run, results: dict[str, Any], answers: dict[str, list]) -> None:
@@ -313,9 +305,7 @@ def _goodbye(workdir: Path, tune: Run, results: dict[str, Any], answers: dict[st
     ):
         table.add_row(label, *(f"{results[f'{name}_{which}']:.3f}" for which in ("base", "tuned")))
     console.print(table)
-    console.print(
-        f"pretraining: {results['pretrain_bits_per_byte']:.3f} bits per byte of held-out text"
-    )
+    console.print(f"pretraining: {results['pretrain_bits_per_byte']:.3f} bits per byte of held-out text")
     console.print(f"in all: {results['seconds']:.0f} seconds; look at {workdir / 'report.html'}\n")
     console.print("talk to it:")
     console.print(f"  uv run jaxgpt chat {tune.folder}", style="bold")

@@ -30,9 +30,7 @@ DEFAULT_BUDGET = 6_000_000
 _TARGET = 2_000  # characters a document
 _SPARSE = 3_000  # characters of source a docstring, above which a file is not worth parsing
 _REPEATS = 3  # how often one paragraph may appear before it counts as boilerplate
-_SKIPPED = re.compile(
-    "(test|conftest).*|.*_test.*|__pycache__|_vendor|encodings|idlelib|lib2to3|.*-packages"
-)
+_SKIPPED = re.compile("(test|conftest).*|.*_test.*|__pycache__|_vendor|encodings|idlelib|lib2to3|.*-packages")
 Turn, Example, _Counts = tuple[str, str, str], dict[str, Any], Counter[str]
 _NOT_LETTERS = bytes(i for i in range(128) if not chr(i).isalpha() and chr(i) not in " \n")
 _SENTENCE = r"[A-Z].{9,119}?(?<!\.\w)\.(?=\s|$)"  # short, and not cut at "e.g."
@@ -231,8 +229,20 @@ described | What does `{0}` do? | What is `{0}`? | Describe `{0}`. | What is `{0
 holder | Which module holds `{0}`? | Where do I find `{0}`? | From which module comes `{0}`?
 """)
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_PAIRS = "hot cold,big small,fast slow,old new,high low,long short,open closed,left right,up down"
-_POLES = dict(pair.split() for pair in (_PAIRS + ",good bad,early late,empty full").split(","))
+_POLES = {
+    "hot": "cold",
+    "big": "small",
+    "fast": "slow",
+    "old": "new",
+    "high": "low",
+    "long": "short",
+    "open": "closed",
+    "left": "right",
+    "up": "down",
+    "good": "bad",
+    "early": "late",
+    "empty": "full",
+}
 _POLES |= {value: key for key, value in _POLES.items()}
 
 

@@ -264,9 +264,7 @@ def downsample(line: Sequence[Point], most: int = 600) -> list[Point]:
 
 
 def _tag(name: str, kind: str, inside: str = "", **values: str | float) -> str:
-    shown = (
-        f' {k}="{v:.1f}"' if isinstance(v, float) else f' {k}="{v}"' for k, v in values.items()
-    )
+    shown = (f' {k}="{v:.1f}"' if isinstance(v, float) else f' {k}="{v}"' for k, v in values.items())
     return f'<{name} class="{kind}"{"".join(shown)}>{inside}</{name}>'
 
 
@@ -274,9 +272,9 @@ def chart(title: str, lines: Mapping[str, Sequence[Point]], zero: bool = False) 
     """An SVG chart over steps: `raw` a faint line, `mean` a line with its last value, `dots` points
     with the lowest named as the best, `skips` steps marked at the bottom; `zero` as of `axis`.
     """
-    runs = {kind: _runs(line) for kind, line in lines.items() if kind != "skips"}
+    runs = {name: _runs(line) for name, line in lines.items() if name != "skips"}
     x, x_ticks, _ = axis([a for line in lines.values() for a, _ in line], 52, 608, zero=True)
-    finite = [b for kind in runs.values() for run in kind for _, b in run]
+    finite = [b for found in runs.values() for run in found for _, b in run]
     y, y_ticks, curved = axis(finite, 272, 22, zero)
     parts = [f"<title>{_escape(title)}</title><desc>{len(finite)} points</desc>"]
     parts += [_tag("path", "grid", d=f"M52 {y(tick):.1f}H582") for tick in y_ticks]
@@ -284,7 +282,7 @@ def chart(title: str, lines: Mapping[str, Sequence[Point]], zero: bool = False) 
     parts += [_tag("text", "mid", _show(t), x=x(t), y=292) for t in x_ticks]
     parts += [_tag("text", "left", "log", x=45, y=13)] if curved else []
     parts += [_tag("path", "bad", d=f"M{x(a):.1f} 272v-9") for a, _ in lines.get("skips", ())]
-    for kind, run in [(kind, run) for kind in runs for run in runs[kind]]:
+    for kind, run in [(name, run) for name, found in runs.items() for run in found]:
         kept = downsample(run, 8 + 600 * len(run) // len(lines[kind]))
         d = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in kept)
         parts.append(_tag("path", kind, d=f"M{d}" + "h0" * (len(run) == 1)))

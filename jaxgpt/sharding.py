@@ -44,22 +44,16 @@ def spec(axes: Sequence[str]) -> P:
     entries = []
     for name in axes:
         if name not in TABLE:
-            raise KeyError(
-                f"logical axis {name!r} is not in sharding.TABLE; known: {', '.join(TABLE)}"
-            )
+            raise KeyError(f"logical axis {name!r} is not in sharding.TABLE; known: {', '.join(TABLE)}")
         mesh_axes = TABLE[name]
         if used & set(mesh_axes):
-            raise ValueError(
-                f"axes {tuple(axes)} use mesh axis {sorted(used & set(mesh_axes))} twice"
-            )
+            raise ValueError(f"axes {tuple(axes)} use mesh axis {sorted(used & set(mesh_axes))} twice")
         used |= set(mesh_axes)
         entries.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
     return P(*entries)
 
 
-def make_mesh(
-    sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
-) -> jax.sharding.Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh with axes `data`, `fsdp`, `tensor` of these sizes, all under automatic partitioning."""
     names = tuple(sizes)
     return jax.make_mesh(

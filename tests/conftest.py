@@ -27,5 +27,5 @@ def no_shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     """Commands called in a test neither read nor write the user's compilation cache."""
     folder = tmp_path_factory.getbasetemp() / "xla"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-    monkeypatch.setattr("jaxgpt.cli._set_up_jax", lambda: None)
+    monkeypatch.setattr("jaxgpt.runtime.set_up", lambda: None)
     return folder

@@ -24,17 +24,14 @@ def chat_config(tmp_path):
         {"role": "user", "content": "two?"}, {"role": "assistant", "content": "dos"},
     ]}  # fmt: skip
     others = [
-        {"messages": [*record["messages"][:1], {"role": "assistant", "content": str(i)}]}
-        for i in range(9)
+        {"messages": [*record["messages"][:1], {"role": "assistant", "content": str(i)}]} for i in range(9)
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [record, *others])))
     (tmp_path / "v.jsonl").write_text(json.dumps(record))
     ByteTokenizer().save(tmp_path / "tok")
     names = [str(tmp_path / name) for name in ("a.jsonl", "v.jsonl", "tok")]
     data = "Chat(train=({!r},), validation=({!r},), tokenizer={!r})".format(*names)
-    (tmp_path / "c.py").write_text(
-        f"{HEAD}def config(): return Run(name='a', model=small, data={data})\n"
-    )
+    (tmp_path / "c.py").write_text(f"{HEAD}def config(): return Run(name='a', model=small, data={data})\n")
     return str(tmp_path / "c.py")
 
 
@@ -80,15 +77,10 @@ def test_text_rows_show_documents(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("all the world is a stage " * 50)
     prepare([str(tmp_path / "a.txt")], tmp_path / "out", split="tail", workers=1)
     data = f"Text(path={str(tmp_path / 'out')!r})"
-    (tmp_path / "c.py").write_text(
-        f"{HEAD}def config(): return Run(name='a', model=small, data={data})\n"
-    )
+    (tmp_path / "c.py").write_text(f"{HEAD}def config(): return Run(name='a', model=small, data={data})\n")
     show(str(tmp_path / "c.py"), n=1, json=True)
     row = json.loads(capsys.readouterr().out)
-    assert (
-        row["text"].replace("<|bos|>", "").replace("<|eos|>", "")
-        in "all the world is a stage " * 99
-    )
+    assert row["text"].replace("<|bos|>", "").replace("<|eos|>", "") in "all the world is a stage " * 99
     assert row["weights"][0] == 0
     assert sum(row["weights"]) >= 90
 

@@ -63,7 +63,9 @@ def moved(optim: Optim, model, params: dict, grads: dict) -> dict[tuple, float]:
     def update(params, grads):
         return optimizer.update(grads, optimizer.init(params), params)[0]
 
-    return {p: float(jnp.abs(u).max()) for p, u in nnx.traversals.flatten_mapping(update(params, grads)).items()}
+    return {
+        p: float(jnp.abs(u).max()) for p, u in nnx.traversals.flatten_mapping(update(params, grads)).items()
+    }
 
 
 @pytest.mark.parametrize("model", [GPT2, MODERN], ids=["gpt2", "modern"])

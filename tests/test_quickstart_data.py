@@ -196,9 +196,7 @@ def continued(x: list[str]) -> str:
     return x[len(x) % period]
 
 
-POLES = (
-    "hot cold fast slow old new high low long short open closed left right up down good bad early"
-)
+POLES = "hot cold fast slow old new high low long short open closed left right up down good bad early"
 POLES = (POLES + " late empty full big small").split()
 OPPOSITE = {word: POLES[i ^ 1] for i, word in enumerate(POLES)}
 ANSWERS = {
@@ -346,9 +344,7 @@ def test_what_cannot_be_had_is_an_error(small):
 
 @given(st.text(), st.text(alphabet=" \n\t"), st.text(alphabet=" \n\t"))
 def test_checker_ignores_spaces_around_and_nothing_else(answer, before, after):
-    example = {
-        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    }
+    example = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]}
     assert is_correct(example, before + answer + after)
     assert not is_correct(example, answer.strip() + ".")
     assert is_correct(example, answer.upper()) == (answer.upper().strip() == answer.strip())

@@ -25,7 +25,7 @@ def test_names_become_mesh_axes():
 
 
 def test_an_unknown_name_raises():
-    with pytest.raises(KeyError, match="'embedd' is not in sharding.TABLE"):
+    with pytest.raises(KeyError, match=r"'embedd' is not in sharding\.TABLE"):
         spec(("layers", "embedd"))
 
 
@@ -79,4 +79,4 @@ def test_the_initial_state_is_the_same_on_every_mesh():
     states = [init_state(run, make_program(run, mesh(s))) for s in (ONE, MESHES["tensor=4,data=2"])]
     for a, b in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-8)
-    assert T == run.length
+    assert run.length == T

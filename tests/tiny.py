@@ -152,5 +152,3 @@ def assert_same(a: Any, b: Any) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, x), (_, y) in zip(jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), jax.tree_util.keystr(path))
-
-

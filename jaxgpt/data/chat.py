@@ -156,9 +156,7 @@ class ChatReport(Report):
     shapes: dict[str, str] = field(default_factory=dict)
 
 
-def read_dialogues(
-    paths: Iterable[str | Path], max_bad: float = 0.01
-) -> tuple[list[Dialogue], ChatReport]:
+def read_dialogues(paths: Iterable[str | Path], max_bad: float = 0.01) -> tuple[list[Dialogue], ChatReport]:
     """The dialogues of JSON and JSONL files, folders or globs, and what was found in them.
 
     The shape of a file is that of its first record that has one, and is logged; a record of
@@ -219,9 +217,7 @@ def _records(path: str, report: ChatReport) -> Iterator[tuple[str, Any]]:
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (offset {error.start}); convert it with iconv."
-        ) from None
+        raise UserError(f"{path} is not UTF-8 (offset {error.start}); convert it with iconv.") from None
     except ValueError as error:
         raise UserError(
             f"{path} is not JSON ({error}); a file of one object a line is named .jsonl."

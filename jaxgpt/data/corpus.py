@@ -96,9 +96,7 @@ class Corpus(Sendable):
         with self._lock:
             if self._readers[shard] is None:
                 path = self._shards[shard]
-                require(
-                    Path(path).is_file(), f"{path} is missing; run `jaxgpt data prepare` again."
-                )
+                require(Path(path).is_file(), f"{path} is missing; run `jaxgpt data prepare` again.")
                 reader = array_record_module.ArrayRecordReader(path, options=_READER)
                 require(
                     reader.ok() and reader.num_records() == self._records[shard],

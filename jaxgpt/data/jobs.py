@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -159,9 +159,7 @@ def run_job(job: Job, index: int, spans: list[Span], tokenizer: Tokenizer, progr
             if progress is not None and progress.get_obj().value < 0:
                 raise InterruptedError("another job failed or the command was interrupted")
             if job.split == "document":
-                splits["validation" if held_out(text, job.validation) else "train"].add(
-                    text, tokenizer
-                )
+                splits["validation" if held_out(text, job.validation) else "train"].add(text, tokenizer)
             else:
                 end = int(len(text) * (1 - job.validation))
                 for name, half in (("train", text[:end]), ("validation", text[end:])):
@@ -224,7 +222,7 @@ def run_all(job: Job, plan: list[list[Span]], workers: int, max_bad: float) -> l
 
 def _finish(
     job: Job, plan: list[list[Span]], todo: list[int], workers: int, show: Any
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Run the jobs, yielding each as it ends: here when one worker is enough, else in a pool."""
     folder = str(Path(job.out) / "tokenizer")
     context = multiprocessing.get_context("spawn")  # fork would copy threads' locks

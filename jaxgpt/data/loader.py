@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import absl.flags
 import grain
@@ -79,9 +79,7 @@ def train_iterator(
         f"the training data fill {have} rows of {rows.length} tokens, fewer than one batch of "
         f"{total}; add data, or lower train.batch_size or data.length.",
     )
-    return TrainIterator(
-        rows, batch_size, process_index, process_count, data.workers, isinstance(data, Chat)
-    )
+    return TrainIterator(rows, batch_size, process_index, process_count, data.workers, isinstance(data, Chat))
 
 
 def validation_batches(
@@ -138,9 +136,7 @@ def _corpus(data: Text, split: str, tokenizer: Tokenizer) -> Corpus:
 # ---------------------------------------------------------------------------------- dialogues
 
 
-def _chat_examples(
-    data: Chat, tokenizer: Tokenizer, length: int
-) -> tuple[list[Example], list[Example]]:
+def _chat_examples(data: Chat, tokenizer: Tokenizer, length: int) -> tuple[list[Example], list[Example]]:
     """(training, validation) examples; remembered while the files stay as they are."""
     files = expand((*data.train, *data.validation), SUFFIXES)
     stats = [(f, Path(f).stat()) for f in files]
@@ -227,7 +223,7 @@ class _Share:
 
 def _batches(share: _Share, workers: int) -> Any:
     """A Grain iterator over dicts of [B, T] arrays."""
-    stream = grain.MapDataset.source(share).batch(share.batch)
+    stream = grain.MapDataset.source(cast(Any, share)).batch(share.batch)
     if workers == 0:
         here = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_AHEAD)
         return iter(stream.to_iter_dataset(here))
@@ -253,9 +249,7 @@ def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
 class TrainIterator(Iterator[Batch]):
     """Endless training batches; made by `train_iterator`."""
 
-    def __init__(
-        self, rows: Rows, batch_size: int, index: int, count: int, workers: int, chat: bool
-    ) -> None:
+    def __init__(self, rows: Rows, batch_size: int, index: int, count: int, workers: int, chat: bool) -> None:
         self._rows, self._batch, self._index, self._count = rows, batch_size, index, count
         self._workers, self._chat = workers, chat
         self._at = 0

@@ -76,9 +76,7 @@ class ConcatRows(Sendable):
     def __init__(self, corpus: Corpus, length: int, seed: int | None, pad: int = 0) -> None:
         self.corpus, self.length, self.seed, self.pad = corpus, length, seed, pad
         self.tokens = int(corpus.lengths_D.sum(dtype=np.int64))
-        self.epoch_rows = (
-            self.tokens // length if seed is not None else -(-(self.tokens - 1) // length)
-        )
+        self.epoch_rows = self.tokens // length if seed is not None else -(-(self.tokens - 1) // length)
         require(
             self.epoch_rows >= 1,
             f"{corpus.folder}/{corpus.split} holds {self.tokens} tokens, fewer than one row of "

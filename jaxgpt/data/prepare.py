@@ -68,9 +68,7 @@ def prepare(
       overwrite: replace a folder made with other settings.
     """
     require(0 < validation < 1, f"validation is {validation}; it must be above 0 and below 1.")
-    require(
-        split in ("document", "tail"), f"split is {split!r}{nearest(split, ['document', 'tail'])}"
-    )
+    require(split in ("document", "tail"), f"split is {split!r}{nearest(split, ['document', 'tail'])}")
     require(0 <= max_bad <= 1, f"max_bad is {max_bad}; it must be between 0 and 1.")
     require(workers >= 0, f"workers is {workers}; it must be 0 (all cores) or more.")
     text = ByteTokenizer() if tokenizer == "byte" else load_tokenizer(tokenizer)
@@ -137,15 +135,12 @@ def _settings(
         "dtype": "uint32" if wide else "uint16",
         "record_tokens": jobs.RECORD_TOKENS,
         "sources": [
-            {"path": str(Path(f).resolve()), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns}
-            for f, s in stats
+            {"path": str(Path(f).resolve()), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns} for f, s in stats
         ],
     }
 
 
-def _held(
-    out: Path, settings: dict[str, Any], overwrite: bool
-) -> Literal["all", "part", "nothing", "other"]:
+def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all", "part", "nothing", "other"]:
     """What `out` holds of this work; `UserError` when it is another's and not to be replaced."""
     held = None
     for path in (out / "manifest.json", out / ".work" / "settings.json"):

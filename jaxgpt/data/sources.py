@@ -103,9 +103,7 @@ def expand(sources: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) 
         else:
             named = [p for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
             files = [p for p in named if p.lower().endswith(suffixes)]
-            require(
-                bool(files), f"{source} does not exist or matches no {', '.join(suffixes)} file."
-            )
+            require(bool(files), f"{source} does not exist or matches no {', '.join(suffixes)} file.")
         found.update(files)
     require(bool(found), "no source is named; give files, folders or globs.")
     for name in sorted(found):
@@ -123,9 +121,7 @@ def open_source(path: str) -> IO[bytes]:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); check the path and its rights."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its rights.") from None
 
 
 def total_size(files: Iterable[str]) -> int:
@@ -181,9 +177,7 @@ def _torn(stream: IO[bytes], edge: int) -> int:
 # ------------------------------------------------------------------------------------ reading files
 
 
-def read_documents(
-    files: Iterable[str], *, field: str = "text", max_bad: float = 0.01
-) -> Iterator[str]:
+def read_documents(files: Iterable[str], *, field: str = "text", max_bad: float = 0.01) -> Iterator[str]:
     """Every document of the files; `UserError` at the end when too many lines were bad."""
     report = Report()
     for path in files:
@@ -238,9 +232,7 @@ def parse_line(line: bytes | None) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})"
-        ) from None
+        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})") from None
     except RecursionError:
         raise ValueError("not JSON (nested too deeply)") from None
     except ValueError as error:
@@ -323,9 +315,7 @@ def _parquet(path: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError(
-            f"{path} needs pyarrow, which is not installed; run `pip install pyarrow`."
-        ) from None
+        raise UserError(f"{path} needs pyarrow, which is not installed; run `pip install pyarrow`.") from None
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as error:

@@ -174,9 +174,7 @@ class SentencePiece(_Table):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, TypeError) as error:
-            raise UserError(
-                f"{where} is not a SentencePiece model ({error}); train it again."
-            ) from None
+            raise UserError(f"{where} is not a SentencePiece model ({error}); train it again.") from None
         sp, self._bytes = self._processor, model
         self.vocab_size = int(sp.get_piece_size())
         names = [sp.id_to_piece(i) for i in range(self.vocab_size)]
@@ -184,8 +182,7 @@ class SentencePiece(_Table):
         missing = [name for name in CONTROL if name not in self.control]
         require(
             not missing and any(sp.is_byte(i) for i in range(self.vocab_size)),
-            f"{where} lacks {', '.join(missing) or 'byte fallback'}; "
-            "make it with `jaxgpt tokenizer train`.",
+            f"{where} lacks {', '.join(missing) or 'byte fallback'}; make it with `jaxgpt tokenizer train`.",
         )
         self._pieces = [self._piece(i, name) for i, name in enumerate(names)]
         ids = {name: i for i, name in enumerate(names) if sp.is_byte(i)}

@@ -35,11 +35,8 @@ class MLP(nnx.Module):
         self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), bias=model.bias, std=std, dtype=dtype)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        if self.gate is None:
-            h_BTF = gelu(self.up(x_BTD))
-        else:
-            h_BTF = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
-        return self.down(h_BTF)
+        up_BTF = self.up(x_BTD)
+        return self.down(gelu(up_BTF) if self.gate is None else jax.nn.silu(self.gate(x_BTD)) * up_BTF)
 
 
 @jax.custom_vjp

@@ -6,6 +6,7 @@ key-value cache copies it at every step.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ def scan_layers(
     block: nnx.Module,
     x_BTD: jax.Array,
     per_layer: Any,
-    call: Callable[[nnx.Module, jax.Array, Any], jax.Array],
+    call: Callable[[Any, jax.Array, Any], jax.Array],
     compute: Compute,
 ) -> jax.Array:
     """Run `x = call(layer, x, per_layer[i])` through the stacked layers.
@@ -62,4 +63,4 @@ def scan_layers(
 
 def unstack(params: dict, layers: int) -> dict:
     """Parameters with a leading layer axis as a dict from layer number to one layer's parameters."""
-    return {i: jax.tree.map(lambda p: p[i], params) for i in range(layers)}
+    return {i: jax.tree.map(operator.itemgetter(i), params) for i in range(layers)}

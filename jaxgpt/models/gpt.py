@@ -5,6 +5,10 @@ Shapes: B batch, T length, S cache slots, D width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -125,7 +129,7 @@ class Decoder(nnx.Module):
             per_layer["key"] = jax.random.split(layers_key, model.layers)
         if isinstance(self.blocks, nnx.List):
             for i, block in enumerate(self.blocks):
-                x_BTD = call(block, x_BTD, jax.tree.map(lambda p, i=i: p[i], per_layer))
+                x_BTD = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer))
         else:
             x_BTD = scan_layers(self.blocks, x_BTD, per_layer, call, self.compute)
         return self.norm(x_BTD).astype(self.compute.dtype)
@@ -154,10 +158,11 @@ class Decoder(nnx.Module):
         mask = Mask(index_BT, slot_BS, ones_BT, jnp.ones_like(slot_BS))
         x_BTD = self._embed(tokens_BT, index_BT)
         full_BTS = mask.dense()
-        layers = []
-        for i, block in enumerate(self.blocks):
+        layers: list[LayerCache] = []
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             window = self.model.window(i)
             seen_BTS = full_BTS if window >= slots else mask.dense(window)
             x_BTD, layer = block(x_BTD, index_BT, seen_BTS, cache=cache[i], start_B=start_B)
+            assert layer is not None
             layers.append(layer)
         return self.norm(x_BTD).astype(self.compute.dtype), tuple(layers)

@@ -162,9 +162,7 @@ def chat(
             _note("the dialogue is forgotten")
             continue
         try:
-            turns, ids = _fit(
-                generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens
-            )
+            turns, ids = _fit(generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens)
         except UserError as error:
             _note(str(error))
             continue
@@ -172,9 +170,7 @@ def chat(
         turns.append({"role": "assistant", "content": answer})
 
 
-def _answer(
-    generator: Generator, ids: list[int], sampling: Sampling, max_new_tokens: int, seed: int
-) -> str:
+def _answer(generator: Generator, ids: list[int], sampling: Sampling, max_new_tokens: int, seed: int) -> str:
     """Stream one answer; an interrupt ends it with what was made so far."""
     answer = ""
     try:
@@ -213,8 +209,7 @@ def _fit(
         cut += 2  # a user's turn and its answer
     require(
         len(ids) < context,
-        f"this turn makes a prompt of {len(ids)} tokens but the model's context is {context}; "
-        "shorten it.",
+        f"this turn makes a prompt of {len(ids)} tokens but the model's context is {context}; shorten it.",
     )
     if cut:
         _note(f"the dialogue is longer than the context: the oldest {cut} turns are forgotten")

@@ -103,9 +103,7 @@ class Generator:
             self.params = prepare(self.model, self.compute, params)
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, which: str = "best", mesh: Mesh | None = None
-    ) -> Generator:
+    def load(cls, folder: str | Path, *, which: str = "best", mesh: Mesh | None = None) -> Generator:
         """The generator of a run's folder.
 
         Args:
@@ -158,9 +156,7 @@ class Generator:
                 len(given) == len(prompts),
                 f"{name} has {len(given)} entries for {len(prompts)} prompts; give one a prompt.",
             )
-        program = Program(
-            self.model, self.compute, bucket(max(ends), context), vocab, features_of(settings)
-        )
+        program = Program(self.model, self.compute, bucket(max(ends), context), vocab, features_of(settings))
         stops = self.stop if stop is None else tuple(stop)
         extra = -len(prompts) % self._row_shards()
         T = bucket(max(map(len, prompts)), context)
@@ -262,9 +258,7 @@ class Generator:
             if finished:
                 return
 
-    def _token(
-        self, made: Made, row: int, slot: int, stops: set[int], writer: StreamDecoder
-    ) -> Token:
+    def _token(self, made: Made, row: int, slot: int, stops: set[int], writer: StreamDecoder) -> Token:
         token = int(made.tokens_BS[row, slot])
         reason: Literal["stop", "length"] | None = None
         if made.done_B[row] and slot == made.length_B[row] - 1:

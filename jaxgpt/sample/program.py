@@ -166,9 +166,7 @@ def prefill(program: Program, params: dict, rows: Rows) -> tuple[State, Made]:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
-def decode(
-    program: Program, params: dict, rows: Rows, state: State, steps: jax.Array
-) -> tuple[State, Made]:
+def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.Array) -> tuple[State, Made]:
     """Up to `steps` more tokens a row. The state's memory is reused: do not touch it again."""
     state = program.run(params, rows, state, steps)
     return state, _everywhere(state.made)

@@ -195,11 +195,9 @@ def load_params(
         )
         return checkpoints.load_params(run, mesh, int(which)), int(which)
     first = checkpoints.best() if which == "best" else steps[-1]
-    for step in [first, *(s for s in reversed(steps) if s != first)]:
+    for step in sorted(steps, key=lambda step: (step == first, step), reverse=True):
         try:
             return checkpoints.load_params(run, mesh, step), step
         except Exception as error:  # whatever a damaged file makes the readers raise
             log.warning("checkpoint %d is damaged (%s); trying another", step, type(error).__name__)
-    raise UserError(
-        f"no checkpoint in {str(folder)!r} could be read; they are damaged: train it again."
-    )
+    raise UserError(f"no checkpoint in {str(folder)!r} could be read; they are damaged: train it again.")

@@ -26,7 +26,8 @@ def read_args(args: list[str], command: str) -> Run:
 
 def train(args: list[str]) -> int:
     """Train a config, or resume it. Exit codes: 0 done, 2 a mistake to mend, 3 diverged or not
-    saved, 75 stopped by a signal with everything saved."""
+    saved, 75 stopped by a signal with everything saved.
+    """
     run = read_args(args, "train")
     from jaxgpt.train import loop
     from jaxgpt.train.checkpoint import SaveError
@@ -47,10 +48,6 @@ def train(args: list[str]) -> int:
         return 3
     stopped = result.reason not in ("finished", "patience")
     then = "run the same command to go on" if stopped else f"try `jaxgpt sample {run.folder}`"
-    print(
-        f"{run.folder}: {result.reason} at step {result.step}, best validation loss {result.best_loss:.4f}; {then}"
-    )
+    loss = f"best validation loss {result.best_loss:.4f}"
+    print(f"{run.folder}: {result.reason} at step {result.step}, {loss}; {then}")
     return loop.STOPPED_BY_SIGNAL if stopped else 0
-
-
-train.takes_overrides = True  # type: ignore[attr-defined]

@@ -65,15 +65,13 @@ def _barrier(name: str) -> None:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix.removesuffix("."): value}
-    return {
-        k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}{name}.").items()
-    }
+    return {k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}{name}.").items()}
 
 
 def environment() -> dict[str, Any]:
     """What a run was computed with: revision, versions, devices, flags."""
     names = ("jaxgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -89,9 +87,7 @@ def environment() -> dict[str, Any]:
         "--abbrev=12",
     ]
     try:
-        revision = (
-            subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-        )
+        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         revision = None
     return {

@@ -20,7 +20,6 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.config import Run, require
 from jaxgpt.data.loader import run_tokenizer, train_iterator, validation_batches
-from jaxgpt.memory import keep_memory
 from jaxgpt.models import flops_per_token
 from jaxgpt.objectives import causal_lm
 from jaxgpt.optim import schedule
@@ -63,7 +62,6 @@ def train(run: Run, *, progress: bool = True) -> Result:
       UserError: config, data, mesh or folder do not fit each other.
       Diverged: see `Train.max_bad_steps`.
     """
-    keep_memory()
     mesh = make_mesh(run.check_mesh(jax.device_count()))
     tokenizer = run_tokenizer(run)
     require(
@@ -149,9 +147,7 @@ class Loop:
     ) -> None:
         self.run, self.program, self.checkpoints = run, program, checkpoints
         self.data, self.validation = data, validation
-        self.patience = Patience(
-            run.train.patience, memory.get("best", math.inf), memory.get("waited", 0)
-        )
+        self.patience = Patience(run.train.patience, memory.get("best", math.inf), memory.get("waited", 0))
         self.skipped, self.bad = memory.get("skipped", 0), 0
         self.layout = batch_sharding(program.mesh)
         self.meter = Meter(
@@ -162,7 +158,7 @@ class Loop:
         self.rate = schedule(run.optim, run.train.steps)
 
     def put(self, batch: Batch) -> Batch:
-        """This process's rows as its part of the global batch."""
+        """The rows of this process as its part of the global batch."""
         return jax.tree.map(
             lambda a: jax.make_array_from_process_local_data(self.layout, np.asarray(a)), batch
         )
@@ -176,11 +172,8 @@ class Loop:
             donate_argnums=0,
             out_shardings=(program.shardings, replicated(program.mesh)),
         )
-        shape = (train.batch_size, self.run.length)
-        ints = jax.ShapeDtypeStruct(shape, np.int32, sharding=self.layout)
-        floats = jax.ShapeDtypeStruct(shape, np.float32, sharding=self.layout)
         times = [time.perf_counter()]
-        traced = step.trace(state, Batch(ints, ints, floats, ints, ints))
+        traced = step.trace(state, Batch.abstract(train.batch_size, self.run.length, self.layout))
         times.append(time.perf_counter())
         lowered = traced.lower()
         times.append(time.perf_counter())
@@ -244,16 +237,17 @@ class Loop:
         self.bad = int(values["bad_steps"])
         self.skipped += self.bad > 0
         if self.bad >= train.max_bad_steps:
-            whole = self.checkpoints.steps()
+            steps = self.checkpoints.steps()
+            whole = f"step {steps[-1]}" if steps else "none"
             raise Diverged(
-                f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not finite; "
-                f"the last good checkpoint is {f'step {whole[-1]}' if whole else 'none'} in {self.run.folder}: "
+                f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not "
+                f"finite; the last good checkpoint is {whole} in {self.run.folder}: "
                 "lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data."
             )
         if step % train.log_every and step != train.steps and step > 1:
             return
         record = self.meter.record(step, values) | {
-            "learning_rate": float(self.rate(step - 1)),
+            "learning_rate": float(np.asarray(self.rate(step - 1))),
             "skipped": self.skipped,
         }
         self.metrics.write(step, record)

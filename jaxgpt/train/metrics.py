@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -96,10 +96,7 @@ class Meter:
         self.start(step)
         return {
             "loss": values["loss"],
-            "bits_per_byte": values["nll"]
-            * values["weight"]
-            / math.log(2)
-            / max(values["bytes"], 1.0),
+            "bits_per_byte": values["nll"] * values["weight"] / math.log(2) / max(values["bytes"], 1.0),
             "accuracy": values["accuracy"],
             "grad_norm": values["grad_norm"],
             "step_seconds": seconds,
@@ -149,15 +146,12 @@ class Metrics:
         """A line that stays, above the progress line."""
         self.bar.console.print(line, highlight=False)
 
-    def write(self, step: int, record: dict[str, float | int | str]) -> None:
+    def write(self, step: int, record: Mapping[str, float | int | str]) -> None:
         """One record of `metrics.jsonl`, and its numbers to TensorBoard."""
         if self.file is None:
             return
         # JSON has neither NaN nor infinity.
-        shown = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in record.items()
-        }
+        shown = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self.file.write(json.dumps({"step": step, **shown}, allow_nan=False) + "\n")
         self.file.flush()
         if self.board is not None:

@@ -60,9 +60,10 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     graphdef, model = abstract_model(run.model, run.compute)
     optimizer = make_optimizer(run.optim, run.train.steps, model)
     params = nnx.to_pure_dict(model)
-    layout, whole = param_shardings(model, mesh), replicated(mesh)
+    layout = param_shardings(model, mesh)
+    whole: Any = replicated(mesh)
     shardings = State(whole, whole, layout, state_shardings(optimizer, params, layout, whole))
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = State(count, count, params, jax.eval_shape(optimizer.init, params))
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -80,5 +81,7 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
     with jax.set_mesh(program.mesh):
         if params is not None:
             return jax.jit(fresh, out_shardings=program.shardings)(params)
-        make = lambda key: fresh(init_params(run.model, run.compute, key))  # noqa: E731
-        return jax.jit(make, out_shardings=program.shardings)(jax.random.key(run.train.seed))
+        born = jax.jit(
+            lambda key: fresh(init_params(run.model, run.compute, key)), out_shardings=program.shardings
+        )
+        return born(jax.random.key(run.train.seed))

@@ -14,12 +14,8 @@ from jaxgpt.data.chat import prompt_ids, read_dialogues, render, truncate
 from jaxgpt.data.tokenizer import ByteTokenizer
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-content = st.one_of(
-    st.text(max_size=20), st.sampled_from(["<|end|>", "<|assistant|>hi<|end|>", "\n"])
-)
-turn = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "user", "assistant"]), "content": content}
-)
+content = st.one_of(st.text(max_size=20), st.sampled_from(["<|end|>", "<|assistant|>hi<|end|>", "\n"]))
+turn = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": content})
 dialogue = st.lists(turn, min_size=1, max_size=6)
 
 

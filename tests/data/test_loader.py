@@ -26,8 +26,7 @@ def arrays(batch: Batch) -> np.ndarray:
 def chat_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
     records = [
-        {"prompt": f"Repeat {i}: " + "ab " * (i % 9), "completion": "ab " * (1 + i % 7)}
-        for i in range(200)
+        {"prompt": f"Repeat {i}: " + "ab " * (i % 9), "completion": "ab " * (1 + i % 7)} for i in range(200)
     ]
     path.write_text("\n".join(map(json.dumps, records)))
     return path
@@ -58,9 +57,7 @@ def test_resuming_anywhere_gives_the_same_stream(data):
     for cut in (0, 1, 37, 149):
         fresh = iterator(data)
         fresh.set_state(states[cut])
-        for expected, got in zip(
-            whole[cut : cut + 5], take(fresh, len(whole[cut : cut + 5])), strict=True
-        ):
+        for expected, got in zip(whole[cut : cut + 5], take(fresh, len(whole[cut : cut + 5])), strict=True):
             np.testing.assert_array_equal(got, expected)
         stream.set_state(states[cut])  # and going back on the same iterator
         np.testing.assert_array_equal(take(stream, 1)[0], whole[cut])
@@ -134,9 +131,7 @@ def test_validation_dialogues_are_held_out_and_complete(chat_file):
         out = []
         for batch in batches:
             for row, segments in zip(batch.tokens_BT, batch.segments_BT, strict=True):
-                out += [
-                    BYTES.decode(row[segments == s].tolist()) for s in range(1, segments.max() + 1)
-                ]
+                out += [BYTES.decode(row[segments == s].tolist()) for s in range(1, segments.max() + 1)]
         return out
 
     held = texts(validation_batches(data, BYTES, model_length=64, batch_size=4))
@@ -160,13 +155,9 @@ def test_examples_without_a_trained_token_are_dropped_and_counted(tmp_path, capl
     (tmp_path / "v.jsonl").write_text(json.dumps(records[-1]))
     names = {"train": (str(tmp_path / "a.jsonl"),), "validation": (str(tmp_path / "v.jsonl"),)}
     take(iterator(Chat(**names, tokenizer="-")), 1)
-    assert (
-        "5 of 50 training examples have no answer within 64 tokens and were dropped" in caplog.text
-    )
+    assert "5 of 50 training examples have no answer within 64 tokens and were dropped" in caplog.text
     with pytest.raises(UserError, match="none of the 50 training examples"):
-        train_iterator(
-            Chat(**names, tokenizer="-", length=3), BYTES, model_length=64, batch_size=1, seed=0
-        )
+        train_iterator(Chat(**names, tokenizer="-", length=3), BYTES, model_length=64, batch_size=1, seed=0)
 
 
 def fake_batch(weights) -> Batch:

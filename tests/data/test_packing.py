@@ -94,9 +94,7 @@ def test_training_rows_equal_the_naive_ones(sizes, length, seed, epoch):
 def test_validation_predicts_every_token_once(sizes, length):
     memory = Memory(sizes)
     rows = ConcatRows(memory, length, None)
-    trained = [
-        row["targets"][row["weights"] > 0] for row in map(rows.__getitem__, range(len(rows)))
-    ]
+    trained = [row["targets"][row["weights"] > 0] for row in map(rows.__getitem__, range(len(rows)))]
     expected = [t for d in memory.documents for t in d[1:]]  # a document's first has no context
     assert sorted(np.concatenate(trained)) == expected
 

@@ -162,9 +162,7 @@ def test_killed_and_resumed_is_byte_identical(many):
     subprocess.run(command(many, many / "whole", 1), check=True, env=env, capture_output=True)
     finished = 0
     for workers in (2, 1):
-        process = subprocess.Popen(
-            command(many, many / "cut", workers), env=env, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command(many, many / "cut", workers), env=env, stderr=subprocess.DEVNULL)
         work, before = many / "cut" / ".work", finished
         deadline = time.monotonic() + 60
         while finished < before + 3 and process.poll() is None and time.monotonic() < deadline:

@@ -30,9 +30,7 @@ def main() -> None:
     write(
         "gpt2",
         GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCAB, n_positions=LENGTH, n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS
-            )
+            GPT2Config(vocab_size=VOCAB, n_positions=LENGTH, n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS)
         ),
     )
     write(

@@ -12,12 +12,12 @@ from jaxgpt.layers.linear import contract, product
 from jaxgpt.layers.mlp import gelu
 
 
-def assert_same(f, g, *args, rtol: float = 1e-5, atol: float = 1e-5) -> None:  # noqa: ANN001
+def assert_same(f, g, *args, rtol: float = 1e-5, atol: float = 1e-5) -> None:
     """Values and the gradients of a random projection agree, compiled."""
     argnums = tuple(range(len(args)))
     weights = jax.random.normal(jax.random.key(9), jax.eval_shape(g, *args).shape)
 
-    def both(h):  # noqa: ANN001, ANN202
+    def both(h):
         return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(weights * h(*a)), argnums))(*args)
 
     np.testing.assert_allclose(jax.jit(f)(*args), jax.jit(g)(*args), rtol, atol)
@@ -35,7 +35,9 @@ def test_gelu_is_the_tanh_form() -> None:
     assert_same(gelu, lambda x: jax.nn.gelu(x, approximate=True), x)
 
 
-@pytest.mark.parametrize(("x_shape", "w_shape", "axes"), [((2, 5, 8), (8, 3, 4), 1), ((2, 5, 3, 4), (3, 4, 8), 2)])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "axes"), [((2, 5, 8), (8, 3, 4), 1), ((2, 5, 3, 4), (3, 4, 8), 2)]
+)
 def test_contract_is_tensordot(x_shape: tuple[int, ...], w_shape: tuple[int, ...], axes: int) -> None:
     x, w = normal(0, *x_shape), normal(1, *w_shape)
     assert_same(

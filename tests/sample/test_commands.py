@@ -95,9 +95,7 @@ def test_the_first_unfinished_row_streams_and_later_ones_wait() -> None:
     assert pieces == ["a", "b", "\n---\n", "XY", "\n---\n", "Z", "\n"]
 
 
-def test_json_has_one_object_a_completion(
-    chat_run: Generator, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_has_one_object_a_completion(chat_run: Generator, capsys: pytest.CaptureFixture[str]) -> None:
     commands.sample("r", prompt=("a",), n=2, seed=5, sampling=GREEDY, json=True)
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["seed"] for r in records] == [5, 6]

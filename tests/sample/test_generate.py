@@ -76,9 +76,7 @@ def test_streaming_equals_the_batch(tiny: Tiny) -> None:
     generator = tiny[2]
     made = generator.generate(PROMPTS, DRAWN, max_new_tokens=20, seeds=[1, 2, 3])
     for chunk in (1, 7):
-        tokens = list(
-            generator.stream(PROMPTS, DRAWN, max_new_tokens=20, seeds=[1, 2, 3], chunk=chunk)
-        )
+        tokens = list(generator.stream(PROMPTS, DRAWN, max_new_tokens=20, seeds=[1, 2, 3], chunk=chunk))
         for row, completion in enumerate(made):
             assert_same(joined(tokens, row), completion)
 
