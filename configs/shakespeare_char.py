@@ -18,7 +18,7 @@ def config() -> Run:
         name="shakespeare_char",
         model=GPT(vocab_size=264, context=64, layers=4, heads=4, width=128, bias=False),
         data=Text(path="data/shakespeare"),
-        optim=Optim(peak_lr=1e-3, final_lr=1e-4, b2=0.99, warmup_steps=100),
+        optim=Optim(peak_lr=1e-3, final_lr=1e-4, b2=0.995, warmup_steps=200),
         train=Train(steps=2000, batch_size=12, eval_every=250, eval_batches=20, save_every=1000, seed=1337),
         compute=Compute(dtype="bfloat16"),
     )

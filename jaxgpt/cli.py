@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -61,12 +62,16 @@ def main(argv: list[str] | None = None) -> int:
         if name in COMMANDS:
             return _run(name, args[words:])
     group = [name for name in COMMANDS if name.split()[0] == args[0]]
-    if group:
-        print(usage(group), file=sys.stderr if args[1:2] not in (["-h"], ["--help"]) else sys.stdout)
-        return 0 if args[1:2] in (["-h"], ["--help"]) else USAGE_ERROR
+    if group and args[1:2] in (["-h"], ["--help"]):
+        print(usage(group))
+        return 0
+    if group and len(args) == 1:
+        print(usage(group), file=sys.stderr)
+        return USAGE_ERROR
     from jaxgpt.config import nearest
 
-    print(f"jaxgpt: unknown command {args[0]!r}{nearest(args[0], COMMANDS)}", file=sys.stderr)
+    name = " ".join(args[: 2 if group else 1])
+    print(f"jaxgpt: unknown command {name!r}{nearest(name, group or COMMANDS)}", file=sys.stderr)
     return USAGE_ERROR
 
 
@@ -82,19 +87,22 @@ def usage(names: list[str] | None = None) -> str:
 
 
 def _run(name: str, args: list[str]) -> int:
-    from jaxgpt.config import UserError
+    from jaxgpt.config import UserError, parse_args
 
     command = COMMANDS[name]
-    _log_to_stderr()
     try:
+        _log_to_stderr()
         if command.jax and not {"-h", "--help"} & set(args):
             importlib.import_module("jaxgpt.runtime").set_up()
         function: Callable[..., Any] = getattr(importlib.import_module(command.module), command.function)
         if command.config:
             return function(args) or 0
-        import tyro
 
-        return tyro.cli(function, args=args, prog=f"jaxgpt {name}") or 0
+        @functools.wraps(function)  # parsed first and called later: what it prints is its own
+        def later(*args: Any, **options: Any) -> Callable[[], Any]:
+            return functools.partial(function, *args, **options)
+
+        return parse_args(later, args, f"jaxgpt {name}")() or 0
     except UserError as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -110,10 +118,14 @@ def _log_to_stderr() -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
+    from jaxgpt.config import nearest, require
+
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain: what matters we say ourselves
-    logging.getLogger("jaxgpt").setLevel(os.environ.get("JAXGPT_LOG", "INFO"))
+    level, levels = os.environ.get("JAXGPT_LOG", "INFO").upper(), logging.getLevelNamesMapping()
+    require(level in levels, f"JAXGPT_LOG is {level!r}{nearest(level, levels)}")
+    logging.getLogger("jaxgpt").setLevel(level)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import io
 import itertools
 import json
+import math
 import re
 import traceback
 import types
@@ -40,6 +42,16 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def check_types(part: Any, where: str) -> None:
+    """Raise `UserError` where a field of a config class holds what its type does not allow.
+
+    Every `__post_init__` begins with it: comparing the number 0 with the text "3e-4" would otherwise
+    stop with Python's words, which name no field.
+    """
+    for name, hint in _hints(type(part)).items():
+        _parse(hint, to_json(getattr(part, name)), f"{where}.{name}" if where else name)
 
 
 # --------------------------------------------------------------------------------------- the parts
@@ -83,10 +95,11 @@ class GPT:
     """False gives bidirectional attention, which a next-token objective refuses."""
 
     def __post_init__(self) -> None:
+        check_types(self, "model")
         for name in ("vocab_size", "context", "layers", "width", "heads"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name} is {value}; it must be at least 1.")
-        for name in ("kv_heads", "head_width", "mlp_width", "logit_softcap"):
+        for name in ("kv_heads", "head_width", "mlp_width", "logit_softcap", "rope_theta", "norm_eps"):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name} is {value}; it must be above 0.")
         require(
@@ -101,7 +114,7 @@ class GPT:
         )
         require(
             self.position != "rope" or self.head == 2 * (self.head // 2),
-            f"model.head_width is {self.head}; rotary positions need an even one.",
+            f"model.head_width is {self.head}; rotary positions need an even one: change it or model.heads.",
         )
         require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be in [0, 1).")
         require(
@@ -153,6 +166,12 @@ class Compute:
     unroll: int | None = None
     """Layers unrolled in one turn of the scan; None means all on a CPU, one elsewhere."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "compute")
+        for name in ("loss_chunk", "unroll"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"compute.{name} is {value}; it must be at least 1.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
@@ -165,8 +184,9 @@ class Text:
     """Processes that read ahead; 0 reads in threads of this process."""
 
     def __post_init__(self) -> None:
+        check_types(self, "data")
         require(bool(self.path), "data.path is empty; give a folder made by `jaxgpt data prepare`.")
-        require(self.length is None or self.length >= 2, f"data.length is {self.length}; need >= 2.")
+        _check_reading(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +206,19 @@ class Chat:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, "data")
         require(len(self.train) > 0, "data.train is empty; name at least one JSON or JSONL file.")
         require(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction is {self.validation_fraction}; it must be between 0 and 1.",
         )
+        require(self.bins >= 1, f"data.bins is {self.bins}; it must be at least 1.")
+        _check_reading(self)
+
+
+def _check_reading(data: Text | Chat) -> None:
+    require(data.length is None or data.length >= 2, f"data.length is {data.length}; it must be at least 2.")
+    require(data.workers >= 0, f"data.workers is {data.workers}; it must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +227,10 @@ class CausalLM:
 
     z_loss: float = 0.0
     """Weight of the squared log-partition (PaLM, section 5), which keeps logits near zero."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        require(self.z_loss >= 0, f"objective.z_loss is {self.z_loss}; it must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +255,13 @@ class Optim:
     """Peak learning rate of the matrices that Muon updates (Jordan et al. 2024)."""
 
     def __post_init__(self) -> None:
-        require(self.peak_lr > 0, f"optim.peak_lr is {self.peak_lr}; it must be above 0.")
+        check_types(self, "optim")
+        for name in ("peak_lr", "muon_lr", "eps"):
+            value = getattr(self, name)
+            require(value > 0, f"optim.{name} is {value}; it must be above 0.")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name} is {value}; it must be in [0, 1).")
         require(
             0 <= self.final_lr <= self.peak_lr,
             f"optim.final_lr is {self.final_lr}; it must be between 0 and peak_lr {self.peak_lr}.",
@@ -246,6 +284,7 @@ class Mesh:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self, "mesh")
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             require(size >= 1 or size == -1, f"mesh.{name} is {size}; it must be -1 or at least 1.")
@@ -290,6 +329,7 @@ class Train:
     """Skipped updates (NaN or Inf) in a row before the run aborts."""
 
     def __post_init__(self) -> None:
+        check_types(self, "train")
         for name in (
             "steps",
             "batch_size",
@@ -302,6 +342,9 @@ class Train:
         ):
             value = getattr(self, name)
             require(value >= 1, f"train.{name} is {value}; it must be at least 1.")
+        for name in ("seed", "eval_batches", "patience"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name} is {value}; it must be at least 0.")
         require(
             self.batch_size % self.accumulate == 0,
             f"train.batch_size {self.batch_size} is not divisible by train.accumulate {self.accumulate}; "
@@ -327,6 +370,7 @@ class Run:
     """Folder that holds the folder of this run."""
 
     def __post_init__(self) -> None:
+        check_types(self, "")
         require(
             bool(self.name) and not set(self.name) & set("/\\ "),
             f"name is {self.name!r}; a run's name is a folder's name: no slash, no space, not empty.",
@@ -427,13 +471,20 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     fits = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
     require(fits, f"{shown} is {value!r}; it must be a value of type {hint.__name__}.")
+    # JSON has neither NaN nor infinity, and no setting means anything by them.
+    require(hint is not float or math.isfinite(value), f"{shown} is {value}; it must be a finite number.")
     return value
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     shown = where or "config"
     require(isinstance(value, dict), f"{shown} is {value!r}; it must be an object ({kind.__name__}).")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}
     given = dict(value)
     tag = given.pop("kind", kind.__name__)
@@ -472,11 +523,17 @@ def load(path: str | Path) -> Run:
             record = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}); restore it or start a new run.") from None
-        return from_json(Run, record.get("run", record))
+        try:
+            return from_json(Run, record.get("run", record) if isinstance(record, dict) else record)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
     with _explained(path):
         module = load_module(path)
-    require(hasattr(module, "config"), f"{path} has no function config(); define `def config() -> Run`.")
+    require(
+        callable(getattr(module, "config", None)),
+        f"{path} has no function config(); define `def config() -> Run`.",
+    )
     with _explained(path):
         run = module.config()
     require(
@@ -500,11 +557,11 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn whatever the code of a config file raises into a `UserError` with its line."""
     try:
         yield
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+        if isinstance(error, SyntaxError) and Path(error.filename or "").resolve() == path.resolve():
+            raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from None
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         what = str(error) if isinstance(error, UserError) else _explain_error(error)
         raise UserError(f"{where}: {what}") from None
@@ -522,35 +579,42 @@ def _explain_error(error: Exception) -> str:
 
 def override(run: Run, args: list[str], prog: str = "jaxgpt train CONFIG") -> Run:
     """`run` with fields replaced from flags such as `--optim.peak-lr 3e-4` (typed by tyro)."""
-    import tyro  # imported late: it is only needed by commands that take overrides
+    import tyro  # imported late: it is only needed by commands that take options
 
     kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
+    return from_json(Run, to_json(parse_args(kind, args, prog, default=run)))
+
+
+def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:
+    """`tyro.cli`, which raises `UserError` with one sentence in place of printing a box and exiting."""
+    import tyro
+
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            new, unknown = tyro.cli(kind, default=run, args=args, prog=prog, return_unknown_args=True)
+            value, unknown = tyro.cli(kind, args=args, prog=prog, return_unknown_args=True, **options)
     except SystemExit as error:
         if not error.code:  # --help
             raise
         raise UserError(_unboxed(box.getvalue())) from None
-    if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in _flag_names(run)]
-        raise UserError(f"unknown option {unknown[0]!r}{nearest(unknown[0], flags)}")
-    return from_json(Run, to_json(new))
+    if not unknown:
+        return value
+    if not unknown[0].startswith("-"):
+        raise UserError(f"unexpected argument {unknown[0]!r}; options are written as --name value.")
+    with contextlib.redirect_stdout(box), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=prog, **options)
+    flags = re.findall(r"(?<!\S)--[a-z][\w.-]*", box.getvalue())
+    near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"`{prog} --help` lists what there is."
+    raise UserError(f"unknown option {unknown[0]!r}; {hint}")
 
 
 def _unboxed(box: str) -> str:
     """What tyro says in its box, as one line and without the hints below it."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
-    said = itertools.takewhile(lambda line: line[:1] not in "─╰", (x.strip("│ ") for x in lines))
-    return re.sub(r"^Error parsing [a-z]+: ", "", " ".join(said)) or "these options do not parse."
+    lines = [x.strip("│ ") for x in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
 
+    def is_rule(line: str) -> bool:  # dashes where the terminal has no box characters
+        return line[:3] in ("───", "╰──", "---", "")
 
-def _flag_names(value: Any, prefix: str = "") -> list[str]:
-    names = []
-    for f in dataclasses.fields(value):
-        part = getattr(value, f.name)
-        names += (
-            _flag_names(part, f"{prefix}{f.name}.") if dataclasses.is_dataclass(part) else [prefix + f.name]
-        )
-    return names
+    said = " ".join(itertools.takewhile(lambda x: not is_rule(x), itertools.dropwhile(is_rule, lines[1:])))
+    return re.sub(r"^Error parsing \w+: ", "", said) or "these options do not parse."

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.extend.core import Var
 from rich.console import Console
 from rich.table import Table
 
@@ -98,9 +99,13 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
         loss = lambda p: objective(nnx.merge(graphdef, p), batch, key)[0]  # noqa: E731
         return jax.vjp(loss, params)[1]  # the function is a pytree of what it keeps
 
-    kept = jax.eval_shape(backward, params, batch, jax.random.key(0))
-    own = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}
-    return nbytes([leaf for leaf in jax.tree.leaves(kept) if (leaf.shape, leaf.dtype) not in own])
+    program = jax.make_jaxpr(backward)(params, batch, jax.random.key(0)).jaxpr
+    # By identity: a parameter that is kept is no new array, but one of its shape is.
+    made = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
+    arrays: list[Any] = [v.aval for v in made]
+    # The loss makes the output projection's gradient in the forward pass; gradient_bytes has it.
+    gradient = (run.model.vocab_size, run.model.width)
+    return nbytes([a for a in arrays if a.shape != gradient])
 
 
 def info(args: list[str]) -> int:

@@ -30,7 +30,7 @@ STATE = "quickstart.json"
 VOCAB = 2048
 LENGTH = 256
 TEST_QUESTIONS = 256
-TRAIN_DIALOGUES = 40_000
+TRAIN_DIALOGUES = 64_000
 SEED = 0
 
 
@@ -74,7 +74,7 @@ def tune_run(workdir: Path) -> Run:
         model=model(),
         data=Chat(train=(str(folder / "train.jsonl"),), validation=(str(folder / "validation.jsonl"),)),
         optim=Optim(peak_lr=3e-3, final_lr=1e-4, warmup_steps=20, schedule="linear", weight_decay=0.0),
-        train=Train(steps=600, batch_size=8, eval_every=150, save_every=300),
+        train=Train(steps=900, batch_size=8, eval_every=150, save_every=300),
         compute=Compute(dtype="float32"),
     )
 
@@ -268,11 +268,7 @@ def _report(
         ),
         "Pretraining": report.curves(report.read_metrics(pretrain.folder / "metrics.jsonl")),
         "Instruction tuning": report.curves(report.read_metrics(tune.folder / "metrics.jsonl")),
-        "What the loss sees": report.text(
-            "Two packed rows of the tuning data. Only highlighted tokens are trained: each answer "
-            "and the token that ends it."
-        )
-        + report.mask_picture(
+        "What the loss sees": report.mask_picture(
             examples(tune, tokenizer, 2), lambda t: names.get(t) or tokenizer.piece_bytes(t)
         ),
         "Answers to questions never seen": report.dialogues(said),

@@ -101,11 +101,13 @@ def _show(value: Any) -> str:
 def read_metrics(path: str | Path) -> list[Record]:
     """The records of a `metrics.jsonl` that have a step; cut or damaged lines are left out."""
     lines, records = list(filter(bytes.strip, Path(path).read_bytes().split(b"\n"))), []
-    for part in (b",".join(lines), *lines):  # all at once takes two thirds of the time
-        with suppress(ValueError, RecursionError):
-            records += json.loads(b"[%b]" % part)
-        if len(records) == len(lines):
-            break
+    with suppress(ValueError, RecursionError):  # all at once takes two thirds of the time
+        records = json.loads(b"[%b]" % b",".join(lines))
+    if len(records) != len(lines):
+        records = []
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                records.append(json.loads(line))
     return [r for r in records if isinstance(r, dict) and _float(r.get("step")) >= 0]
 
 
@@ -307,7 +309,8 @@ def curves(records: Sequence[Record], metric: str = "loss") -> Html:
     """A run's training and validation `loss` (or `bits_per_byte`), then small charts of learning
     rate, gradient norm, tokens a second and MFU.
     """
-    train, counts = points(records, metric), [(0, 0.0), *points(records, "skipped")]
+    train = points(records, metric)
+    counts = [(0, 0.0), *(p for p in points(records, "skipped") if not math.isnan(p[1]))]
     half, skips = len(train) // 40, [b for a, b in pairwise(counts) if b[1] > a[1]]
     lines = {"raw": train, "mean": smooth(train, half), "dots": points(records, f"val_{metric}")}
     words = f"<span class=mean>━ training, mean of {2 * half + 1} records (faint: each)</span> "

@@ -54,31 +54,32 @@ class Linear(nnx.Module):
 
 def contract(x: jax.Array, weight: jax.Array, axes: int, dtype: jnp.dtype) -> jax.Array:
     """`jnp.tensordot(x, weight, axes)` as one plain product of matrices, read in `dtype`."""
-    inner = math.prod(weight.shape[:axes])
-    rows = x.reshape(-1, inner)
-    flat = product(rows, weight.reshape(inner, -1), dtype)
-    return flat.reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
+    rows = x.reshape(-1, math.prod(weight.shape[:axes]))
+    return product(rows, weight, dtype).reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x_NI: jax.Array, w_IO: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`x @ w` on factors rounded to `dtype`; the result is of the type of x.
+def product(x_NI: jax.Array, weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x @ w` [N, O] on factors rounded to `dtype`; the result is of the type of x.
 
-    The gradient of w is accumulated and returned in w's own type, not in `dtype`.
+    The weight may have more axes than two: it is read as a matrix [I, O] in here, since what the
+    backward pass keeps is then the parameter itself. A reshaped one would be a copy of it, one for
+    every layer of a scan. Its gradient is accumulated and returned in its own type, not in `dtype`.
     """
-    return _product(x_NI, w_IO, dtype)[0]
+    return _product(x_NI, weight, dtype)[0]
 
 
-def _product(x_NI, w_IO, dtype):  # noqa: ANN001, ANN202
-    x = pin(x_NI.astype(dtype))
-    return jnp.matmul(x, w_IO.astype(dtype), preferred_element_type=x_NI.dtype), (x, w_IO)
+def _product(x_NI, weight, dtype):  # noqa: ANN001, ANN202
+    x, w_IO = pin(x_NI.astype(dtype)), weight.reshape(x_NI.shape[1], -1)
+    return jnp.matmul(x, w_IO.astype(dtype), preferred_element_type=x_NI.dtype), (x, weight)
 
 
 def _product_back(dtype, saved, dy_NO):  # noqa: ANN001, ANN202
-    x_NI, w_IO = saved
-    dy, w = pin(dy_NO.astype(dtype)), w_IO.astype(dtype)
-    dx_NI = jax.lax.dot_general(dy, w, (((1,), (1,)), ((), ())), preferred_element_type=dy_NO.dtype)
-    return dx_NI, jnp.matmul(transposed(x_NI), dy, preferred_element_type=w_IO.dtype)
+    x_NI, weight = saved
+    dy, w_IO = pin(dy_NO.astype(dtype)), weight.reshape(x_NI.shape[1], -1).astype(dtype)
+    dx_NI = jax.lax.dot_general(dy, w_IO, (((1,), (1,)), ((), ())), preferred_element_type=dy_NO.dtype)
+    dw_IO = jnp.matmul(transposed(x_NI), dy, preferred_element_type=weight.dtype)
+    return dx_NI, dw_IO.reshape(weight.shape)
 
 
 product.defvjp(_product, _product_back)

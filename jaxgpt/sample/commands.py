@@ -172,9 +172,9 @@ def chat(
 
 def _answer(generator: Generator, ids: list[int], sampling: Sampling, max_new_tokens: int, seed: int) -> str:
     """Stream one answer; an interrupt ends it with what was made so far."""
-    answer = ""
+    answer, most = "", min(max_new_tokens, generator.model.context - len(ids))
     try:
-        for token in generator.stream([ids], sampling, max_new_tokens=max_new_tokens, seeds=[seed]):
+        for token in generator.stream([ids], sampling, max_new_tokens=most, seeds=[seed]):
             answer += token.text
             _write(token.text)
     except KeyboardInterrupt:

@@ -6,9 +6,13 @@ counters; `host`, the data position and the loop's memory as JSON.
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import os
 import shutil
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,21 @@ from jaxgpt.train.state import Program, State
 
 log = logging.getLogger(__name__)
 
+_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+"""What reading can raise that says nothing about the files: no reason to set a checkpoint aside."""
+
+
+@functools.cache  # once a process
+def _one_error() -> None:
+    """Keep quiet the reads and writes under way when another one fails: each would print a trace."""
+    before = sys.unraisablehook
+
+    def hook(error: Any) -> None:
+        if "Event loop is closed" not in str(error.exc_value):
+            before(error)
+
+    sys.unraisablehook = hook
+
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the ones before it are whole."""
@@ -35,6 +54,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute() / "checkpoints"
+        _one_error()
+        _forget_damaged_losses(self.folder)
         newest = policies.LatestN(n=keep)
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
@@ -90,16 +111,17 @@ class Checkpoints:
             raise self._explain(error) from error
 
     def close(self) -> None:
-        """Finish and free the threads."""
-        self.finish()
-        self.manager.close()
+        """Finish and free the threads. Raises `SaveError` as `finish` does."""
+        try:
+            self.finish()
+        finally:
+            self.manager.close()
 
     def _explain(self, error: Exception) -> SaveError:
         whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
         last = f"the last whole one is step {max(whole)}" if whole else "there is no whole one yet"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return SaveError(
-            f"a checkpoint could not be written under {self.folder} ({reason[:200]}); {last}: "
+            f"a checkpoint could not be written under {self.folder} ({_first(error)}); {last}: "
             "free some space and run the same command again."
         )
 
@@ -120,6 +142,8 @@ class Checkpoints:
                         host=ocp.args.JsonRestore(),
                     ),
                 )
+            except _NOT_DAMAGE:
+                raise
             except Exception as error:  # whatever a damaged file makes the readers raise
                 self._set_aside(step, error)
                 continue
@@ -132,7 +156,7 @@ class Checkpoints:
             "checkpoint %d is damaged (%s: %s); %s",
             step,
             type(error).__name__,
-            (str(error).strip().splitlines() or ["no message"])[0][:160],
+            _first(error),
             f"using step {older[-1]} instead" if older else "there is no older one, starting over",
         )
         target = self.folder.parent / "damaged"
@@ -150,6 +174,21 @@ class Checkpoints:
         )
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
         return self.manager.restore(step, args=args)["params"]
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _forget_damaged_losses(folder: Path) -> None:
+    """Remove validation losses that cannot be read: no checkpoint beside them could be opened."""
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            log.warning("%s is damaged and removed: its step no longer counts as the best", path)
+            path.unlink()
 
 
 def load_run(folder: str | Path) -> Run:
@@ -184,20 +223,27 @@ def load_params(
         (folder / "checkpoints").is_dir(),
         f"{str(folder)!r} has no checkpoints yet; run `jaxgpt train {folder / 'config.json'}` first.",
     )
-    checkpoints = Checkpoints(folder, read_only=True)
-    steps = checkpoints.steps()
-    require(bool(steps), f"{str(folder)!r} has no whole checkpoint yet; train it for longer.")
-    if which not in ("best", "newest"):
-        require(
-            which.isdigit() and int(which) in steps,
-            f"checkpoint {which!r} is not in {str(folder)!r}; it has best, newest, "
-            f"{', '.join(map(str, steps))}.",
-        )
-        return checkpoints.load_params(run, mesh, int(which)), int(which)
-    first = checkpoints.best() if which == "best" else steps[-1]
-    for step in sorted(steps, key=lambda step: (step == first, step), reverse=True):
-        try:
-            return checkpoints.load_params(run, mesh, step), step
-        except Exception as error:  # whatever a damaged file makes the readers raise
-            log.warning("checkpoint %d is damaged (%s); trying another", step, type(error).__name__)
-    raise UserError(f"no checkpoint in {str(folder)!r} could be read; they are damaged: train it again.")
+    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        steps = checkpoints.steps()
+        require(bool(steps), f"{str(folder)!r} has no whole checkpoint yet; train it for longer.")
+        if which in ("best", "newest"):
+            first = checkpoints.best() if which == "best" else steps[-1]
+            steps.sort(key=lambda step: (step == first, step), reverse=True)
+        else:
+            require(
+                which.isdigit() and int(which) in steps,
+                f"checkpoint {which!r} is not in {str(folder)!r}; it has best, newest, "
+                f"{', '.join(map(str, steps))}.",
+            )
+            steps = [int(which)]
+        for step in steps:
+            try:
+                return checkpoints.load_params(run, mesh, step), step
+            except _NOT_DAMAGE:
+                raise
+            except Exception as error:  # whatever a damaged file makes the readers raise
+                log.warning("checkpoint %d is damaged (%s: %s)", step, type(error).__name__, _first(error))
+    raise UserError(
+        f"no checkpoint in {str(folder)!r} could be read ({', '.join(map(str, steps))} are damaged); "
+        "name another one or train it again."
+    )

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,11 +16,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgpt.config import Run, UserError, load, to_json
+from jaxgpt.config import Run, UserError, load, require, to_json
 from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.files import write_json
+from jaxgpt.train.checkpoint import load_run
 
-MAY_CHANGE = ("mesh", "compute", "runs", "train.log_every", "train.keep")
+MAY_CHANGE = (
+    "mesh", "compute", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep"
+)  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it is computed, not what."""
 
 
@@ -31,30 +35,54 @@ def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
     """
     folder, path = run.folder, run.folder / "config.json"
     if path.exists():
-        before, now = _flat(to_json(load(path))), _flat(to_json(run))
-        changed = [
-            name
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            name = changed[0]
-            more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
-            raise UserError(
-                f"{folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}{more}; "
-                "give this run another name, or delete the folder to start over."
-            )
-        if load_tokenizer(folder / "tokenizer").digest != tokenizer.digest:
-            raise UserError(
-                f"{folder} was trained with another tokenizer than that of its data now; "
-                "give this run another name or bring the data back."
-            )
-        return
-    if jax.process_index() == 0:
+        _check_same(run, load(path))
+        require(
+            load_tokenizer(folder / "tokenizer").digest == tokenizer.digest,
+            f"{folder} was trained with another tokenizer than that of its data now; "
+            "give this run another name or bring the data back.",
+        )
+    elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "tokenizer")
         write_json(path, {"run": to_json(run), "environment": environment()})
-    _barrier("claim_folder")
+    _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
+
+
+def _check_same(run: Run, held: Run) -> None:
+    before, now = _flat(to_json(held)), _flat(to_json(run))
+    changed = [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        name = changed[0]
+        more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
+        raise UserError(
+            f"{run.folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}{more}; "
+            "give this run another name, or delete the folder to start over."
+        )
+
+
+def check_base(run: Run) -> None:
+    """Make sure that the run named by `init_from`, if there is one, holds the same model.
+
+    Raises:
+      UserError: it is no run, or a field of its model other than dropout differs.
+    """
+    if not run.init_from:
+        return
+    base = load_run(run.init_from).model
+    differ = [
+        f"{f.name} {getattr(base, f.name)!r}, not {getattr(run.model, f.name)!r}"
+        for f in fields(base)
+        if f.name != "dropout" and getattr(base, f.name) != getattr(run.model, f.name)
+    ]
+    require(
+        not differ,
+        f"init_from {run.init_from!r} holds a model with {', '.join(differ)}; "
+        "give this config the same one (only dropout may differ).",
+    )
 
 
 def _barrier(name: str) -> None:

@@ -11,7 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,13 +20,13 @@ import numpy as np
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import Run, require
-from jaxgpt.data.loader import run_tokenizer, train_iterator, validation_batches
+from jaxgpt.data.loader import TrainIterator, run_tokenizer, train_iterator, validation_batches
 from jaxgpt.models import flops_per_token
 from jaxgpt.objectives import causal_lm
 from jaxgpt.optim import schedule
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
-from jaxgpt.train.checkpoint import Checkpoints, load_params, load_run
-from jaxgpt.train.hooks import Patience, StopSignal, claim_folder
+from jaxgpt.train.checkpoint import Checkpoints, load_params
+from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.state import Program, State, init_state, make_program
 from jaxgpt.train.step import eval_step, loss_means, train_step
@@ -76,57 +77,34 @@ def train(run: Run, *, progress: bool = True) -> Result:
     validation = validation_batches(run.data, tokenizer, **shape)
 
     program = make_program(run, mesh)
-    _check_base(run)
+    check_base(run)
     claim_folder(run, tokenizer)  # after all checks: a mistake leaves nothing behind
-    checkpoints = Checkpoints(run.folder, keep=run.train.keep)
+    with closing(data), closing(Checkpoints(run.folder, keep=run.train.keep)) as checkpoints:
+        state, memory = _start(run, program, checkpoints, data)
+        loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
+        if reason := loop.ended(step):
+            return Result(step, loop.patience.best, reason)
+        metrics = Metrics(run.folder, run.train.steps, step, progress=progress)
+        with jax.set_mesh(mesh), closing(metrics) as loop.metrics, StopSignal() as stop:
+            loop.compile(state, tokenizer.token_bytes())
+            return loop.run_steps(state, stop)
+
+
+def _start(
+    run: Run, program: Program, checkpoints: Checkpoints, data: TrainIterator
+) -> tuple[State, dict[str, Any]]:
+    """The state to go on from and the loop's memory; the data are set to where they stopped."""
     restored = checkpoints.restore(program)
     if restored:
         state, host = restored
         data.set_state(host["data"])
         log.info("resuming %s at step %d of %d", run.folder, int(state.step), run.train.steps)
-    else:
-        state, host = init_state(run, program, _initial_params(run, mesh)), {}
-    memory = host.get("loop", {})
-    if int(state.step) >= run.train.steps:
-        data.close()
-        checkpoints.close()
-        return Result(int(state.step), memory.get("best", math.inf), "finished")
-    loop = Loop(run, program, checkpoints, data, validation, memory)
-    with jax.set_mesh(mesh), StopSignal() as stop:
-        loop.metrics = Metrics(run.folder, run.train.steps, int(state.step), progress=progress)
-        try:
-            loop.compile(state, tokenizer.token_bytes())
-            return loop.run_steps(state, stop)
-        finally:
-            loop.metrics.close()
-            data.close()
-            checkpoints.close()
-
-
-def _check_base(run: Run) -> None:
-    """Make sure that the run named by `init_from` holds the same model."""
-    if not run.init_from:
-        return
-    base = load_run(run.init_from).model
-    differ = [
-        f"{f.name} {getattr(base, f.name)!r}, not {getattr(run.model, f.name)!r}"
-        for f in fields(base)
-        if f.name != "dropout" and getattr(base, f.name) != getattr(run.model, f.name)
-    ]
-    require(
-        not differ,
-        f"init_from {run.init_from!r} holds a model with {', '.join(differ)}; "
-        "give this config the same one (only dropout may differ).",
-    )
-
-
-def _initial_params(run: Run, mesh: jax.sharding.Mesh) -> dict | None:
-    """Parameters of the run that this one starts from, when it names one."""
-    if not run.init_from:
-        return None
-    params, step = load_params(run.init_from, run, mesh)
-    log.info("starting from %s, step %d", run.init_from, step)
-    return params
+        return state, host["loop"]
+    params = None
+    if run.init_from:
+        params, step = load_params(run.init_from, run, program.mesh)
+        log.info("starting from %s, step %d", run.init_from, step)
+    return init_state(run, program, params), {}
 
 
 class Loop:
@@ -141,7 +119,7 @@ class Loop:
         run: Run,
         program: Program,
         checkpoints: Checkpoints,
-        data: Any,
+        data: TrainIterator,
         validation: Iterable[Batch],
         memory: dict[str, Any],
     ) -> None:
@@ -184,12 +162,16 @@ class Loop:
         self.metrics.write(int(state.step), {"event": "compiled", **seconds})
         self.eval_fn = jax.jit(functools.partial(eval_step, program.graphdef, objective))
 
+    def ended(self, step: int) -> str:
+        """Why there is no step after this one, or nothing."""
+        return "patience" if self.patience.over else "finished" if step >= self.run.train.steps else ""
+
     def run_steps(self, state: State, stop: StopSignal) -> Result:
         """Steps until the end, early stopping or a signal."""
         train, step, pending = self.run.train, int(state.step), None
-        saved, reason = step if step else None, "finished"
+        saved, reason = step if step else None, ""
         self.meter.start(step)
-        while step < train.steps and not self.patience.over:
+        while not reason:
             with self.meter.waiting():
                 batch = self.put(next(self.data))
             state, metrics = self.step_fn(state, batch)
@@ -205,19 +187,12 @@ class Loop:
                 pending = None
             val_loss = self.evaluate(step, state) if evaluating else None
             best = val_loss is not None and self.patience.update(val_loss)
+            reason = self.ended(step) or (stop.name or "another process's signal" if stopping else "")
             # In the middle of bad steps the parameters may be what is bad: keep those before.
-            wise = self.bad == 0 or last or stopping
-            if best or self.patience.over or (saving and wise):
+            if best or reason or (saving and self.bad == 0):
                 self.save(state, val_loss)
                 saved = step
-            if stopping:
-                reason = stop.name or "another process's signal"
-                break
-        if pending:
-            self.report(*pending)
         self.checkpoints.finish()
-        if self.patience.over:
-            reason = "patience"
         log.info("%s at step %d (%s); saved at step %s", self.run.folder, step, reason, saved)
         return Result(step, self.patience.best, reason)
 
@@ -237,6 +212,7 @@ class Loop:
         self.bad = int(values["bad_steps"])
         self.skipped += self.bad > 0
         if self.bad >= train.max_bad_steps:
+            self.checkpoints.finish()
             steps = self.checkpoints.steps()
             whole = f"step {steps[-1]}" if steps else "none"
             raise Diverged(
@@ -247,7 +223,7 @@ class Loop:
         if step % train.log_every and step != train.steps and step > 1:
             return
         record = self.meter.record(step, values) | {
-            "learning_rate": float(np.asarray(self.rate(step - 1))),
+            "learning_rate": float(np.asarray(self.rate(step - self.skipped - (self.bad == 0)))),
             "skipped": self.skipped,
         }
         self.metrics.write(step, record)
@@ -268,5 +244,6 @@ class Loop:
         names = ("loss", "bits_per_byte", "accuracy")
         self.metrics.write(step, {f"val_{name}": means[name] for name in names})
         self.metrics.print(f"step {step}: validation loss {loss:.4f}")
+        self.metrics.draw()
         self.meter.start(step)
         return loss

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxgpt.files import write_text
+from jaxgpt.report import run_report
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, steps: int, start: int, *, progress: bool = True) -> None:
-        self.writes = jax.process_index() == 0
+        self.folder, self.writes = folder, jax.process_index() == 0
         path = folder / "metrics.jsonl"
         self.file: TextIO | None = None
         self.board: Any = None
@@ -159,17 +160,23 @@ class Metrics:
                 if isinstance(value, int | float):
                     self.board.add_scalar(name, value, step)
 
+    def draw(self) -> None:
+        """Bring `report.html` up to date."""
+        if self.writes:
+            run_report(self.folder)
+
     def close(self) -> None:
-        """Flush and stop."""
+        """Flush, draw and stop."""
         self.bar.stop()
         if self.file is not None:
             self.file.close()
         if self.board is not None:
             self.board.close()
+        self.draw()
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Remove the records of steps that will be run again, and a last line that was cut off."""
+    """Remove the records of what will be done again, and a last line that was cut off."""
     if not path.exists():
         return
     kept = []
@@ -178,7 +185,7 @@ def _drop_after(path: Path, step: int) -> None:
             record = json.loads(line)
         except ValueError:
             continue
-        if record["step"] <= step:
+        if record["step"] < step or (record["step"] == step and "event" not in record):
             kept.append(line + "\n")
     write_text(path, "".join(kept))
 

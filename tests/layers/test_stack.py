@@ -1,0 +1,122 @@
+"""Stacked layers under scan are a loop over layers, under every remat policy and however unrolled.
+
+Shapes: B batch, T length, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import assert_close, assert_same
+
+from jaxgpt.config import Compute
+from jaxgpt.layers.linear import Linear
+from jaxgpt.layers.norm import Norm
+from jaxgpt.layers.stack import scan_layers, stacked, unstack
+
+L, D = 4, 6
+KEY = jax.random.key(0)
+
+
+class Layer(nnx.Module):
+    """Small, but with what a block has: parameters of two kinds, a product, and what differs by layer."""
+
+    def __init__(self, key: jax.Array) -> None:
+        self.norm = Norm(D, "rmsnorm", 1e-5)
+        self.inner = Linear(key, (D,), (D,), ("embed", "mlp"), bias=True, std=0.5, dtype=jnp.dtype("float32"))
+
+    def __call__(self, x_BTD: jax.Array, gain: jax.Array) -> jax.Array:
+        return x_BTD + gain * jnp.tanh(self.inner(self.norm(x_BTD)))
+
+
+def call(layer: Layer, x_BTD: jax.Array, own: dict[str, jax.Array]) -> jax.Array:
+    return layer(x_BTD, own["gain"])
+
+
+@cache
+def inputs() -> tuple[dict, jax.Array, dict]:
+    """Parameters of all layers, x, and what differs by layer: all of it random."""
+    random = np.random.default_rng(0)
+    params = nnx.to_pure_dict(nnx.split(stacked(Layer, KEY, L))[1])
+    params = jax.tree.map(lambda p: jnp.float32(random.standard_normal(p.shape)), params)
+    x_BTD = jnp.float32(random.standard_normal((2, 3, D)))
+    return params, x_BTD, {"gain": jnp.float32(random.standard_normal(L))}
+
+
+def loss(through: Callable[[dict, jax.Array, dict], jax.Array]) -> Callable[..., jax.Array]:
+    weights_BTD = jnp.float32(np.random.default_rng(1).standard_normal((2, 3, D)))
+    return lambda params, x_BTD, own: jnp.sum(weights_BTD * through(params, x_BTD, own))
+
+
+def by_scan(compute: Compute) -> Callable[..., jax.Array]:
+    graphdef, _ = nnx.split(stacked(Layer, KEY, L))
+    return loss(lambda params, x, own: scan_layers(nnx.merge(graphdef, params), x, own, call, compute))
+
+
+def by_loop(params: dict, x_BTD: jax.Array, own: dict) -> jax.Array:
+    graphdef, _ = nnx.split(Layer(KEY))
+    for i, layer in unstack(params, L).items():
+        x_BTD = nnx.merge(graphdef, layer)(x_BTD, own["gain"][i])
+    return x_BTD
+
+
+@cache
+def of_the_loop() -> Any:
+    return jax.jit(jax.value_and_grad(loss(by_loop), (0, 1, 2)))(*inputs())
+
+
+@pytest.mark.parametrize("unroll", [None, 1, 2, 99])
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_scan_is_a_loop_in_value_and_gradients(remat: str, unroll: int | None) -> None:
+    compute = Compute(remat=remat, unroll=unroll)
+    value, grads = jax.jit(jax.value_and_grad(by_scan(compute), (0, 1, 2)))(*inputs())
+    expected, plain = of_the_loop()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert_close(plain, grads, 1e-5)
+    assert all(np.abs(g).max() > 1e-2 for g in jax.tree.leaves(grads))
+
+
+def products(jaxpr: Any) -> int:
+    """Matrix products in a jaxpr and in all that it calls."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name == "dot_general"
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                count += products(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+def test_remat_computes_again_what_its_policy_says() -> None:
+    """One product forward and two backward; again in the backward pass unless its result was kept."""
+    counts = {}
+    for remat in ("none", "dots", "full"):
+        gradient = jax.grad(by_scan(Compute(remat=remat, unroll=1)), (0, 1))
+        counts[remat] = products(jax.make_jaxpr(gradient)(*inputs()).jaxpr)
+    assert counts == {"none": 3, "dots": 3, "full": 4}
+
+
+def test_each_layer_is_made_with_a_key_of_its_own() -> None:
+    stack = stacked(Layer, KEY, L)
+    layers = unstack(nnx.to_pure_dict(nnx.split(stack)[1]), L)
+    for i, key in enumerate(jax.random.split(KEY, L)):
+        assert_same(layers[i], nnx.to_pure_dict(nnx.split(Layer(key))[1]))
+    assert len({np.asarray(layer["inner"]["weight"]).tobytes() for layer in layers.values()}) == L
+
+
+def test_stacking_names_the_new_axis() -> None:
+    stack = stacked(Layer, KEY, L)
+    names = {path: v.get_metadata()["axes"] for path, v in nnx.to_flat_state(nnx.split(stack)[1])}
+    assert names == {
+        ("inner", "bias"): ("layers", "mlp"),
+        ("inner", "weight"): ("layers", "embed", "mlp"),
+        ("norm", "scale"): ("layers", "vector"),
+    }
