@@ -122,10 +122,11 @@ def _log_to_stderr() -> None:
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain: what matters we say ourselves
     level, levels = os.environ.get("JAXGPT_LOG", "INFO").upper(), logging.getLevelNamesMapping()
     require(level in levels, f"JAXGPT_LOG is {level!r}{nearest(level, levels)}")
     logging.getLogger("jaxgpt").setLevel(level)
+    if level != "DEBUG":  # Orbax and grain: what they raise we say ourselves
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -51,19 +51,6 @@ def make_optimizer(optim: Optim, steps: int, abstract: nnx.State) -> optax.Gradi
     def tree(leaf: Any) -> dict:
         return nnx.to_pure_dict(nnx.from_flat_state({path: leaf(path, v) for path, v in flat}))
 
-    is_matrix = tree(lambda path, _: path[-1] == "weight")
-    clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
-    if optim.name == "adamw":
-        adamw = optax.adamw(
-            schedule(optim, steps),
-            optim.b1,
-            optim.b2,
-            optim.eps,
-            weight_decay=optim.weight_decay,
-            mask=is_matrix,
-        )
-        return optax.chain(clip, adamw)
-
     def dims(path: tuple, variable: nnx.Variable) -> MuonDimensionNumbers | None:
         inputs = variable.get_metadata().get("inputs")
         if path[0] != "blocks" or inputs is None:
@@ -71,17 +58,25 @@ def make_optimizer(optim: Optim, steps: int, abstract: nnx.State) -> optax.Gradi
         axes = range(1, variable.ndim)  # axis 0 is the layer
         return MuonDimensionNumbers(tuple(axes[:inputs]), tuple(axes[inputs:]))
 
+    clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+    adamw = optax.adamw(
+        schedule(optim, steps),
+        optim.b1,
+        optim.b2,
+        optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=tree(lambda path, _: path[-1] == "weight"),
+    )
+    if optim.name == "adamw":
+        return optax.chain(clip, adamw)
     muon = optax.contrib.muon(
         schedule(optim, steps, optim.muon_lr),
         weight_decay=optim.weight_decay,
-        weight_decay_mask=is_matrix,
-        adam_b1=optim.b1,
-        adam_b2=optim.b2,
-        adam_weight_decay=optim.weight_decay,
-        adam_learning_rate=schedule(optim, steps),
         muon_weight_dimension_numbers=tree(dims),
     )
-    return optax.chain(clip, muon)
+    # What is no matrix goes to our own AdamW: that inside optax's muon decays vectors, too.
+    groups = tree(lambda *leaf: "muon" if dims(*leaf) else "adamw")
+    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, groups))
 
 
 def state_shardings(

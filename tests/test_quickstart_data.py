@@ -158,7 +158,7 @@ def test_packages_follow_the_library_and_a_poor_installation_is_an_error(install
 
 def test_word_pool_is_plain_words_without_those_of_the_questions(small):
     words = word_pool(small.documents)
-    assert len(set(words)) == len(words) == 300
+    assert len(set(words)) == len(words) == 100
     assert all(re.fullmatch("[a-z]{3,8}", word) for word in words)
     assert not {"list", "word", "and", "the", "numpy"} & set(words)
 

@@ -190,19 +190,22 @@ class Loop:
             reason = self.ended(step) or (stop.name or "another process's signal" if stopping else "")
             # In the middle of bad steps the parameters may be what is bad: keep those before.
             if best or reason or (saving and self.bad == 0):
-                self.save(state, val_loss)
+                self.save(state, val_loss if best else None)
                 saved = step
         self.checkpoints.finish()
         log.info("%s at step %d (%s); saved at step %s", self.run.folder, step, reason, saved)
         return Result(step, self.patience.best, reason)
 
     def save(self, state: State, val_loss: float | None) -> None:
-        """Save the state with the data's position and the loop's memory."""
+        """Save the state with the data's position and the loop's memory.
+
+        Args:
+          state: what to save.
+          val_loss: its validation loss if that is the lowest so far.
+        """
         memory = {"waited": self.patience.waited, "skipped": self.skipped}
         if math.isfinite(self.patience.best):  # JSON has no infinity
             memory["best"] = self.patience.best
-        if val_loss is not None and not math.isfinite(val_loss):
-            val_loss = None  # no measure of what is best
         self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, val_loss)
 
     def report(self, step: int, metrics: dict[str, jax.Array]) -> None:

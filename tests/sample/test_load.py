@@ -70,10 +70,7 @@ def test_a_mesh_that_does_not_fit_is_refused(folder: Path) -> None:
     assert jax.device_count() >= 4
 
 
-def test_the_command_line_prints_the_text_alone(
-    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jaxgpt.cli._set_up_jax", lambda: None)
+def test_the_command_line_prints_the_text_alone(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     args = ["sample", str(folder), "--prompt", "ab", "--max-new-tokens", "8", "--temperature", "0"]
     assert main([*args, "--json"]) == 0
     record = json.loads(capfd.readouterr().out)

@@ -117,7 +117,7 @@ def test_skipped_updates_are_counted_across_a_resume(corpus, tmp_path, monkeypat
 
 def test_too_many_bad_updates_end_the_run_with_code_3(corpus, tmp_path, monkeypatch, capfd) -> None:
     poison(monkeypatch, *range(6, 100))
-    train = replace(TRAIN, steps=30, save_every=2, max_bad_steps=4)
+    train = replace(TRAIN, steps=30, save_every=2, eval_every=30, max_bad_steps=4)
     config = write_config(text_run(corpus, tmp_path, train=train), tmp_path)
     assert main(["train", str(config)]) == 3
     said, folder = capfd.readouterr(), tmp_path / "text"

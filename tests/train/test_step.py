@@ -107,7 +107,7 @@ def test_the_mean_of_microbatch_means_would_be_another_loss() -> None:
     for part in range(1, 4):
         rows = jnp.where(jnp.arange(16)[:, None] % 4 == part, batch.weights_BT, 0)
         losses.append(one_update(run, replace(batch, weights_BT=rows))[1]["loss"])
-    assert abs(np.mean(losses) - total) > 1e-3
+    assert abs(np.mean(losses) - total) > 1e-4  # a hundred times what the test above allows
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
