@@ -195,7 +195,10 @@ def _fit(dialogues: list[Dialogue], tokenizer: Tokenizer, length: int, name: str
 
 
 class _Share:
-    """The rows of one process, from row `first` on, in the order it reads them (a Grain source)."""
+    """The batches of one process by number, from row `first` on (a Grain source).
+
+    Whole batches, since what Grain does for an element takes several times what a short row does.
+    """
 
     def __init__(self, rows: Rows, batch: int, index: int, count: int, first: int = 0) -> None:
         require(
@@ -205,11 +208,14 @@ class _Share:
         self.rows, self.batch, self.index, self.count, self.first = rows, batch, index, count, first
 
     def __len__(self) -> int:
-        return -(-(len(self.rows) - self.first) // (self.batch * self.count)) * self.batch
+        return -(-(len(self.rows) - self.first) // (self.batch * self.count))
 
-    def __getitem__(self, at: int) -> Row:
-        step, row = divmod(int(at), self.batch)
-        number = self.first + (step * self.count + self.index) * self.batch + row
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        start = self.first + (int(step) * self.count + self.index) * self.batch
+        rows = [self._row(number) for number in range(start, start + self.batch)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, number: int) -> Row:
         if number < len(self.rows):
             return self.rows[number]
         length = self.rows.length
@@ -223,15 +229,15 @@ class _Share:
 
 def _batches(share: _Share, workers: int) -> Any:
     """A Grain iterator over dicts of [B, T] arrays."""
-    stream = grain.MapDataset.source(cast(Any, share)).batch(share.batch)
+    # One thread: a second one would mostly wait for Python's lock. `workers` are for slow disks.
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
+    stream = grain.MapDataset.source(cast(Any, share)).to_iter_dataset(ahead)
     if workers == 0:
-        here = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_AHEAD)
-        return iter(stream.to_iter_dataset(here))
+        return iter(stream)
     if not absl.flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags, which need it
         absl.flags.FLAGS.mark_as_parsed()
-    here = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return iter(stream.to_iter_dataset(here).mp_prefetch(processes))
+    return iter(stream.mp_prefetch(processes))
 
 
 def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
@@ -299,7 +305,7 @@ class ValidationBatches:
         self._share = _Share(rows, batch_size, index, count)
 
     def __len__(self) -> int:
-        return len(self._share) // self._share.batch
+        return len(self._share)
 
     def __iter__(self) -> Iterator[Batch]:
         stream = _batches(self._share, workers=0)
