@@ -101,7 +101,8 @@ def main(
       out: file to which the result is appended as a JSON line.
     """
     about, losses = machine(), {"ours": [], "torch": []}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Bytecode is kept, as on a user's machine; the round that does not count writes it.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         jaxgpt = [sys.executable, "-m", "jaxgpt.cli"]
@@ -123,7 +124,9 @@ def main(
         def theirs() -> float:
             command = [torch_python, "-c", TORCH, str(text.resolve())]
             start = time.perf_counter()
-            done = subprocess.run(command, check=True, cwd="/", capture_output=True, text=True)
+            done = subprocess.run(
+                command, check=True, cwd="/", env=environment, capture_output=True, text=True
+            )
             seconds = time.perf_counter() - start
             losses["torch"].append(float(done.stdout))
             return seconds

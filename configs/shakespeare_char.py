@@ -20,5 +20,5 @@ def config() -> Run:
         data=Text(path="data/shakespeare"),
         optim=Optim(peak_lr=1e-3, final_lr=1e-4, b2=0.995, warmup_steps=200),
         train=Train(steps=2000, batch_size=12, eval_every=250, eval_batches=20, save_every=1000, seed=1337),
-        compute=Compute(dtype="bfloat16"),
+        compute=Compute(dtype="float32"),
     )

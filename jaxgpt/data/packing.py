@@ -75,6 +75,7 @@ class ConcatRows(Sendable):
 
     def __init__(self, corpus: Corpus, length: int, seed: int | None, pad: int = 0) -> None:
         self.corpus, self.length, self.seed, self.pad = corpus, length, seed, pad
+        self._count = np.arange(length + 1, dtype=np.int32)
         self.tokens = int(corpus.lengths_D.sum(dtype=np.int64))
         self.epoch_rows = self.tokens // length if seed is not None else -(-(self.tokens - 1) // length)
         require(
@@ -133,21 +134,16 @@ class ConcatRows(Sendable):
         return self._row(pieces)
 
     def _row(self, pieces: list[np.ndarray]) -> Row:
-        sizes = [len(p) for p in pieces]
-        used = sum(sizes)
-        tokens = np.full(self.length + 1, self.pad, np.int32)
-        np.concatenate(pieces, out=tokens[:used], casting="unsafe")
-        segments = np.zeros(self.length + 1, np.int32)
-        segments[:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
-        positions = np.zeros(self.length + 1, np.int32)
-        starts = np.cumsum([0, *sizes[:-1]])
-        positions[:used] = np.arange(used) - np.repeat(starts, sizes)
+        segments, positions = (np.zeros(self.length + 1, np.int32) for _ in range(2))
+        tokens, used = np.full(self.length + 1, self.pad, np.int32), 0
+        for number, piece in enumerate(pieces, 1):
+            here, used = slice(used, used + len(piece)), used + len(piece)
+            tokens[here], segments[here], positions[here] = piece, number, self._count[: len(piece)]
         same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
         # In the padded last row the final token has no target, so as an input it is padding too.
-        last = used - 1 if used <= self.length else self.length
-        segments[last:], positions[last:], tokens[used:] = 0, 0, self.pad
+        last = used - 1
         inputs = tokens[:-1].copy()
-        inputs[last:] = self.pad
+        inputs[last:], segments[last:], positions[last:] = self.pad, 0, 0
         return {
             "tokens": inputs,
             "targets": tokens[1:],

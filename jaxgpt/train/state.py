@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from jaxgpt.config import Run
+from jaxgpt.layers.fusion import on_cpu
 from jaxgpt.models import abstract_model, init_params
 from jaxgpt.optim import make_optimizer, state_shardings
 from jaxgpt.sharding import param_shardings, replicated
@@ -82,6 +83,9 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
         if params is not None:
             return jax.jit(fresh, out_shardings=program.shardings)(params)
         born = jax.jit(
-            lambda key: fresh(init_params(run.model, run.compute, key)), out_shardings=program.shardings
+            lambda key: fresh(init_params(run.model, run.compute, key)),
+            out_shardings=program.shardings,
+            # It runs once: on a CPU optimising it takes longer than what it then saves.
+            compiler_options={"xla_backend_optimization_level": 1} if on_cpu() else None,
         )
         return born(jax.random.key(run.train.seed))
