@@ -92,8 +92,11 @@ def _show(value: Any) -> str:
     whole, size = isinstance(value, int), abs(_float(value))
     if value is None or math.isnan(size):
         return "–"
+    if 0 < size < 1e-3:
+        mantissa, power = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(power)}"
     if size < (1e6 if whole else 1e4):
-        return f"{value:,.0f}" if whole or size >= 1000 else f"{value:.4g}".replace("e-0", "e-")
+        return f"{value:,.0f}" if whole or size >= 1000 else f"{value:.4g}"
     unit, scale = next(p for p in zip("TBMk", (1e12, 1e9, 1e6, 1e3), strict=True) if size >= p[1])
     return f"{value / scale:.4g}{unit}"
 

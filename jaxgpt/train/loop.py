@@ -235,12 +235,8 @@ class Loop:
             "skipped": self.skipped,
         }
         self.metrics.write(step, record)
-        best = "" if math.isinf(self.patience.best) else f" best {self.patience.best:.3f}"
-        self.metrics.note(
-            f"loss {record['loss']:.3f}{best} {record['tokens_per_second']:,.0f} tok/s "
-            f"mfu {100 * record['mfu']:.0f} %",
-            done=step,
-        )
+        speed = f"{record['tokens_per_second']:,.0f} tok/s mfu {record['mfu']:.0%}"
+        self.metrics.note(f"loss {record['loss']:.3f} {speed}", done=step)
 
     def evaluate(self, step: int, state: State) -> float:
         """Validation loss in nats a target, over every validation token or `eval_batches` batches."""

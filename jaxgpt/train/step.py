@@ -51,14 +51,12 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
 
-    def if_good(new: jax.Array, old: jax.Array | float) -> jax.Array:
-        return jnp.where(good, new, old)
-
-    updates, opt = program.optimizer.update(grads, state.opt, state.params)
-    updates = jax.tree.map(lambda u: if_good(u, 0.0), updates)
     # Pinned: the old moments are then dead before the parameters change, and need no copy.
-    updates, opt = pin((updates, jax.tree.map(if_good, opt, state.opt)))
+    updates, opt = pin(program.optimizer.update(grads, state.opt, state.params))
     params = optax.apply_updates(state.params, updates)
+    params, opt = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt), (state.params, state.opt)
+    )
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)
     metrics = {
         "loss": sums["loss"] / weight,
