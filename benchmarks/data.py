@@ -22,7 +22,7 @@ import tyro
 from jaxgpt.config import Text
 from jaxgpt.data.loader import train_iterator
 from jaxgpt.data.prepare import prepare
-from jaxgpt.data.sources import Report, read_documents
+from jaxgpt.data.sources import read_documents
 from jaxgpt.data.tokenizer import load_tokenizer
 from jaxgpt.data.train_tokenizer import train_tokenizer
 
@@ -36,7 +36,7 @@ def main(
     """Run it; prints a table and one JSON line."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        texts = list(read_documents(sources, "text", Report()))
+        texts = list(read_documents(sources))
         with (work / "corpus.jsonl").open("w", encoding="utf-8") as file:
             for i in range(repeat):
                 file.writelines(json.dumps({"text": f"{i} {t}"}) + "\n" for t in texts)
