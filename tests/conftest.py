@@ -18,10 +18,6 @@ CHECKED = ("layers", "models", "objectives", "optim", "sharding")
 install_import_hook([f"jaxgpt.{name}" for name in CHECKED], "beartype.beartype")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", "ignore:.*PEP 585")  # beartype, of flax's hints
-
-
 @pytest.fixture(autouse=True)
 def no_shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """Commands called in a test neither read nor write the user's compilation cache."""
