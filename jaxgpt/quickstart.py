@@ -101,11 +101,13 @@ def quickstart(*, workdir: Path = Path("quickstart")) -> int:
         say(f"[bold]4/6[/] tuning on {_tokens(tune)} tokens of dialogues, loss on the answers alone")
         _train(tune)
         say("[bold]5/6[/] asking questions that it has never seen, before and after tuning")
-        results, answers = _evaluate(workdir, pretrain, tune)
+        with _quiet():
+            results, answers = _evaluate(workdir, pretrain, tune)
     say("[bold]6/6[/] writing the report")
     results["seconds"] = round(json.loads((workdir / STATE).read_text("utf-8"))["seconds"], 1)
     write_json(workdir / "results.json", results)
-    _report(workdir, pretrain, tune, results, answers)
+    with _quiet():
+        _report(workdir, pretrain, tune, results, answers)
     _goodbye(workdir, tune, results, answers)
     return 0
 
@@ -118,6 +120,18 @@ def _clock(workdir: Path) -> Iterator[None]:
         yield
     finally:
         write_json(workdir / STATE, {"seconds": before + time.perf_counter() - start})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what was said before, when the same data and runs were read for training."""
+    logger = logging.getLogger("jaxgpt")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 # ------------------------------------------------------------------------------------- the stages
