@@ -301,7 +301,7 @@ def _report(
 
 def _goodbye(workdir: Path, tune: Run, results: dict[str, Any], answers: dict[str, list]) -> None:
     """Sample dialogues, the numbers, and how to go on, on standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # a wrapped command could not be copied
     for answer in _samples(answers["tuned"]):
         mark = "[green]right[/]" if answer.correct else "[red]wrong[/]"
         console.print(f"[bold]you[/]    {escape(answer.example['messages'][0]['content'])}")
@@ -319,6 +319,8 @@ def _goodbye(workdir: Path, tune: Run, results: dict[str, Any], answers: dict[st
     console.print(f"in all: {results['seconds']:.0f} seconds; look at {workdir / 'report.html'}\n")
     console.print("talk to it:")
     console.print(f"  uv run jaxgpt chat {tune.folder}", style="bold")
+    question = answers["tuned"][0].example["messages"][0]["content"]
+    console.print(f"it knows small tasks with common words of its documentation: {escape(question)}")
 
 
 def _samples(answers: list, n: int = 6) -> list:

@@ -13,6 +13,7 @@ from tiny import (
     FLOAT32,
     GPT2,
     MESHES,
+    MIXED,
     MODERN,
     ONE,
     T,
@@ -85,14 +86,14 @@ def one_update(run: Run, batch: Batch, sizes: dict[str, int] = ONE) -> tuple[dic
 LINEAR = Optim(peak_lr=1.0, eps=10.0, weight_decay=0.0, clip_norm=0.0, schedule="constant", warmup_steps=0)
 
 
-@pytest.mark.parametrize("sizes", ["one", "data=2"])
+@pytest.mark.parametrize("sizes", [ONE, MIXED], ids=["one device", "eight devices"])
 @pytest.mark.parametrize("model", [GPT2, MODERN], ids=["gpt2", "modern"])
 def test_accumulation_equals_the_full_batch(model, sizes) -> None:
     run = make_run(model, optim=LINEAR, train=Train(steps=1, batch_size=16), objective=CausalLM(z_loss=1e-3))
     run = replace(run, optim=replace(LINEAR, warmup_steps=0))
-    on, batch = ONE | ({"data": 2} if sizes != "one" else {}), instruction_batch()
-    whole, numbers = one_update(run, batch, on)
-    parts, sums = one_update(replace(run, train=replace(run.train, accumulate=4)), batch, on)
+    batch = instruction_batch()
+    whole, numbers = one_update(run, batch, sizes)
+    parts, sums = one_update(replace(run, train=replace(run.train, accumulate=4)), batch, sizes)
     assert sums["weight"] == numbers["weight"] == 4 * (0 + 1 + 5 + 12)
     for name in ("loss", "nll", "grad_norm", "accuracy", "bytes"):
         assert sums[name] == pytest.approx(numbers[name], rel=1e-6), name
