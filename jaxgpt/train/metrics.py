@@ -156,7 +156,7 @@ class Metrics:
         self.file.write(json.dumps({"step": step, **shown}, allow_nan=False) + "\n")
         self.file.flush()
         if self.board is not None:
-            for name, value in record.items():
+            for name, value in shown.items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(name, value, step)
 
