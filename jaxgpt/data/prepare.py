@@ -195,7 +195,12 @@ def _assemble(
         shards = [{"job": i, **r[split]} for i, r in enumerate(reports) if r[split]["documents"]]
         totals = {k: sum(s[k] for s in shards) for k in ("documents", "tokens", "bytes", "records")}
         splits[split] = {**totals, "shards": shards}
-    _check_splits(settings, splits)
+    try:
+        _check_splits(settings, splits)
+    except UserError:  # as it would be every time: what is here is of no use to other settings
+        _discard(out)
+        shutil.rmtree(out / ".work")
+        raise
     for split, part in splits.items():
         (out / split).mkdir(exist_ok=True)
         lengths = []

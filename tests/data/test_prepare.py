@@ -256,7 +256,7 @@ def test_one_document_suggests_the_tail_split(tmp_path):
     (tmp_path / "a.txt").write_text("all the world is a stage " * 50)
     with pytest.raises(UserError, match=r"split.*--split tail"):
         prepare([str(tmp_path / "a.txt")], tmp_path / "out", workers=1)
-    prepare([str(tmp_path / "a.txt")], tmp_path / "out", split="tail", workers=1, overwrite=True)
+    prepare([str(tmp_path / "a.txt")], tmp_path / "out", split="tail", workers=1)
     assert "".join(both(tmp_path / "out")) == "all the world is a stage " * 50
 
 
