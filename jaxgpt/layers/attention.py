@@ -67,7 +67,7 @@ def pick_kernel(model: GPT, compute: Compute) -> str:
     """
     problem = None
     if jax.default_backend() != "gpu":
-        problem = f"it needs a GPU and this backend is {jax.default_backend()}"
+        problem = f"it needs a GPU, not {jax.default_backend()}"
     elif compute.dtype != "bfloat16":
         problem = f"it needs compute.dtype bfloat16, not {compute.dtype}"
     elif model.head % 8 or model.head > 128:

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import subprocess
+import time
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -129,11 +130,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+ONE_PRESS = 1.0
+"""Seconds in which signals count as one: `uv run`, `timeout` and `srun` send on what we had already."""
+
+
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; a second one ends the process at once."""
+    """SIGTERM and SIGINT ask the loop to save and leave; a later one ends the process at once."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name, self._since = "", 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -146,9 +151,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self.name:
+            self.name, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since >= ONE_PRESS:
+            self.__exit__()
+            os.kill(os.getpid(), number)
 
     def seen(self, step: int, every: int) -> bool:
         """Whether any process was asked to stop; a cluster agrees on it every few steps."""

@@ -195,8 +195,8 @@ def _fresh():
 @pytest.mark.parametrize(
     ("asked", "level", "words"),
     [
-        ("auto", logging.INFO, "attention kernel: xla (not cudnn: it needs a GPU and this backend is cpu)"),
-        ("cudnn", logging.WARNING, "attention kernel: xla instead of cudnn, because it needs a GPU and this"),
+        ("auto", logging.INFO, "attention kernel: xla (not cudnn: it needs a GPU, not cpu)"),
+        ("cudnn", logging.WARNING, "attention kernel: xla instead of cudnn, because it needs a GPU, not cpu"),
         ("xla", None, ""),
     ],
 )
@@ -212,9 +212,7 @@ def test_the_kernel_is_picked_once_and_said(
 
 @pytest.mark.usefixtures("_fresh")
 def test_strict_raises_instead_of_falling_back() -> None:
-    message = (
-        "compute.attention is 'cudnn' but it needs a GPU and this backend is cpu; use 'xla' or strict=False"
-    )
+    message = "compute.attention is 'cudnn' but it needs a GPU, not cpu; use 'xla' or strict=False"
     with pytest.raises(UserError, match=message):
         pick_kernel(MODEL, Compute(attention="cudnn", strict=True))
     assert pick_kernel(MODEL, Compute(attention="auto", strict=True)) == "xla"  # nothing was asked for

@@ -44,8 +44,10 @@ import signal
 import sys
 
 from jaxgpt.config import load
+from jaxgpt.train import hooks
 from jaxgpt.train.metrics import Metrics
 
+hooks.ONE_PRESS = 0.0
 plain = Metrics.write
 
 
