@@ -22,7 +22,8 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.config import Chat, Run, Text, load, require
 from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
-from jaxgpt.data.packing import ConcatRows, Corpus, PackedExamples, Row, Rows
+from jaxgpt.data.corpus import Corpus, read_manifest
+from jaxgpt.data.packing import ConcatRows, PackedExamples, Row, Rows
 from jaxgpt.data.sources import expand
 from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -39,6 +40,7 @@ def run_tokenizer(run: Run) -> Tokenizer:
       UserError: when there is none where the config says.
     """
     if isinstance(run.data, Text):
+        read_manifest(run.data.path)  # says what is missing where nothing was prepared
         return load_tokenizer(Path(run.data.path) / "tokenizer")
     if run.data.tokenizer:
         return load_tokenizer(run.data.tokenizer)

@@ -6,7 +6,7 @@ import errno
 import sys
 
 from jaxgpt import config
-from jaxgpt.config import Run, UserError
+from jaxgpt.config import Chat, Run, UserError
 
 
 def read_args(args: list[str], command: str) -> Run:
@@ -47,7 +47,8 @@ def train(args: list[str]) -> int:
         )
         return 3
     stopped = result.reason not in ("finished", "patience")
-    then = "run the same command to go on" if stopped else f"try `jaxgpt sample {run.folder}`"
+    talk = "chat" if isinstance(run.data, Chat) else "sample"
+    then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}`"
     loss = f"best validation loss {result.best_loss:.4f}"
     print(f"{run.folder}: {result.reason} at step {result.step}, {loss}; {then}")
     return loop.STOPPED_BY_SIGNAL if stopped else 0
