@@ -140,7 +140,7 @@ class GPT:
     @property
     def hidden(self) -> int:
         """Hidden width of the MLP."""
-        default = 4 * self.width if self.mlp == "gelu" else 64 * -(-8 * self.width // (3 * 64))
+        default = 64 * -(-8 * self.width // (3 * 64)) if self.mlp == "swiglu" else 4 * self.width
         return self.mlp_width or default
 
     def window(self, layer: int) -> int:

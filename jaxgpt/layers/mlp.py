@@ -6,6 +6,7 @@ Shapes: B batch, T length, D width, F hidden width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +16,6 @@ from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.linear import Linear
 
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
-
-
-class MLP(nnx.Module):
-    """Two projections around GELU (GPT-2), or SwiGLU with a gate (Shazeer 2020)."""
-
-    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
-        D, F = model.width, model.hidden
-        keys = jax.random.split(key, 3)
-        dtype = jnp.dtype(compute.dtype)
-        inner = ("embed", "mlp")
-        self.up = Linear(keys[0], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype)
-        self.gate = (
-            Linear(keys[1], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype)
-            if model.mlp == "swiglu"
-            else None
-        )
-        std = 0.02 * (2 * model.layers) ** -0.5
-        self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), bias=model.bias, std=std, dtype=dtype)
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = self.up(x_BTD)
-        return self.down(gelu(up_BTF) if self.gate is None else jax.nn.silu(self.gate(x_BTD)) * up_BTF)
 
 
 @jax.custom_vjp
@@ -51,3 +30,32 @@ def _gelu_back(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_back)
+
+ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
+    "gelu": (gelu, False),
+    "swiglu": (jax.nn.silu, True),
+}
+"""Of each `GPT.mlp`: the activation, and whether it is that of a gate beside the up projection."""
+
+
+class MLP(nnx.Module):
+    """Two projections around GELU (GPT-2), or SwiGLU with a gate (Shazeer 2020)."""
+
+    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
+        D, F = model.width, model.hidden
+        keys = jax.random.split(key, 3)
+        dtype = jnp.dtype(compute.dtype)
+        inner = ("embed", "mlp")
+        self.activation, gated = ACTIVATIONS[model.mlp]
+        self.up = Linear(keys[0], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype)
+        self.gate = (
+            Linear(keys[1], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype) if gated else None
+        )
+        std = 0.02 * (2 * model.layers) ** -0.5
+        self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), bias=model.bias, std=std, dtype=dtype)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up_BTF = self.up(x_BTD)
+        if self.gate is None:
+            return self.down(self.activation(up_BTF))
+        return self.down(self.activation(self.gate(x_BTD)) * up_BTF)
