@@ -47,7 +47,6 @@ from jaxgpt.config import load
 from jaxgpt.train import hooks
 from jaxgpt.train.metrics import Metrics
 
-hooks.ONE_PRESS = 0.0
 plain = Metrics.write
 
 
@@ -69,7 +68,7 @@ def config():
     if os.environ.get("FAULT"):
         global event, text, name
         event, text, name = os.environ["FAULT"].split("|")
-        Metrics.write = write
+        Metrics.write, hooks.ONE_PRESS = write, 0.0
         sys.addaudithook(strike)
     return load({run!r})
 '''
