@@ -118,12 +118,12 @@ def _log_to_stderr() -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    from jaxgpt.config import nearest, require
+    from jaxgpt.config import require_known
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     level, levels = os.environ.get("JAXGPT_LOG", "INFO").upper(), logging.getLevelNamesMapping()
-    require(level in levels, f"JAXGPT_LOG is {level!r}{nearest(level, levels)}")
+    require_known(level, levels, f"JAXGPT_LOG is {level!r}")
     logging.getLogger("jaxgpt").setLevel(level)
     if level != "DEBUG":  # Orbax and grain: what they raise we say ourselves
         logging.getLogger("absl").setLevel(logging.CRITICAL)

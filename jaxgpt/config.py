@@ -44,6 +44,12 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_known(name: Any, allowed: typing.Collection[Any], message: str) -> None:
+    """Raise `UserError(message)` with a hint unless the name is allowed; the hint is slow to find."""
+    if name not in allowed:
+        raise UserError(f"{message}{nearest(str(name), map(str, allowed))}")
+
+
 def check_types(part: Any, where: str) -> None:
     """Raise `UserError` where a field of a config class holds what its type does not allow.
 
@@ -457,12 +463,12 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
             return _parse(options[0], value, where)
         named = {o.__name__: o for o in options}
         kind = value.get("kind") if isinstance(value, dict) else None
-        require(kind in named, f"{shown}.kind is {kind!r}{nearest(str(kind), named)}")
+        require_known(kind, named, f"{shown}.kind is {kind!r}")
         return _parse(named[kind], value, where)
     if dataclasses.is_dataclass(hint):
         return _parse_dataclass(hint, value, where)
     if origin is Literal:
-        require(value in args, f"{shown} is {value!r}{nearest(str(value), map(str, args))}")
+        require_known(value, args, f"{shown} is {value!r}")
         return value
     if origin is tuple:
         require(isinstance(value, list | tuple), f"{shown} is {value!r}; it must be a list.")
@@ -490,7 +496,7 @@ def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     tag = given.pop("kind", kind.__name__)
     require(tag == kind.__name__, f"{shown}.kind is {tag!r}; it must be {kind.__name__!r}.")
     for name in given:
-        require(name in names, f"{shown} has no field {name!r}{nearest(name, names)}")
+        require_known(name, names, f"{shown} has no field {name!r}")
     prefix = f"{where}." if where else ""
     parsed = {name: _parse(hints[name], v, prefix + name) for name, v in given.items()}
     for f in dataclasses.fields(kind):

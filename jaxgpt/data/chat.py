@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import UserError, nearest, require
+from jaxgpt.config import UserError, nearest, require, require_known
 from jaxgpt.data.sources import Report, check_text, expand, numbered_lines, open_source, parse_line
 from jaxgpt.data.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
     tokens, weights = [control["<|bos|>"]], [0.0]
     for message in messages:
         role = message["role"]
-        require(role in ROLES, f"role {role!r} is unknown{nearest(role, ROLES)}")
+        require_known(role, ROLES, f"role {role!r} is unknown")
         content = tokenizer.encode(message["content"])
         tokens += [control[f"<|{role}|>"], *content, control["<|end|>"]]
         weights += [0.0] + [float(role == "assistant")] * (len(content) + 1)

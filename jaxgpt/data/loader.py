@@ -109,7 +109,7 @@ def train_rows(
     length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
     if isinstance(data, Text):
         return ConcatRows(_corpus(data, "train", tokenizer), length, seed, pad)
-    examples = _chat_examples(data, tokenizer, length)[0]
+    examples = _chat_examples(data, tokenizer, length, "training")
     return PackedExamples(examples, length, data.bins, seed, pad)
 
 
@@ -120,7 +120,7 @@ def validation_rows(
     length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
     if isinstance(data, Text):
         return ConcatRows(_corpus(data, "validation", tokenizer), length, None, pad)
-    examples = _chat_examples(data, tokenizer, length)[1]
+    examples = _chat_examples(data, tokenizer, length, "validation")
     return PackedExamples(examples, length, data.bins, None, pad)
 
 
@@ -138,26 +138,26 @@ def _corpus(data: Text, split: str, tokenizer: Tokenizer) -> Corpus:
 # ---------------------------------------------------------------------------------- dialogues
 
 
-def _chat_examples(data: Chat, tokenizer: Tokenizer, length: int) -> tuple[list[Example], list[Example]]:
-    """(training, validation) examples; remembered while the files stay as they are."""
-    files = expand((*data.train, *data.validation), SUFFIXES)
+def _chat_examples(data: Chat, tokenizer: Tokenizer, length: int, split: str) -> list[Example]:
+    """The examples of a split; remembered while the files stay as they are."""
+    apart = bool(data.validation)  # validation has files of its own: the others need no reading
+    files = expand(data.validation if apart and split == "validation" else data.train, SUFFIXES)
     stats = [(f, Path(f).stat()) for f in files]
     stamp = tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats)
-    return _read_examples(data, tokenizer, length, stamp)
+    return _read_examples(stamp, split if apart else "", data.validation_fraction, tokenizer, length)[split]
 
 
-@lru_cache(maxsize=2)  # training and validation come from the same files
+@lru_cache(maxsize=2)  # the files of training, and those of validation where they are others
 def _read_examples(
-    data: Chat, tokenizer: Tokenizer, length: int, stamp: tuple[tuple[str, int, int], ...]
-) -> tuple[list[Example], list[Example]]:
-    train, _ = read_dialogues(data.train)
-    if data.validation:
-        validation, _ = read_dialogues(data.validation)
+    stamp: tuple[tuple[str, int, int], ...], only: str, share: float, tokenizer: Tokenizer, length: int
+) -> dict[str, list[Example]]:
+    """Examples by split: all for the split `only`, or where it is empty, a share held out of them."""
+    dialogues, _ = read_dialogues(path for path, _, _ in stamp)
+    if only:
+        parts = {only: dialogues}
     else:
-        train, validation = hold_out(train, data.validation_fraction)
-    pairs = (("training", train), ("validation", validation))
-    fitted = [_fit(part, tokenizer, length, name) for name, part in pairs]
-    return fitted[0], fitted[1]
+        parts = dict(zip(("training", "validation"), hold_out(dialogues, share), strict=True))
+    return {name: _fit(part, tokenizer, length, name) for name, part in parts.items()}
 
 
 def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:

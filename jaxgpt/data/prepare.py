@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from jaxgpt.config import UserError, nearest, require
+from jaxgpt.config import UserError, require, require_known
 from jaxgpt.data import jobs
 from jaxgpt.data.sources import Report, Span, cut, expand
 from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -68,7 +68,7 @@ def prepare(
       overwrite: replace a folder made with other settings.
     """
     require(0 < validation < 1, f"validation is {validation}; it must be above 0 and below 1.")
-    require(split in ("document", "tail"), f"split is {split!r}{nearest(split, ['document', 'tail'])}")
+    require_known(split, ("document", "tail"), f"split is {split!r}")
     require(0 <= max_bad <= 1, f"max_bad is {max_bad}; it must be between 0 and 1.")
     require(workers >= 0, f"workers is {workers}; it must be 0 (all cores) or more.")
     text = ByteTokenizer() if tokenizer == "byte" else load_tokenizer(tokenizer)
@@ -164,7 +164,7 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
         return "all" if (out / "manifest.json").is_file() else "part"
     require(
         overwrite,
-        f"{out} was prepared with another {' and '.join(changed)}; name another folder, or pass "
+        f"{out} was prepared with other settings ({', '.join(changed)}); name another folder, or pass "
         "--overwrite to replace it.",
     )
     return "other"

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from jaxgpt.config import UserError, nearest, require
+from jaxgpt.config import UserError, nearest, require, require_known
 
 log = logging.getLogger(__name__)
 
@@ -304,6 +304,8 @@ def _rest(stream: Any) -> Iterator[bytes]:
 
 def _lines_before(path: str, offset: int) -> int:
     lines = 0
+    if not offset:
+        return lines  # as for every line of a file read from its beginning
     with open_source(path) as stream:
         while offset > 0 and (block := stream.read(min(offset, 1 << 22))):
             lines += block.count(b"\n")
@@ -325,7 +327,7 @@ def _parquet(path: str) -> Any:
 def _read_parquet(span: Span, field: str, report: Report) -> Iterator[str]:
     file = _parquet(span.path)
     names = file.schema_arrow.names
-    require(field in names, f"{span.path} has no column {field!r}{nearest(field, names)}")
+    require_known(field, names, f"{span.path} has no column {field!r}")
     row = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
     groups = list(range(span.start, span.end))
     try:

@@ -105,6 +105,12 @@ class _Table:
         head = json.dumps([self.kind, list(CONTROL)]).encode()
         return hashlib.sha256(head + self._model()).hexdigest()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Table) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     def save(self, folder: str | Path) -> None:
         target = Path(folder)
         if (target / META_FILE).is_file():

@@ -205,7 +205,7 @@ def test_a_finished_folder_is_left_alone_and_another_is_refused(tmp_path, capsys
     before = digests(tmp_path / "out")
     prepare(*arguments, validation=0.2, workers=1)
     assert "already prepared" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"another validation; .*--overwrite"):
+    with pytest.raises(UserError, match=r"other settings \(validation\); .*--overwrite"):
         prepare(*arguments, validation=0.3, workers=1)
     assert digests(tmp_path / "out") == before
     prepare(*arguments, validation=0.3, workers=1, overwrite=True)
