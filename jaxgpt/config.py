@@ -163,10 +163,10 @@ class Compute:
     """Activations and matrix products; parameters, norms, softmax and losses stay float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, each layer, or all but the matrix products."""
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Attention kernel; auto takes the fastest one that can run here and says which."""
     strict: bool = False
-    """Raise instead of falling back from the asked-for attention kernel."""
+    """Raise instead of falling back to a slower attention kernel."""
     loss_chunk: int = 8192
     """Tokens (over the whole batch) whose logits are held at a time in the loss."""
     unroll: int | None = None

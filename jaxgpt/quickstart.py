@@ -58,8 +58,10 @@ def pretrain_run(workdir: Path) -> Run:
         runs=str(workdir / "runs"),
         model=model(),
         data=Text(path=str(workdir / "text")),
-        optim=Optim(peak_lr=3e-3, final_lr=3e-4, warmup_steps=20, schedule="linear"),
-        train=Train(steps=400, batch_size=8, eval_every=100, eval_batches=16, save_every=200),
+        optim=Optim(
+            name="muon", muon_lr=0.01, peak_lr=3e-3, final_lr=3e-4, warmup_steps=20, schedule="linear"
+        ),
+        train=Train(steps=250, batch_size=8, eval_every=50, eval_batches=16, save_every=125),
         compute=Compute(dtype="float32"),
     )
 
@@ -73,8 +75,16 @@ def tune_run(workdir: Path) -> Run:
         init_from=str(workdir / "runs" / "pretrain"),
         model=model(),
         data=Chat(train=(str(folder / "train.jsonl"),), validation=(str(folder / "validation.jsonl"),)),
-        optim=Optim(peak_lr=3e-3, final_lr=1e-4, warmup_steps=20, schedule="linear", weight_decay=0.0),
-        train=Train(steps=900, batch_size=8, eval_every=150, save_every=300),
+        optim=Optim(
+            name="muon",
+            muon_lr=0.01,
+            peak_lr=3e-3,
+            final_lr=1e-4,
+            warmup_steps=20,
+            schedule="linear",
+            weight_decay=0.0,
+        ),
+        train=Train(steps=500, batch_size=8, eval_every=100, save_every=250),
         compute=Compute(dtype="float32"),
     )
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.config import GPT, Compute, UserError, require
+from jaxgpt.config import GPT, Compute, require
 from jaxgpt.layers.cache import LayerCache
+from jaxgpt.layers.fusion import on_cpu
 from jaxgpt.layers.linear import Linear
 from jaxgpt.layers.norm import Norm
 from jaxgpt.layers.position import rotate
+from jaxgpt.sharding import spec
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ class Mask:
       q_index_BT, k_index_BS: place of each query and key in its row.
       q_segments_BT, k_segments_BS: document numbers; a query sees its own document only.
       causal: whether later keys are hidden.
+      window: tokens back that a query sees, itself included, 0 means all.
     """
 
     q_index_BT: jax.Array
@@ -38,13 +42,15 @@ class Mask:
     q_segments_BT: jax.Array
     k_segments_BS: jax.Array
     causal: bool = field(default=True, metadata={"static": True})
+    window: int = field(default=0, metadata={"static": True})
 
     def dense(self, window: jax.Array | int | None = None) -> jax.Array:
         """The mask as booleans [B, T, S]; every query sees at least itself.
 
         Args:
-          window: tokens back that a query sees, itself included; may be traced. None means all.
+          window: in place of the mask's own; may be traced, as it is where layers differ.
         """
+        window = (self.window or None) if window is None else window
         require(
             self.causal or window is None,
             "a sliding window needs a causal mask; set model.causal=True or model.windows=().",
@@ -58,35 +64,54 @@ class Mask:
         return seen_BTS
 
 
+FASTEST = {"gpu": "cudnn", "tpu": "splash"}
+"""The kernel of each platform that never holds all scores at once; elsewhere it is `xla`."""
+LANES = 128
+"""Rows of a tile of the TPU's vector unit; splash attention takes lengths that are multiples of it."""
+
+
 @functools.cache
 def pick_kernel(model: GPT, compute: Compute) -> str:
-    """The attention kernel for this machine, `xla` or `cudnn`, logged with its reason.
+    """The attention kernel for this machine: `xla`, `cudnn` or `splash`, logged where there was a choice.
 
     Raises:
-      UserError: under `compute.strict`, when the kernel asked for cannot run here.
+      UserError: under `compute.strict`, when the kernel asked for, or under `auto` the platform's
+        fastest, cannot run here.
     """
-    problem = None
-    if jax.default_backend() != "gpu":
-        problem = f"it needs a GPU, not {jax.default_backend()}"
-    elif compute.dtype != "bfloat16":
-        problem = f"it needs compute.dtype bfloat16, not {compute.dtype}"
-    elif model.head % 8 or model.head > 128:
-        problem = f"it needs a head width that is a multiple of 8 up to 128, not {model.head}"
-    if compute.attention == "cudnn" and problem and compute.strict:
-        raise UserError(f"compute.attention is 'cudnn' but {problem}; use 'xla' or strict=False.")
-    kernel = "xla" if compute.attention == "xla" or problem else "cudnn"
-    if compute.attention == "cudnn" and problem:
-        log.warning("attention kernel: xla instead of cudnn, because %s", problem)
-    elif compute.attention == "auto":
-        log.info("attention kernel: %s%s", kernel, f" (not cudnn: {problem})" if problem else "")
-    return kernel
+    wanted, asked = compute.attention, compute.attention
+    if asked == "auto":
+        wanted = FASTEST.get(jax.default_backend(), "xla")
+    problem = _problem(wanted, model, compute)
+    require(
+        not (problem and compute.strict),
+        f"compute.attention is {asked!r} but {wanted} cannot run here: {problem}; use 'xla' or strict=False.",
+    )
+    if problem:
+        log.warning("attention kernel: xla instead of %s, because %s", wanted, problem)
+    elif asked == "auto":
+        log.info("attention kernel: %s", wanted)
+    return "xla" if problem else wanted
+
+
+def _problem(kernel: str, model: GPT, compute: Compute) -> str:
+    """Why the kernel cannot run here, or nothing."""
+    platform = next((name for name, fastest in FASTEST.items() if fastest == kernel), "")
+    if platform and jax.default_backend() != platform:
+        return f"it needs a {platform.upper()}, not {jax.default_backend()}"
+    if kernel == "cudnn" and compute.dtype != "bfloat16":
+        return f"it needs compute.dtype bfloat16, not {compute.dtype}"
+    if kernel == "cudnn" and (model.head % 8 or model.head > 128):
+        return f"it needs a head width that is a multiple of 8 up to 128, not {model.head}"
+    if kernel == "splash" and len(set(model.windows)) > 1:
+        return f"it needs the same window in every layer, not model.windows {model.windows}"
+    return ""
 
 
 def attend(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
-    mask_BTS: jax.Array,
+    mask: Mask | jax.Array,
     kernel: str = "xla",
 ) -> jax.Array:
     """Softmax attention with grouped queries (Vaswani et al. 2017; Ainslie et al. 2023).
@@ -94,25 +119,79 @@ def attend(
     Args:
       q_BTHK: queries; H is a multiple of G.
       k_BSGK, v_BSGK: keys and values.
-      mask_BTS: True where a query sees a key; every query must see at least one.
-      kernel: `xla`, or `cudnn` (flash attention; gradients stay in the input's type).
+      mask: [B, T, S], True where a query sees a key; every query must see at least one. For
+        `splash` the `Mask` itself, of queries and keys that are the same tokens in a row's order.
+      kernel: `xla`; `cudnn` (flash attention on GPUs; gradients stay in the input's type); or
+        `splash` (block-sparse flash attention on TPUs).
 
     Returns:
       [B, T, H, K], of the type of the queries.
     """
+    if isinstance(mask, Mask):
+        return _splash(q_BTHK, k_BSGK, v_BSGK, mask)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(
-            q_BTHK, k_BSGK, v_BSGK, mask=mask_BTS[:, None], implementation="cudnn"
+            q_BTHK, k_BSGK, v_BSGK, mask=mask[:, None], implementation="cudnn"
         )
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * K**-0.5
     scores = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
     # A finite floor: gradients of -inf would be NaN.
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
     y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
     return y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
+
+
+def _splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask) -> jax.Array:
+    """Attention by JAX's TPU kernel, which skips the blocks that causality and window hide.
+
+    The partitioner cannot split a kernel, so every device is told to run it on its own rows and
+    heads. On a CPU it is interpreted, which serves the tests.
+    """
+    T, K = q_BTHK.shape[1], q_BTHK.shape[-1]
+    padding = ((0, 0), (0, -T % LANES), (0, 0), (0, 0))
+    q, k, v = (
+        jnp.pad(x, padding).swapaxes(1, 2) for x in (q_BTHK * K**-0.5, k_BTGK, v_BTGK)
+    )  # fmt: skip
+    segments_BT = jnp.pad(mask.q_segments_BT, padding[:2], constant_values=-1)
+    heads, groups = (spec(("batch", name, "length", "head")) for name in ("heads", "kv_heads"))
+    run = functools.partial(_splash_rows, causal=mask.causal, window=mask.window)
+    if not jax.sharding.get_abstract_mesh().empty:
+        layouts = (heads, groups, groups, spec(("batch", "length")))
+        run = jax.shard_map(run, in_specs=layouts, out_specs=heads, check_vma=False)
+    return run(q, k, v, segments_BT).swapaxes(1, 2)[:, :T]
+
+
+def _splash_rows(
+    q_BHTK: jax.Array,
+    k_BGTK: jax.Array,
+    v_BGTK: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    causal: bool,
+    window: int,
+) -> jax.Array:
+    """The kernel on the rows and heads of one device; T is a multiple of `LANES`."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import
+
+    H, T = q_BHTK.shape[1:3]
+    back = window - 1 if window else None
+    seen = splash.LocalMask((T, T), (back, 0), 0) if causal else splash.FullMask((T, T))
+    block = next(size for size in (512, 256, LANES) if T % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    kernel: Any = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([seen] * H), block_sizes=sizes, interpret=on_cpu()
+    )
+    return jax.vmap(kernel)(q_BHTK, k_BGTK, v_BGTK, splash.SegmentIds(segments_BT, segments_BT))
 
 
 class Attention(nnx.Module):
@@ -143,7 +222,7 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask_BTS: jax.Array,
+        mask: Mask | jax.Array,
         cache: LayerCache | None = None,
         start_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
@@ -159,9 +238,9 @@ class Attention(nnx.Module):
             q_BTHK = rotate(q_BTHK, positions_BT, self.theta)
             k_BTGK = rotate(k_BTGK, positions_BT, self.theta)
         if cache is None:
-            y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask_BTS, self.kernel)
+            y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask, self.kernel)
         else:
             assert start_B is not None
             cache = cache.append(k_BTGK, v_BTGK, start_B)
-            y_BTHK = attend(q_BTHK, cache.k_BSGK, cache.v_BSGK, mask_BTS)
+            y_BTHK = attend(q_BTHK, cache.k_BSGK, cache.v_BSGK, mask)
         return self.out(y_BTHK), cache

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import GPT, Compute
-from jaxgpt.layers.attention import Attention, Mask
+from jaxgpt.layers.attention import Attention, Mask, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
 from jaxgpt.layers.fusion import pin, stream_dtype
 from jaxgpt.layers.linear import Embedding, softcap, unembed
@@ -46,14 +46,14 @@ class Block(nnx.Module):
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask_BTS: jax.Array,
+        mask: Mask | jax.Array,
         *,
         key: jax.Array | None = None,
         cache: LayerCache | None = None,
         start_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         keys = (None, None) if key is None else jax.random.split(key)
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, mask_BTS, cache, start_B)
+        y_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, mask, cache, start_B)
         x_BTD = pin(x_BTD + dropout(y_BTD, self.rate, keys[0]))
         x_BTD = pin(x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.rate, keys[1]))
         return constrain(x_BTD, "batch", "length", "features"), cache
@@ -114,17 +114,17 @@ class Decoder(nnx.Module):
         embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = dropout(self._embed(tokens_BT, positions_BT), model.dropout, embed_key)
         index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        mask = Mask(index_BT, index_BT, segments_BT, segments_BT, causal=model.causal)
-        full_BTS = mask.dense()
-        windows = [model.window(i) for i in range(model.layers)] if any(model.windows) else None
+        alike, per_layer = len(set(model.windows)) <= 1, {"index": jnp.arange(model.layers)}
+        window = model.windows[0] if alike and model.windows else 0
+        mask = Mask(index_BT, index_BT, segments_BT, segments_BT, causal=model.causal, window=window)
+        seen = mask if pick_kernel(model, self.compute) == "splash" else mask.dense()
+        if not alike:
+            per_layer["window"] = jnp.asarray([model.window(i) for i in range(model.layers)])
 
         def call(block: Block, x_BTD: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
-            seen_BTS = full_BTS if windows is None else mask.dense(layer["window"])
-            return block(x_BTD, positions_BT, seen_BTS, key=layer.get("key"))[0]
+            here = seen if alike else mask.dense(layer["window"])
+            return block(x_BTD, positions_BT, here, key=layer.get("key"))[0]
 
-        per_layer = {"index": jnp.arange(model.layers)}
-        if windows is not None:
-            per_layer["window"] = jnp.asarray(windows)
         if layers_key is not None and model.dropout:
             per_layer["key"] = jax.random.split(layers_key, model.layers)
         if isinstance(self.blocks, nnx.List):

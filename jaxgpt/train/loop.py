@@ -133,7 +133,7 @@ class Loop:
             flops=flops_per_token(run.model, run.length),
             peak=peak_flops(jax.devices()[0], run.compute.dtype) * jax.device_count(),
         )
-        self.rate = schedule(run.optim, run.train.steps)
+        self.rate = jax.jit(schedule(run.optim, run.train.steps))
 
     def put(self, batch: Batch) -> Batch:
         """The rows of this process as its part of the global batch."""

@@ -54,7 +54,7 @@ def peak_flops(device: jax.Device, dtype: str) -> float:
     return _measured_peak(dtype) / (jax.local_device_count() if device.platform == "cpu" else 1)
 
 
-def _measured_peak(dtype: str, size: int = 1536, tries: int = 5) -> float:
+def _measured_peak(dtype: str, size: int = 1024, tries: int = 5) -> float:
     a = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()

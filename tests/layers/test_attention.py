@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import mesh
 
 from jaxgpt.config import GPT, Compute, UserError
 from jaxgpt.layers.attention import Attention, Mask, attend, pick_kernel
@@ -195,8 +197,13 @@ def _fresh():
 @pytest.mark.parametrize(
     ("asked", "level", "words"),
     [
-        ("auto", logging.INFO, "attention kernel: xla (not cudnn: it needs a GPU, not cpu)"),
+        ("auto", logging.INFO, "attention kernel: xla"),
         ("cudnn", logging.WARNING, "attention kernel: xla instead of cudnn, because it needs a GPU, not cpu"),
+        (
+            "splash",
+            logging.WARNING,
+            "attention kernel: xla instead of splash, because it needs a TPU, not cpu",
+        ),
         ("xla", None, ""),
     ],
 )
@@ -211,8 +218,67 @@ def test_the_kernel_is_picked_once_and_said(
 
 
 @pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("platform", "model", "compute", "kernel"),
+    [
+        ("gpu", GPT(), Compute(), "cudnn"),
+        ("gpu", GPT(), Compute(dtype="float32"), "compute.dtype bfloat16, not float32"),
+        ("gpu", GPT(head_width=100), Compute(), "multiple of 8 up to 128, not 100"),
+        ("gpu", GPT(), Compute(attention="splash"), "a TPU, not gpu"),
+        ("tpu", GPT(windows=(64,)), Compute(dtype="float32"), "splash"),
+        ("tpu", GPT(windows=(64, 0)), Compute(), r"same window in every layer, not model.windows \(64, 0\)"),
+        ("tpu", GPT(windows=(64, 0)), Compute(attention="xla"), "xla"),
+    ],
+)
+def test_a_platform_takes_its_fastest_or_says_why_not(
+    platform: str,
+    model: GPT,
+    compute: Compute,
+    kernel: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    if " " not in kernel:
+        assert pick_kernel(model, replace(compute, strict=True)) == kernel
+        return
+    assert pick_kernel(model, compute) == "xla"
+    assert caplog.records[0].levelno == logging.WARNING
+    with pytest.raises(UserError, match=f"cannot run here: it needs a?.*{kernel}; use 'xla'"):
+        pick_kernel(model, replace(compute, strict=True))
+
+
+@pytest.mark.usefixtures("_fresh")
 def test_strict_raises_instead_of_falling_back() -> None:
-    message = "compute.attention is 'cudnn' but it needs a GPU, not cpu; use 'xla' or strict=False"
+    message = "compute.attention is 'cudnn' but cudnn cannot run here: it needs a GPU, not cpu; use 'xla'"
     with pytest.raises(UserError, match=message):
         pick_kernel(MODEL, Compute(attention="cudnn", strict=True))
-    assert pick_kernel(MODEL, Compute(attention="auto", strict=True)) == "xla"  # nothing was asked for
+    assert pick_kernel(MODEL, Compute(attention="auto", strict=True)) == "xla"  # nothing faster is here
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"),
+    [(True, 0), (True, 33), (False, 0)],
+    ids=["causal", "window", "both ways"],
+)
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "eight"])
+def test_splash_attention_equals_the_plain_one(causal: bool, window: int, sizes: dict[str, int]) -> None:
+    """The TPU kernel itself, interpreted: values and gradients, a length that is no multiple of its
+    tiles, documents, grouped queries, rows and heads spread over a mesh.
+    """
+    rng = np.random.default_rng(0)
+    long = 150
+    segments = np.sort(rng.integers(1, 4, (4, long)), axis=1)
+    mask = replace(square_mask(segments.tolist(), causal=causal), window=window)
+    q, k, v, cotangent = (normal(i, 4, long, heads, 16) for i, heads in enumerate((4, 2, 2, 4)))
+
+    @jax.jit
+    def both(seen: Mask | jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        y, back = jax.vjp(lambda q, k, v: attend(q, k, v, seen), q, k, v)
+        return y, back(cotangent)
+
+    plain = both(mask.dense())
+    with jax.set_mesh(mesh(sizes)) if sizes else nullcontext():
+        found = both(mask)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -191,6 +191,19 @@ def test_dropout_needs_a_key_and_differs_by_layer_and_key() -> None:
 
 
 @forms
+@pytest.mark.parametrize("windows", [(), (5,)], ids=["full", "window"])
+def test_the_kernel_of_tpus_changes_nothing(
+    model: GPT, windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(model, windows=windows)
+    batch, decoder = packed([(9, 7)] * 2), model_of(model)(sharp_params(model))
+    inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    plain = jax.jit(lambda *inputs: decoder.hidden(*inputs))(*inputs)
+    monkeypatch.setattr("jaxgpt.models.gpt.pick_kernel", lambda *_: "splash")
+    assert_close(jax.jit(lambda *inputs: decoder.hidden(*inputs))(*inputs), plain, 1e-5)
+
+
+@forms
 def test_half_precision_runs_and_is_near(model: GPT) -> None:
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
     inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
