@@ -125,8 +125,9 @@ def _log_to_stderr() -> None:
     level, levels = os.environ.get("JAXGPT_LOG", "INFO").upper(), logging.getLevelNamesMapping()
     require_known(level, levels, f"JAXGPT_LOG is {level!r}")
     logging.getLogger("jaxgpt").setLevel(level)
-    if level != "DEBUG":  # Orbax and grain: what they raise we say ourselves
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if level != "DEBUG":  # Orbax and grain, and the tasks they leave: what they raise we say ourselves
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

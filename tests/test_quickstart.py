@@ -25,8 +25,9 @@ VALUES = {
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundredth of the text, and 12 steps of each training."""
+    """A twentieth of the text, half of the layers, and 12 steps of each training."""
     pretrain, tune = quickstart.pretrain_run, quickstart.tune_run
+    model = replace(quickstart.model(), layers=2, width=64)
 
     def little() -> Corpus:
         return corpus(300_000)
@@ -38,6 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             optim=replace(run.optim, warmup_steps=2),
         )
 
+    monkeypatch.setattr(quickstart, "model", lambda: model)
     monkeypatch.setattr(quickstart_data, "corpus", little)
     monkeypatch.setattr(quickstart, "TRAIN_DIALOGUES", 400)
     monkeypatch.setattr(quickstart, "TEST_QUESTIONS", 20)

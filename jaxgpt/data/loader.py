@@ -73,7 +73,7 @@ def train_iterator(
     Raises:
       UserError: no data, data of another tokenizer, less data than one batch of all processes.
     """
-    rows = train_rows(data, tokenizer, model_length, seed)
+    rows = packed_rows(data, tokenizer, model_length, seed)
     total = batch_size * process_count
     have = rows.epoch_rows
     require(
@@ -98,30 +98,19 @@ def validation_batches(
     Every token is predicted exactly once. The last batch is filled with rows of padding (weights
     and segments 0), so that every process has the same number of batches.
     """
-    rows = validation_rows(data, tokenizer, model_length)
+    rows = packed_rows(data, tokenizer, model_length, None)
     return ValidationBatches(rows, batch_size, process_index, process_count)
 
 
-def train_rows(
-    data: Text | Chat, tokenizer: Tokenizer, model_length: int, seed: int
+def packed_rows(
+    data: Text | Chat, tokenizer: Tokenizer, model_length: int, seed: int | None
 ) -> ConcatRows | PackedExamples:
-    """The packed training rows by number, without batches."""
+    """Packed rows by number, without batches: training's, or without a seed validation's, in order."""
     length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
+    split = "validation" if seed is None else "train"
     if isinstance(data, Text):
-        return ConcatRows(_corpus(data, "train", tokenizer), length, seed, pad)
-    examples = _chat_examples(data, tokenizer, length, "training")
-    return PackedExamples(examples, length, data.bins, seed, pad)
-
-
-def validation_rows(
-    data: Text | Chat, tokenizer: Tokenizer, model_length: int
-) -> ConcatRows | PackedExamples:
-    """The packed validation rows by number, in order, without batches."""
-    length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
-    if isinstance(data, Text):
-        return ConcatRows(_corpus(data, "validation", tokenizer), length, None, pad)
-    examples = _chat_examples(data, tokenizer, length, "validation")
-    return PackedExamples(examples, length, data.bins, None, pad)
+        return ConcatRows(_corpus(data, split, tokenizer), length, seed, pad)
+    return PackedExamples(_chat_examples(data, tokenizer, length, split), length, data.bins, seed, pad)
 
 
 def _corpus(data: Text, split: str, tokenizer: Tokenizer) -> Corpus:
@@ -156,7 +145,7 @@ def _read_examples(
     if only:
         parts = {only: dialogues}
     else:
-        parts = dict(zip(("training", "validation"), hold_out(dialogues, share), strict=True))
+        parts = dict(zip(("train", "validation"), hold_out(dialogues, share), strict=True))
     return {name: _fit(part, tokenizer, length, name) for name, part in parts.items()}
 
 
@@ -182,12 +171,12 @@ def _fit(dialogues: list[Dialogue], tokenizer: Tokenizer, length: int, name: str
     dropped = len(dialogues) - len(examples)
     if dropped:
         log.warning(
-            "%d of %d %s examples have no answer within %d tokens and were dropped",
+            "%d of %d dialogues (%s) have no answer within %d tokens and were dropped",
             dropped, len(dialogues), name, length,
         )  # fmt: skip
     require(
         bool(examples),
-        f"none of the {len(dialogues)} {name} examples has an answer within {length} tokens; "
+        f"none of the {len(dialogues)} dialogues ({name}) has an answer within {length} tokens; "
         "lengthen data.length.",
     )
     return examples

@@ -38,9 +38,9 @@ def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
     `weights[i]` is the weight with which token i is learned (as a target), so the first token of
     a segment has 0. A segment's last target is listed too, though it is nobody's input.
     """
-    from jaxgpt.data.loader import train_rows
+    from jaxgpt.data.loader import packed_rows
 
-    rows = train_rows(run.data, tokenizer, run.length, run.train.seed)
+    rows = packed_rows(run.data, tokenizer, run.length, run.train.seed)
     return [_example(rows[i], tokenizer) for i in range(n)]
 
 

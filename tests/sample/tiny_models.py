@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tiny import FLOAT32, GPT2, MODERN
 
-from jaxgpt.config import GPT, Compute
+from jaxgpt.config import GPT
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.models import abstract_model, init_params
 
 VOCAB = ByteTokenizer().vocab_size + 1  # one padding row, so that it is even and must stay unused
-FLOAT32 = Compute(dtype="float32", attention="xla")
+SIZE = {"vocab_size": VOCAB, "context": 96}
 MODELS = {
-    "gpt2": GPT(vocab_size=VOCAB, context=96, layers=2, width=32, heads=4),
-    "modern": GPT(
-        vocab_size=VOCAB,
-        context=96,
-        layers=2,
-        width=32,
-        heads=4,
-        kv_heads=2,
-        position="rope",
-        norm="rmsnorm",
-        mlp="swiglu",
-        bias=False,
-        qk_norm=True,
-        tied=False,
-        logit_softcap=30.0,
-        windows=(8, 0),
-    ),
+    "gpt2": replace(GPT2, **SIZE),
+    "modern": replace(MODERN, **SIZE, heads=4, kv_heads=2, logit_softcap=30.0, windows=(8, 0)),
 }
 RECITED = "é日🎉"  # no byte occurs twice, so that each determines the next
 
