@@ -106,12 +106,18 @@ def _run(name: str, args: list[str]) -> int:
     except UserError as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("jaxgpt: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `jaxgpt sample ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be written, a full disk: no fault of the code
+        if error.strerror is None or os.environ.get("JAXGPT_LOG", "").upper() == "DEBUG":
+            raise
+        where = f"{error.filename or 'the output'} cannot be used ({error.strerror})"
+        print(f"jaxgpt: {where}; check the path, its rights and the free space.", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("jaxgpt: interrupted", file=sys.stderr)
+        return 130
 
 
 def _log_to_stderr() -> None:

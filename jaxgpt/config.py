@@ -72,8 +72,11 @@ class GPT:
     context: int = 1024
     """Longest sequence in tokens; the rows of a learned position table."""
     layers: int = 12
+    """Blocks of attention and MLP."""
     width: int = 768
+    """Features of a token between the blocks."""
     heads: int = 12
+    """Attention heads (of the queries)."""
     kv_heads: int | None = None
     """Grouped-query attention (Ainslie et al. 2023): key and value heads; None means as many as heads."""
     head_width: int | None = None
@@ -81,10 +84,15 @@ class GPT:
     mlp_width: int | None = None
     """Hidden width of the MLP; None means 4 x width, or for swiglu 8/3 x width up to a multiple of 64."""
     position: Literal["learned", "rope"] = "learned"
+    """A learned table (GPT-2), or rotary positions (today's choice)."""
     rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths; larger for longer contexts."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """LayerNorm (GPT-2) or RMSNorm (today's choice)."""
     norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Activation of the MLP: GELU (GPT-2) or gated SwiGLU (today's choice)."""
     bias: bool = True
     """Biases in the projections and in LayerNorm."""
     qk_norm: bool = False
@@ -244,15 +252,23 @@ class Optim:
     """The optimizer and its learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest."""
     peak_lr: float = 6e-4
+    """Learning rate after the warm-up."""
     final_lr: float = 6e-5
+    """Learning rate at the last step."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How it falls from the peak; wsd stays there and falls at the end."""
     warmup_steps: int = 100
+    """Steps in which it rises to the peak."""
     decay_fraction: float = 0.2
     """Warmup-stable-decay (MiniCPM, section 4): the last share of the steps, in which it decays."""
     b1: float = 0.9
+    """AdamW's decay of the mean gradient."""
     b2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
     eps: float = 1e-8
+    """AdamW's floor of the denominator."""
     weight_decay: float = 0.1
     """On matrices only: never on norms, biases or position-wise vectors."""
     clip_norm: float = 1.0
@@ -317,16 +333,21 @@ class Train:
     """The loop: how long, how often it looks, what it keeps."""
 
     steps: int = 1000
+    """Updates of the whole run."""
     batch_size: int = 32
     """Rows a step over all devices and microbatches."""
     accumulate: int = 1
     """Microbatches a step; the result equals one full batch."""
     seed: int = 0
+    """Of the initial parameters, dropout and the order of the data."""
     log_every: int = 10
+    """Steps between two records of training loss and speed."""
     eval_every: int = 100
+    """Steps between two measurements of the validation loss."""
     eval_batches: int = 0
     """Validation batches an evaluation; 0 means all of them once."""
     save_every: int = 500
+    """Steps between two checkpoints; the best and the last are saved in any case."""
     keep: int = 2
     """Newest checkpoints kept besides the best."""
     patience: int = 0
@@ -462,7 +483,8 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         if len(options) == 1:
             return _parse(options[0], value, where)
         named = {o.__name__: o for o in options}
-        kind = value.get("kind") if isinstance(value, dict) else None
+        require(isinstance(value, dict), f"{shown} is {value!r}; it must be a {' or a '.join(named)}.")
+        kind = value.get("kind")
         require_known(kind, named, f"{shown}.kind is {kind!r}")
         return _parse(named[kind], value, where)
     if dataclasses.is_dataclass(hint):

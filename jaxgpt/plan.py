@@ -125,10 +125,10 @@ def info(args: list[str]) -> int:
             "devices",
             f"{found.devices} ({', '.join(f'{k} {max(1, v)}' for k, v in vars(run.mesh).items())})",
         ),
-        ("parameters", human(found.parameter_bytes)),
-        ("gradients", human(found.gradient_bytes)),
-        (f"optimizer ({run.optim.name})", human(found.optimizer_bytes)),
-        ("activations a device", f"{human(found.activation_bytes)} (remat {run.compute.remat})"),
+        ("memory of parameters", human(found.parameter_bytes)),
+        ("of gradients", human(found.gradient_bytes)),
+        (f"of the optimizer ({run.optim.name})", human(found.optimizer_bytes)),
+        ("of activations a device", f"{human(found.activation_bytes)} (remat {run.compute.remat})"),
         ("memory a device, at least", human(found.device_bytes)),
     ):
         table.add_row(name, value)

@@ -358,8 +358,11 @@ def run_report(folder: str | Path) -> Path | None:
         records = read_metrics(folder / "metrics.jsonl")
         with suppress(OSError, ValueError):
             config = json.loads((folder / "config.json").read_bytes())
-        words = f"jaxgpt sample {shlex.quote(str(folder))} --prompt 'Once upon a time'"
-        figures = facts(_figures(records, config if isinstance(config, dict) else {}))
+        config = config if isinstance(config, dict) else {}
+        chat = '"kind": "Chat"' in json.dumps(config)
+        place = shlex.quote(str(folder))
+        words = f"jaxgpt chat {place}" if chat else f"jaxgpt sample {place} --prompt 'Once upon a time'"
+        figures = facts(_figures(records, config))
         parts = ("Key figures", figures), ("Curves", curves(records)), ("Try it", commands(words))
         return write(folder / "report.html", f"Run {folder.resolve().name}", parts)
     except Exception as error:

@@ -202,6 +202,18 @@ def test_a_closed_pipe_ends_a_command_quietly() -> None:
     assert process.returncode == 0
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "tokenizer"
+    (tmp_path / "a.txt").write_text("some text")
+    code, _, err = call(
+        "tokenizer", "train", str(tmp_path / "a.txt"), "--out", str(out), "--model-type", "byte"
+    )
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("jaxgpt: ")
+    assert "cannot be used" in err and "Traceback" not in err
+
+
 # ----------------------------------------------------------------------------------------- info
 
 
@@ -212,14 +224,15 @@ def test_info_prints_known_numbers(call: Call) -> None:
     for line in out.splitlines():
         name, *values = (part.strip() for part in line.strip("│ ").split("│"))
         rows.setdefault(name, []).extend(values)
-    assert rows["parameters"] == ["124,439,808", "474.7 MiB"]  # 4 bytes each
+    assert rows["parameters"] == ["124,439,808"]
+    assert rows["memory of parameters"] == ["474.7 MiB"]  # 4 bytes each
     assert rows["without embeddings"] == ["85,056,000"]
     assert rows["tokens a step"] == ["491,520"]
     assert rows["tokens in all"] == [f"{19_073 * 491_520:,}"]
     assert rows["training FLOPs a token"] == [f"{6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024:.3e}"]
     assert rows["devices"] == ["1 (data 1, fsdp 1, tensor 1)"]
-    assert rows["optimizer (adamw)"] == ["949.4 MiB"]  # two moments
-    assert "(remat full)" in rows["activations a device"][0]
+    assert rows["of the optimizer (adamw)"] == ["949.4 MiB"]  # two moments
+    assert "(remat full)" in rows["of activations a device"][0]
 
 
 def test_info_reads_a_runs_record(tmp_path: Path, call: Call) -> None:

@@ -51,7 +51,7 @@ class Corpus(Sendable):
         self.record_tokens: int = self.manifest["record_tokens"]
         self.dtype = np.dtype(self.manifest["dtype"])
         path = self.folder / split / "lengths.npy"
-        require(path.is_file(), f"{path} is missing; run `jaxgpt data prepare` again.")
+        require(path.is_file(), f"{path} is missing; run `jaxgpt data prepare --overwrite`.")
         self.lengths_D = np.load(path)
         require(
             int(self.lengths_D.sum(dtype=np.int64)) == part["tokens"],
@@ -96,7 +96,7 @@ class Corpus(Sendable):
         with self._lock:
             if self._readers[shard] is None:
                 path = self._shards[shard]
-                require(Path(path).is_file(), f"{path} is missing; run `jaxgpt data prepare` again.")
+                require(Path(path).is_file(), f"{path} is missing; run `jaxgpt data prepare --overwrite`.")
                 reader = array_record_module.ArrayRecordReader(path, options=_READER)
                 require(
                     reader.ok() and reader.num_records() == self._records[shard],

@@ -48,6 +48,10 @@ def run_tokenizer(run: Run) -> Tokenizer:
         bool(run.init_from),
         "data.tokenizer and init_from are empty; name a tokenizer folder or a run to start from.",
     )
+    require(
+        Path(run.init_from).is_dir(),
+        f"init_from {run.init_from!r} does not exist; name the folder of a trained run.",
+    )
     return load_tokenizer(Path(run.init_from) / "tokenizer")
 
 
@@ -166,13 +170,22 @@ def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], l
 
 def _fit(dialogues: list[Dialogue], tokenizer: Tokenizer, length: int, name: str) -> list[Example]:
     """Rendered and cut to the row; those left without a trained token are counted and dropped."""
-    rendered = (render(dialogue, tokenizer) for dialogue in dialogues)
-    examples = [e for e in (truncate(r, length) for r in rendered) if e is not None]
+    examples, cut = list[Example](), 0
+    for dialogue in dialogues:
+        rendered = render(dialogue, tokenizer)
+        if (example := truncate(rendered, length)) is not None:
+            examples.append(example)
+            cut += sum(example.weights) < sum(rendered.weights)
     dropped = len(dialogues) - len(examples)
     if dropped:
         log.warning(
             "%d of %d dialogues (%s) have no answer within %d tokens and were dropped",
             dropped, len(dialogues), name, length,
+        )  # fmt: skip
+    if cut:
+        log.warning(
+            "%d of %d dialogues (%s) lose the end of an answer beyond %d tokens; lengthen data.length",
+            cut, len(dialogues), name, length,
         )  # fmt: skip
     require(
         bool(examples),

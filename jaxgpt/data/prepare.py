@@ -65,7 +65,7 @@ def prepare(
       field: the field of a JSON line or the column of a Parquet file that holds the text.
       max_bad: share of bad lines above which the command fails.
       workers: processes that tokenize; 0 means as many as there are cores.
-      overwrite: replace a folder made with other settings.
+      overwrite: write a finished folder anew, as when it is damaged or was made with other settings.
     """
     require(0 < validation < 1, f"validation is {validation}; it must be above 0 and below 1.")
     require_known(split, ("document", "tail"), f"split is {split!r}")
@@ -160,8 +160,12 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
         )
         return "nothing"
     changed = [k for k in settings if held.get(k) != settings[k]]
+    whole = (out / "manifest.json").is_file()
     if not changed:
-        return "all" if (out / "manifest.json").is_file() else "part"
+        return "part" if not whole else "other" if overwrite else "all"
+    if not whole:
+        log.warning("unfinished work in %s had other settings (%s) and is replaced", out, ", ".join(changed))
+        return "other"
     require(
         overwrite,
         f"{out} was prepared with other settings ({', '.join(changed)}); name another folder, or pass "

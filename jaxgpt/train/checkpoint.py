@@ -103,6 +103,13 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(error) from error
 
+    def check(self) -> None:
+        """Raise `SaveError` at once where writing in the background has failed."""
+        try:
+            self.manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(error) from error
+
     def finish(self) -> None:
         """Wait until what was saved is on disk. Raises `SaveError` if it could not be written."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 
 from jaxgpt import config
@@ -49,6 +50,7 @@ def train(args: list[str]) -> int:
     stopped = result.reason not in ("finished", "patience")
     talk = "chat" if isinstance(run.data, Chat) else "sample"
     then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}`"
-    loss = f"best validation loss {result.best_loss:.4f}"
-    print(f"{run.folder}: {result.reason} at step {result.step}, {loss}; {then}")
+    measured = math.isfinite(result.best_loss)
+    loss = f", best validation loss {result.best_loss:.4f}" if measured else ""
+    print(f"{run.folder}: {result.reason} at step {result.step}{loss}; {then}")
     return loop.STOPPED_BY_SIGNAL if stopped else 0

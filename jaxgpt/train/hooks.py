@@ -61,15 +61,17 @@ def _check_same(run: Run, held: Run) -> None:
         more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
         raise UserError(
             f"{run.folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}{more}; "
-            "give this run another name, or delete the folder to start over."
+            f"give this run another name (with --init-from {run.folder} it goes on from there), or "
+            "delete the folder to start over."
         )
 
 
-def check_base(run: Run) -> None:
-    """Make sure that the run named by `init_from`, if there is one, holds the same model.
+def check_base(run: Run, tokenizer: Tokenizer) -> None:
+    """Make sure that the run named by `init_from`, if there is one, holds the same model and tokenizer.
 
     Raises:
-      UserError: it is no run, or a field of its model other than dropout differs.
+      UserError: it is no run, a field of its model other than dropout differs, or its ids mean
+        something else.
     """
     if not run.init_from:
         return
@@ -83,6 +85,11 @@ def check_base(run: Run) -> None:
         not differ,
         f"init_from {run.init_from!r} holds a model with {', '.join(differ)}; "
         "give this config the same one (only dropout may differ).",
+    )
+    require(
+        load_tokenizer(Path(run.init_from) / "tokenizer").digest == tokenizer.digest,
+        f"init_from {run.init_from!r} was trained with another tokenizer than that of this run's data; "
+        f"prepare the data with --tokenizer {run.init_from}/tokenizer, or leave data.tokenizer empty.",
     )
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -77,7 +77,7 @@ def train(run: Run, *, progress: bool = True) -> Result:
     validation = validation_batches(run.data, tokenizer, **shape)
 
     program = make_program(run, mesh)
-    check_base(run)
+    check_base(run, tokenizer)
     claim_folder(run, tokenizer)  # after all checks: a mistake leaves nothing behind
     with closing(data), closing(Checkpoints(run.folder, keep=run.train.keep)) as checkpoints:
         state, memory = _start(run, program, checkpoints, data)
@@ -181,9 +181,11 @@ class Loop:
                 batch = self.put(next(self.data))
             state, metrics = self.step_fn(state, batch)
             step += 1
+            # Where a call returns only with its result (on a CPU), the step is done by now.
+            done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None
             if pending:
                 self.report(*pending)
-            pending = (step, metrics)
+            pending = (step, metrics, done)
             stopping, last = stop.seen(step, train.log_every), step == train.steps
             evaluating = last or step % train.eval_every == 0
             saving = last or stopping or step % train.save_every == 0
@@ -213,24 +215,32 @@ class Loop:
             memory["best"] = self.patience.best
         self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, val_loss)
 
-    def report(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Fetch a step's numbers; log them when it is their turn; abort when too many were bad."""
+    def report(self, step: int, metrics: dict[str, jax.Array], done: float | None) -> None:
+        """Fetch a step's numbers; log them when it is their turn; abort when too many were bad.
+
+        Args:
+          step: the step.
+          metrics: of `train_step`, perhaps still being computed.
+          done: when they were known to be there, if they were.
+        """
         train = self.run.train
         values = {name: float(value) for name, value in metrics.items()}
+        done = done or time.perf_counter()
         self.bad = int(values["bad_steps"])
         self.skipped += self.bad > 0
         if self.bad >= train.max_bad_steps:
             self.checkpoints.finish()
             steps = self.checkpoints.steps()
-            whole = f"step {steps[-1]}" if steps else "none"
+            last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
             raise Diverged(
                 f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not "
-                f"finite; the last good checkpoint is {whole} in {self.run.folder}: "
+                f"finite; {last} in {self.run.folder}: "
                 "lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data."
             )
         if step % train.log_every and step != train.steps and step > 1:
             return
-        record = self.meter.record(step, values) | {
+        self.checkpoints.check()
+        record = self.meter.record(step, values, done) | {
             "learning_rate": float(np.asarray(self.rate(step - self.skipped - (self.bad == 0)))),
             "skipped": self.skipped,
         }

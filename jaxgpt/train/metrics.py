@@ -79,9 +79,9 @@ class Meter:
         self.tokens, self.flops, self.peak = tokens, flops, peak
         self.start(0)
 
-    def start(self, step: int) -> None:
-        """Begin to measure after this step."""
-        self.step, self.wait, self.last = step, 0.0, time.perf_counter()
+    def start(self, step: int, now: float | None = None) -> None:
+        """Begin to measure after this step, which was done `now`."""
+        self.step, self.wait, self.last = step, 0.0, now or time.perf_counter()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -90,11 +90,11 @@ class Meter:
         yield
         self.wait += time.perf_counter() - start
 
-    def record(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """The numbers of one log record; measuring begins anew."""
-        seconds = (time.perf_counter() - self.last) / max(1, step - self.step)
+    def record(self, step: int, values: dict[str, float], now: float) -> dict[str, float]:
+        """The numbers of one log record, whose step was done at the time `now`; measuring begins anew."""
+        seconds = (now - self.last) / max(1, step - self.step)
         wait = self.wait / max(1, step - self.step)
-        self.start(step)
+        self.start(step, now)
         return {
             "loss": values["loss"],
             "bits_per_byte": values["nll"] * values["weight"] / math.log(2) / max(values["bytes"], 1.0),
@@ -140,8 +140,10 @@ class Metrics:
         self.bar.start()
 
     def note(self, line: str, done: int | None = None) -> None:
-        """Change the words of the progress line."""
+        """Change the words of the progress line; a log file gets a line of its own instead."""
         self.bar.update(self.task, line=line, completed=done)
+        if done is not None and not self.bar.disable and not self.bar.console.is_terminal:
+            self.print(f"step {done}: {line}")
 
     def print(self, line: str) -> None:
         """A line that stays, above the progress line."""

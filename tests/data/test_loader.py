@@ -156,6 +156,9 @@ def test_examples_without_a_trained_token_are_dropped_and_counted(tmp_path, capl
     names = {"train": (str(tmp_path / "a.jsonl"),), "validation": (str(tmp_path / "v.jsonl"),)}
     take(iterator(Chat(**names, tokenizer="-")), 1)
     assert "5 of 50 dialogues (train) have no answer within 64 tokens and were dropped" in caplog.text
+    assert "lose the end" not in caplog.text
+    take(iterator(Chat(**names, tokenizer="-", length=9)), 1)
+    assert "45 of 50 dialogues (train) lose the end of an answer beyond 9 tokens" in caplog.text
     with pytest.raises(UserError, match=r"none of the 50 dialogues \(train\)"):
         train_iterator(Chat(**names, tokenizer="-", length=3), BYTES, model_length=64, batch_size=1, seed=0)
 

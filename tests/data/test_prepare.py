@@ -216,6 +216,16 @@ def test_a_finished_folder_is_left_alone_and_another_is_refused(tmp_path, capsys
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "other", overwrite=True, workers=1)
 
 
+def test_unfinished_work_stands_in_no_ones_way(tmp_path, caplog):
+    """What was mended after a failure is other sources or settings; nothing whole is there to lose."""
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"content": text}) for text in TEXTS))
+    with pytest.raises(UserError, match="no field 'text'"):
+        prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", validation=0.2, workers=1)
+    prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", validation=0.2, workers=1, field="content")
+    assert "unfinished work" in caplog.text and "(field)" in caplog.text
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
 def test_bad_lines_are_counted_and_too_many_fail(tmp_path, caplog):
     lines = [json.dumps({"text": t}) for t in TEXTS]
     lines[4:7] = ['{"txet": "x"}', '{"text": 7}', '["text"]']

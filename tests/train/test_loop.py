@@ -27,8 +27,11 @@ from tiny_runs import (
 from jaxgpt.cli import main
 from jaxgpt.config import Optim, Run, Train, UserError, load
 from jaxgpt.data.loader import TrainIterator
+from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.data.train_tokenizer import train_sentencepiece
 from jaxgpt.train import loop
 from jaxgpt.train.checkpoint import load_params
+from jaxgpt.train.metrics import Meter
 
 # ------------------------------------------------------------------------ dispatch and fetch
 
@@ -43,6 +46,9 @@ class Number:
         if f"fetch {self.step}" not in self.events:
             self.events.append(f"fetch {self.step}")
         return float(self.value)
+
+    def is_ready(self) -> bool:
+        return False
 
 
 def test_numbers_are_fetched_after_the_next_step_was_dispatched(corpus, tmp_path, monkeypatch) -> None:
@@ -136,7 +142,7 @@ def test_a_learning_rate_that_blows_up_ends_the_run_with_code_3(corpus, tmp_path
     optim = Optim(peak_lr=1e38, final_lr=0.0, warmup_steps=0, clip_norm=0.0, schedule="constant")
     run = text_run(corpus, tmp_path, optim=optim, train=replace(TRAIN, steps=50, max_bad_steps=3))
     assert main(["train", str(write_config(run, tmp_path))]) == 3
-    assert "the last good checkpoint is none" in capfd.readouterr().err
+    assert "there is no checkpoint yet" in capfd.readouterr().err
     assert records(tmp_path / "text")[-1]["loss"] is None
 
 
@@ -253,6 +259,31 @@ def test_dropout_may_differ_from_the_run_it_starts_from(trained, tmp_path) -> No
     from jaxgpt.train.hooks import check_base
 
     run = replace(load(trained), model=replace(MODEL, dropout=0.3), init_from=str(trained))
-    check_base(run)
+    check_base(run, ByteTokenizer())
     with pytest.raises(UserError, match="is no run folder"):
-        check_base(replace(run, init_from=str(tmp_path)))
+        check_base(replace(run, init_from=str(tmp_path)), ByteTokenizer())
+
+
+def test_the_run_it_starts_from_must_read_the_same_ids(trained, tmp_path) -> None:
+    """Parameters whose ids mean other text would be noise, and nothing else would tell."""
+    from jaxgpt.train.hooks import check_base
+
+    texts = ["the cat sat on a mat while seven dogs ran over green hills and far away"] * 9
+    run = replace(load(trained), init_from=str(trained))
+    with pytest.raises(UserError, match="was trained with another tokenizer than that of this run's data"):
+        check_base(run, train_sentencepiece(texts, 280))
+
+
+def test_a_speed_counts_the_time_of_its_own_steps() -> None:
+    """A record may be made well after its step was done, and the next one right after."""
+    meter = Meter(tokens=10, flops=1.0, peak=1.0)
+    meter.start(0, 100.0)
+    values = dict.fromkeys(("loss", "nll", "weight", "bytes", "accuracy", "grad_norm"), 1.0)
+    assert meter.record(1, values, 102.0)["step_seconds"] == 2
+    assert meter.record(3, values, 106.0)["tokens_per_second"] == 5
+
+
+def test_a_log_file_gets_a_line_a_record(corpus, tmp_path, capfd) -> None:
+    loop.train(text_run(corpus, tmp_path, "logged", train=replace(TRAIN, steps=3)))
+    lines = [line for line in capfd.readouterr().err.splitlines() if " tok/s " in line]
+    assert [line.split(":")[0] for line in lines[:3]] == ["step 1", "step 2", "step 3"]
