@@ -192,6 +192,7 @@ class Text:
     """Pretraining text: a folder written by `jaxgpt data prepare`, packed by concat-then-split."""
 
     path: str
+    """The folder."""
     length: int | None = None
     """Tokens a row; None means model.context."""
     workers: int = 0
@@ -212,12 +213,15 @@ class Chat:
     validation: tuple[str, ...] = ()
     """As train; when empty, validation_fraction of the training examples is held out."""
     validation_fraction: float = 0.05
+    """Share of the dialogues held out where validation names no files."""
     tokenizer: str = ""
     """A tokenizer folder; empty means that of the run named by init_from."""
     length: int | None = None
+    """Tokens a row; None means model.context. Longer dialogues are cut, and counted."""
     bins: int = 64
     """Rows that first-fit packing keeps open at a time."""
     workers: int = 0
+    """Processes that read ahead; 0 reads in threads of this process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -302,8 +306,11 @@ class Mesh:
     """Devices along each axis; -1 on one of them means all that the others leave."""
 
     data: int = -1
+    """Copies of the model, each on its own rows."""
     fsdp: int = 1
+    """Parts that parameters and optimizer are split into; rows are spread over it too."""
     tensor: int = 1
+    """Parts that heads, MLP and vocabulary are split into."""
 
     def __post_init__(self) -> None:
         check_types(self, "mesh")
@@ -384,6 +391,7 @@ class Run:
     """One experiment: everything that `jaxgpt train` needs, and nothing that it finds elsewhere."""
 
     name: str
+    """Name of the run's folder."""
     model: GPT = field(default_factory=GPT)
     data: Text | Chat = field(default_factory=lambda: Text(path="data/text"))
     objective: CausalLM = field(default_factory=CausalLM)

@@ -104,11 +104,13 @@ class Checkpoints:
             raise self._explain(error) from error
 
     def check(self) -> None:
-        """Raise `SaveError` at once where writing in the background has failed."""
-        try:
-            self.manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._explain(error) from error
+        """Raise `SaveError` once writing in the background has failed; never waits.
+
+        Not by the manager's `check_for_errors`: that takes the error from the thread which finishes
+        the checkpoint, and half of one could then be taken for a whole.
+        """
+        if not self.manager.is_saving_in_progress():
+            self.finish()
 
     def finish(self) -> None:
         """Wait until what was saved is on disk. Raises `SaveError` if it could not be written."""

@@ -216,6 +216,18 @@ def test_a_finished_folder_is_left_alone_and_another_is_refused(tmp_path, capsys
         prepare([str(tmp_path / "a.jsonl")], tmp_path / "other", overwrite=True, workers=1)
 
 
+def test_overwriting_mends_a_damaged_folder(tmp_path, capsys):
+    write_lines(tmp_path / "a.jsonl", TEXTS)
+    arguments = ([str(tmp_path / "a.jsonl")], tmp_path / "out")
+    prepare(*arguments, validation=0.2, workers=1)
+    whole = digests(tmp_path / "out")
+    (tmp_path / "out" / "train" / "lengths.npy").unlink()
+    with pytest.raises(UserError, match=r"lengths\.npy is missing; run `jaxgpt data prepare --overwrite`"):
+        Corpus(tmp_path / "out", "train")
+    prepare(*arguments, validation=0.2, workers=1, overwrite=True)
+    assert digests(tmp_path / "out") == whole
+
+
 def test_unfinished_work_stands_in_no_ones_way(tmp_path, caplog):
     """What was mended after a failure is other sources or settings; nothing whole is there to lose."""
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"content": text}) for text in TEXTS))

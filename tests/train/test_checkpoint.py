@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import resource
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import MIXED, ONE, assert_same, mesh
 from tiny_runs import STEPS, command, copy, curve, records, restore, saved
@@ -211,3 +215,22 @@ def test_a_save_that_fails_says_which_checkpoint_is_whole(tmp_path) -> None:
     with pytest.raises(SaveError, match="the last whole one is step 1"):
         checkpoints.save(at(1), {})
     checkpoints.close()
+
+
+def test_a_save_that_fails_in_the_background_is_noticed_before_the_next(tmp_path) -> None:
+    """So that a run with rare saves does not go on for hours without one."""
+    checkpoints, (soft, hard) = Checkpoints(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal(50_000), jnp.float32)
+    checkpoints.save(at(1), {})
+    checkpoints.finish()
+    checkpoints.check()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # as on a disk that is nearly full
+        checkpoints.save(replace(at(2), params={"w": noise}), {})
+        with pytest.raises(SaveError, match="the last whole one is step 1"):
+            for _ in range(600):
+                checkpoints.check()
+                time.sleep(0.05)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        checkpoints.manager.close()
