@@ -7,7 +7,8 @@ Four layers of width 128 on bytes (on this file a byte is a character), context 
     jaxgpt train configs/shakespeare_char.py
 
 Expected: validation loss 1.875 nats over the whole held-out tail after 2,000 steps (1.85 on the 20
-batches that the loop looks at), in some 75 to 100 seconds on two cores (benchmarks/results).
+batches that the loop looks at), in some 75 to 100 seconds on two cores (benchmarks/results). b2 and
+warm-up were chosen by that loss; with the usual 0.99 and 100 steps it is 1.887.
 """
 
 from jaxgpt.config import GPT, Compute, Optim, Run, Text, Train
