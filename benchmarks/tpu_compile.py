@@ -31,7 +31,8 @@ def main(name: str, kernel: str, topology: str, accelerator: str, *flags: str) -
     from jaxgpt.config import load, override
     from jaxgpt.layers import attention, fusion
     from jaxgpt.models import gpt
-    from jaxgpt.objectives import causal_lm
+    from jaxgpt.data.vocabulary import Vocabulary
+    from jaxgpt.objectives import make_objective
     from jaxgpt.train.state import make_program
     from jaxgpt.train.step import train_step
 
@@ -42,7 +43,7 @@ def main(name: str, kernel: str, topology: str, accelerator: str, *flags: str) -
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = sharding.make_mesh(run.check_mesh(len(devices)), devices)
     program = make_program(run, mesh)
-    objective = causal_lm(run.objective, np.ones(run.model.vocab_size, np.int32))
+    objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
     step = jax.jit(
         functools.partial(train_step, program, objective, run.train.accumulate, 0),
         donate_argnums=0,

@@ -18,7 +18,8 @@ import tyro
 from benchmarks.common import TorchWorker, alternate, machine, report, row
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Compute, Run, Text, Train
-from jaxgpt.objectives import causal_lm
+from jaxgpt.data.vocabulary import Vocabulary
+from jaxgpt.objectives import make_objective
 from jaxgpt.runtime import keep_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
 from jaxgpt.train.state import init_state, make_program
@@ -56,7 +57,7 @@ def our_round(batch: int, length: int, steps: int, dtype: str):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
     program = make_program(run, mesh)
     state = init_state(run, program)
-    objective = causal_lm(run.objective, np.ones(model.vocab_size))
+    objective = make_objective(run.objective, Vocabulary.plain(model.vocab_size))
     ids = np.random.default_rng(0).integers(0, 50257, (batch, length + 1)).astype(np.int32)
     ones, index = np.ones((batch, length), np.int32), np.arange(length, dtype=np.int32)
     data = Batch(ids[:, :-1], ids[:, 1:], ones.astype(np.float32), ones, np.tile(index, (batch, 1)))

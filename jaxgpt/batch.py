@@ -6,7 +6,7 @@ Shapes: B rows of the batch, T tokens a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ class Batch:
       weights_BT: share of each target in the loss; 0 on padding, on a document's end, on untrained text.
       segments_BT: 1, 2, ... for the documents of a row, 0 on padding; attention stays within one.
       positions_BT: 0, 1, ... from the start of each document's piece in the row.
+      types_BT: kind of text each token belongs to, of a model that tells them apart; None means all 0.
+      memory: what a recurrent model keeps of the batch before, [B, ...] arrays; None for others.
     """
 
     tokens_BT: Int[Array, "B T"]
@@ -31,6 +33,8 @@ class Batch:
     weights_BT: Float[Array, "B T"]
     segments_BT: Int[Array, "B T"]
     positions_BT: Int[Array, "B T"]
+    types_BT: Int[Array, "B T"] | None = None
+    memory: Any = None
 
     @classmethod
     def abstract(cls, rows: int, length: int, sharding: Any = None) -> Batch:
@@ -40,3 +44,17 @@ class Batch:
             return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
 
         return cls(*map(make, (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)))
+
+
+class Features(NamedTuple):
+    """What a model makes of a batch.
+
+    Attributes:
+      x_BTD: final features of every token.
+      balance: load-balancing loss of a mixture of experts, weighted, a mean over the layers; else 0.
+      memory: what a recurrent model keeps for the next batch, as in `Batch`.
+    """
+
+    x_BTD: jax.Array
+    balance: jax.Array | float = 0.0
+    memory: Any = None

@@ -1,4 +1,4 @@
-"""Objectives: functions of (model, batch, key) to a loss sum, a weight sum and metric sums.
+"""Objectives: functions of (model, batch, key) to sums of loss, weight and metrics.
 
 Sums, never means: the caller divides the total over all devices and microbatches by the total
 weight, so that accumulation by n equals the full batch.
@@ -10,63 +10,132 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.batch import Batch
-from jaxgpt.config import CausalLM
+from jaxgpt import config
+from jaxgpt.batch import Batch, Features
+from jaxgpt.config import CausalLM, Classification, MaskedLM, require
+from jaxgpt.data.masking import mask_tokens
+from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.layers.linear import softcap, unembed
-from jaxgpt.models.gpt import Decoder
 
-Sums = dict[str, jax.Array]
-Objective = Callable[[Decoder, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Sums]]
+Metrics = dict[str, jax.Array]
 
 
-def causal_lm(config: CausalLM, token_bytes_V: np.ndarray) -> Objective:
+class Sums(NamedTuple):
+    """What an objective makes of a batch.
+
+    Attributes:
+      loss: in nats, what is minimised.
+      weight: of the targets.
+      metrics: sums `nll` (nats without z-loss and balancing), `correct` (targets that were the most
+        likely), `bytes` (of UTF-8 that the targets stand for, where that means something; else 0).
+      memory: of a recurrent model, for the next batch.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    metrics: Metrics
+    memory: Any = None
+
+
+Objective = Callable[[Any, Batch, jax.Array | None], Sums]
+
+
+def causal_lm(config: CausalLM, vocabulary: Vocabulary) -> Objective:
     """Next-token cross-entropy, weighted by the batch's weights.
 
     With weights of 1 on all text it is pretraining; with weights on the answers alone it is the
     instruction objective.
-
-    Args:
-      config: its z-loss.
-      token_bytes_V: UTF-8 bytes that each token stands for (0 for control tokens), for bits per byte.
-
-    Returns:
-      A function to the loss sum in nats (z-loss included), the weight sum, and the sums `nll` (nats
-      without z-loss), `correct` (targets that were the most likely token), `bytes`.
     """
-    table_V = jnp.asarray(token_bytes_V, jnp.float32)
+    bytes_V = jnp.asarray(vocabulary.bytes_V, jnp.float32)
 
-    def objective(model: Decoder, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, Sums]:
-        x_BTD = model.hidden(batch.tokens_BT, batch.positions_BT, batch.segments_BT, key)
-        chunk = max(1, model.compute.loss_chunk // batch.tokens_BT.shape[0])
-        loss, nll, correct = cross_entropy(
-            x_BTD,
-            model.unembedding,
-            batch.targets_BT,
-            batch.weights_BT,
-            model.model.logit_softcap,
-            config.z_loss,
-            chunk,
-        )
-        nbytes = jnp.sum(batch.weights_BT * jnp.take(table_V, batch.targets_BT, mode="clip"))
-        return loss, jnp.sum(batch.weights_BT), {"nll": nll, "correct": correct, "bytes": nbytes}
+    def objective(model: Any, batch: Batch, key: jax.Array | None) -> Sums:
+        sums = score(model, model.hidden(batch, key), batch, config.z_loss)
+        nbytes = jnp.sum(batch.weights_BT * jnp.take(bytes_V, batch.targets_BT, mode="clip"))
+        return sums._replace(metrics=sums.metrics | {"bytes": nbytes})
 
     return objective
+
+
+def masked_lm(config: MaskedLM, vocabulary: Vocabulary) -> Objective:
+    """Cross-entropy of hidden tokens (Devlin et al. 2019, section 3.1), chosen anew for every key.
+
+    Without a key, as in evaluation, the choice is a function of the batch alone: validation losses
+    of one model are then the same each time, and those of two comparable.
+
+    Raises:
+      UserError: the tokenizer has no mask token.
+    """
+    require(
+        vocabulary.mask is not None,
+        "objective MaskedLM() needs a tokenizer with the control token '<|mask|>'; this one has none: "
+        "train it again with `jaxgpt tokenizer train`.",
+    )
+
+    def objective(model: Any, batch: Batch, key: jax.Array | None) -> Sums:
+        if key is None:
+            mask_key = jax.random.fold_in(jax.random.key(0), jnp.sum(batch.tokens_BT))
+        else:
+            mask_key, key = jax.random.split(key)
+        masked = mask_tokens(config, vocabulary, batch, mask_key)
+        return score(model, model.hidden(masked, key), masked)
+
+    return objective
+
+
+def classification(config: Classification, vocabulary: Vocabulary) -> Objective:
+    """Cross-entropy of labels at the weighted tokens; the batch's targets are label numbers."""
+
+    def objective(model: Any, batch: Batch, key: jax.Array | None) -> Sums:
+        return score(model, model.hidden(batch, key), batch)
+
+    return objective
+
+
+OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
+    CausalLM: causal_lm,
+    MaskedLM: masked_lm,
+    Classification: classification,
+}
+"""The function of each objective's config."""
+
+
+def make_objective(objective: config.Objective, vocabulary: Vocabulary) -> Objective:
+    """The function that an objective's config describes."""
+    return OBJECTIVES[type(objective)](objective, vocabulary)
+
+
+def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> Sums:
+    """Cross-entropy of the batch's targets under the model's output projection, and the balancing loss."""
+    chunk = max(1, model.compute.loss_chunk // batch.tokens_BT.shape[0])
+    loss, nll, correct = cross_entropy(
+        model.transform(features.x_BTD),
+        model.unembedding,
+        model.output_bias,
+        batch.targets_BT,
+        batch.weights_BT,
+        model.model.logit_softcap,
+        z_loss,
+        chunk,
+    )
+    weight = jnp.sum(batch.weights_BT)
+    metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(())}
+    return Sums(loss + features.balance * weight, weight, metrics, features.memory)
 
 
 Losses = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def cross_entropy(
     x_BTD: Float[Array, "B T D"],
     w_VD: Float[Array, "V D"],
+    bias_V: Float[Array, " V"] | None,
     targets_BT: Int[Array, "B T"],
     weights_BT: Float[Array, "B T"],
     cap: float | None,
@@ -81,6 +150,7 @@ def cross_entropy(
     Args:
       x_BTD: features.
       w_VD: output projection.
+      bias_V: its bias, or None.
       targets_BT: token ids.
       weights_BT: weight of each target; gets no gradient.
       cap: logit soft-cap or None.
@@ -92,34 +162,43 @@ def cross_entropy(
       (the last two carry no gradient).
     """
     split = _chunks(chunk, x_BTD, targets_BT, weights_BT)
-    return _scan_sums(lambda part: _chunk_losses(part, w_VD, cap, z_loss)[0], split)
+    return _scan_sums(lambda part: _chunk_losses(part, w_VD, bias_V, cap, z_loss)[0], split)
 
 
-def _forward(x_BTD, w_VD, targets_BT, weights_BT, cap, z_loss, chunk):  # noqa: ANN001, ANN202
+def _forward(x_BTD, w_VD, bias_V, targets_BT, weights_BT, cap, z_loss, chunk):  # noqa: ANN001, ANN202
     split = _chunks(chunk, x_BTD, targets_BT, weights_BT)
     w = w_VD.astype(x_BTD.dtype)
 
     def body(carry: Any, part: Any) -> Any:
-        sums, dw_VD = carry
-        losses, dlogits_BTV = _chunk_losses(part, w_VD, cap, z_loss)
+        sums, dw_VD, db_V = carry
+        losses, dlogits_BTV = _chunk_losses(part, w_VD, bias_V, cap, z_loss)
+        db_V = None if db_V is None else db_V + jnp.sum(dlogits_BTV, (0, 1))
         dlogits_BTV = dlogits_BTV.astype(w.dtype)
         dx_BTD = dlogits_BTV @ w
         dims = (((0, 1), (0, 1)), ((), ()))
         dw_VD = dw_VD + jax.lax.dot_general(dlogits_BTV, part[0], dims, preferred_element_type=jnp.float32)
-        return (jax.tree.map(jnp.add, sums, losses), dw_VD), dx_BTD
+        return (jax.tree.map(jnp.add, sums, losses), dw_VD, db_V), dx_BTD
 
-    start = ((jnp.zeros(()),) * 3, jnp.zeros(w_VD.shape, jnp.float32))
+    zeros = None if bias_V is None else jnp.zeros(bias_V.shape)
+    start = ((jnp.zeros(()),) * 3, jnp.zeros(w_VD.shape, jnp.float32), zeros)
     if len(split[0]) == 1:
-        (sums, dw_VD), dx_BTD = body(start, jax.tree.map(lambda a: a[0], split))
-        return sums, (dx_BTD, dw_VD.astype(w_VD.dtype))
-    (sums, dw_VD), dx_NBTD = jax.lax.scan(body, start, split)
-    return sums, (jnp.moveaxis(dx_NBTD, 0, 1).reshape(x_BTD.shape), dw_VD.astype(w_VD.dtype))
+        (sums, dw_VD, db_V), dx_BTD = body(start, jax.tree.map(lambda a: a[0], split))
+    else:
+        (sums, dw_VD, db_V), dx_NBTD = jax.lax.scan(body, start, split)
+        dx_BTD = jnp.moveaxis(dx_NBTD, 0, 1).reshape(x_BTD.shape)
+    return sums, (dx_BTD, dw_VD.astype(w_VD.dtype), db_V)
 
 
 def _backward(cap, z_loss, chunk, saved, cotangents):  # noqa: ANN001, ANN202
-    dx_BTD, dw_VD = saved
+    dx_BTD, dw_VD, db_V = saved
     scale = cotangents[0]
-    return (dx_BTD * scale).astype(dx_BTD.dtype), dw_VD * scale, None, None
+    return (
+        (dx_BTD * scale).astype(dx_BTD.dtype),
+        dw_VD * scale,
+        None if db_V is None else db_V * scale,
+        None,
+        None,
+    )
 
 
 cross_entropy.defvjp(_forward, _backward)
@@ -144,11 +223,16 @@ def _scan_sums(f: Callable[[Any], Losses], split: tuple[jax.Array, ...]) -> Loss
 
 
 def _chunk_losses(
-    part: tuple[jax.Array, ...], w_VD: jax.Array, cap: float | None, z_loss: float
+    part: tuple[jax.Array, ...],
+    w_VD: jax.Array,
+    bias_V: jax.Array | None,
+    cap: float | None,
+    z_loss: float,
 ) -> tuple[Losses, jax.Array]:
     """Loss sums of one chunk, and the gradient of its loss by the uncapped logits [B, T, V]."""
     x_BTD, targets_BT, weights_BT = part
-    logits_BTV = softcap(unembed(x_BTD, w_VD), cap)
+    logits_BTV = unembed(x_BTD, w_VD)
+    logits_BTV = softcap(logits_BTV if bias_V is None else logits_BTV + bias_V, cap)
     top_BT = logits_BTV.max(-1)
     unnormalised_BTV = jnp.exp(logits_BTV - top_BT[..., None])
     total_BT = unnormalised_BTV.sum(-1)

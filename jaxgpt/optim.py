@@ -35,7 +35,9 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
     return optax.join_schedules([warmup, after], [optim.warmup_steps])
 
 
-def make_optimizer(optim: Optim, steps: int, abstract: nnx.State) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: Optim, steps: int, abstract: nnx.State, frozen: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
     """The optax chain: global-norm clipping, then AdamW, or Muon with AdamW for the rest.
 
     Weight decay falls on matrices only. Muon (Jordan et al. 2024) takes the matrices inside the
@@ -45,6 +47,7 @@ def make_optimizer(optim: Optim, steps: int, abstract: nnx.State) -> optax.Gradi
       optim: the config.
       steps: length of the run, for the schedule.
       abstract: the model's state, whose metadata tells a matrix's input and output axes.
+      frozen: first names of parameters that stay as they are and cost no memory here.
     """
     flat = nnx.to_flat_state(abstract)
 
@@ -52,10 +55,11 @@ def make_optimizer(optim: Optim, steps: int, abstract: nnx.State) -> optax.Gradi
         return nnx.to_pure_dict(nnx.from_flat_state({path: leaf(path, v) for path, v in flat}))
 
     def dims(path: tuple, variable: nnx.Variable) -> MuonDimensionNumbers | None:
-        inputs = variable.get_metadata().get("inputs")
-        if path[0] != "blocks" or inputs is None:
+        about = variable.get_metadata()
+        inputs = about.get("inputs")
+        if "blocks" not in path or inputs is None:
             return None
-        axes = range(1, variable.ndim)  # axis 0 is the layer
+        axes = range(1 + about.get("lead", 0), variable.ndim)  # before them the layer, the expert
         return MuonDimensionNumbers(tuple(axes[:inputs]), tuple(axes[inputs:]))
 
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
@@ -67,16 +71,22 @@ def make_optimizer(optim: Optim, steps: int, abstract: nnx.State) -> optax.Gradi
         weight_decay=optim.weight_decay,
         mask=tree(lambda path, _: path[-1] == "weight"),
     )
-    if optim.name == "adamw":
+    if optim.name == "adamw" and not frozen:
         return optax.chain(clip, adamw)
     muon = optax.contrib.muon(
         schedule(optim, steps, optim.muon_lr),
         weight_decay=optim.weight_decay,
         muon_weight_dimension_numbers=tree(dims),
     )
+
     # What is no matrix goes to our own AdamW: that inside optax's muon decays vectors, too.
-    groups = tree(lambda *leaf: "muon" if dims(*leaf) else "adamw")
-    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, groups))
+    def group(path: tuple, variable: nnx.Variable) -> str:
+        if path[0] in frozen:
+            return "frozen"
+        return "muon" if optim.name == "muon" and dims(path, variable) else "adamw"
+
+    parts = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
+    return optax.chain(clip, optax.partition(parts, tree(group)))
 
 
 def state_shardings(

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.extend.core import Var
 from rich.console import Console
 from rich.table import Table
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Compute, Mesh, Run
-from jaxgpt.models import abstract_model, flops_per_token, parameter_counts
-from jaxgpt.objectives import causal_lm
+from jaxgpt.config import ROW_AXES, Compute, Mesh, Run
+from jaxgpt.data.vocabulary import Vocabulary
+from jaxgpt.models import abstract_model, flops_per_token, init_memory, parameter_counts
+from jaxgpt.objectives import make_objective
 from jaxgpt.optim import make_optimizer
 from jaxgpt.train.command import read_args
 
@@ -68,7 +68,7 @@ def cost(run: Run) -> Cost:
     params = nnx.to_pure_dict(model)
     optimizer = make_optimizer(run.optim, run.train.steps, model)
     counts = parameter_counts(run.model)
-    rows = run.train.batch_size // run.train.accumulate // (axes["data"] * axes["fsdp"])
+    rows = run.train.batch_size // run.train.accumulate // math.prod(axes[a] for a in ROW_AXES)
     return Cost(
         parameters=counts["total"],
         non_embedding=counts["non_embedding"],
@@ -92,11 +92,12 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     """Bytes that reverse-mode differentiation keeps, beside the parameters, for these rows."""
     compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
     graphdef, _ = abstract_model(run.model, compute)
-    objective = causal_lm(run.objective, np.ones(run.model.vocab_size))
-    batch = Batch.abstract(rows, run.length)
+    objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
+    memory = jax.eval_shape(lambda: init_memory(run.model, compute, rows))
+    batch = dataclasses.replace(Batch.abstract(rows, run.length), memory=memory)
 
     def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
-        loss = lambda p: objective(nnx.merge(graphdef, p), batch, key)[0]  # noqa: E731
+        loss = lambda p: objective(nnx.merge(graphdef, p), batch, key).loss  # noqa: E731
         return jax.vjp(loss, params)[1]  # the function is a pytree of what it keeps
 
     program = jax.make_jaxpr(backward)(params, batch, jax.random.key(0)).jaxpr

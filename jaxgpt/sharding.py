@@ -15,6 +15,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgpt.config import ROW_AXES
+
 TABLE: Mapping[str, tuple[str, ...]] = {
     # parameters
     "layers": (),
@@ -24,10 +26,11 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head": (),
     "mlp": ("tensor",),
+    "experts": ("expert",),
     "position": (),
     "vector": (),  # norms and biases of width D: too small to be worth gathering
     # activations
-    "batch": ("data", "fsdp"),
+    "batch": ROW_AXES,
     "length": (),
     "features": (),
 }
@@ -54,7 +57,7 @@ def spec(axes: Sequence[str]) -> P:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh with axes `data`, `fsdp`, `tensor` of these sizes, all under automatic partitioning."""
+    """A mesh of these sizes, by the names of `config.Mesh`, all axes under automatic partitioning."""
     names = tuple(sizes)
     return jax.make_mesh(
         tuple(sizes.values()), names, axis_types=(AxisType.Auto,) * len(names), devices=devices
@@ -84,7 +87,7 @@ def param_shardings(abstract: Any, mesh: jax.sharding.Mesh) -> dict:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Layout of a batch's [B, T] arrays: rows over `data` and `fsdp`."""
+    """Layout of a batch's [B, T] arrays: rows over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, spec(("batch", "length")))
 
 

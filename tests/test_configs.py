@@ -10,12 +10,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import BYTES_V, mesh
+from tiny import mesh
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import Run, load, override
+from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import parameter_counts
-from jaxgpt.objectives import causal_lm
+from jaxgpt.objectives import make_objective
 from jaxgpt.plan import cost
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import train_step
@@ -70,7 +71,8 @@ def test_a_config_builds_without_arrays(path: Path) -> None:
     on = mesh(run.check_mesh(DEVICES))
     program = make_program(run, on)
     batch = Batch.abstract(run.train.batch_size, run.length)
-    step = partial(train_step, program, causal_lm(run.objective, BYTES_V), run.train.accumulate, 0)
+    objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
+    step = partial(train_step, program, objective, run.train.accumulate, 0)
     with jax.set_mesh(on):
         state, metrics = jax.eval_shape(step, program.abstract, batch)
     allocated = sum(array.nbytes for array in jax.live_arrays() if id(array) not in before)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import BYTES_V, FLOAT32, MODELS, T, V, assert_close, model_of, packed, sharp_params
+from tiny import FLOAT32, MODELS, VOCABULARY, T, V, assert_close, model_of, packed, sharp_params
 
 from jaxgpt.config import CausalLM
 from jaxgpt.objectives import causal_lm, cross_entropy
@@ -45,7 +45,7 @@ def test_the_chunked_loss_is_optax_cross_entropy(inputs, cap, z_loss):
 
     def ours(chunk):
         def loss(x, w):
-            loss, *rest = cross_entropy(x, w, targets, weights, cap, z_loss, chunk)
+            loss, *rest = cross_entropy(x, w, None, targets, weights, cap, z_loss, chunk)
             return loss, tuple(rest)
 
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, w)
@@ -57,7 +57,7 @@ def test_the_chunked_loss_is_optax_cross_entropy(inputs, cap, z_loss):
 
 
 def test_without_gradients_the_loss_is_the_same(inputs):
-    forward = cross_entropy(*inputs, 5.0, 0.1, 4)
+    forward = cross_entropy(*inputs[:2], None, *inputs[2:], 5.0, 0.1, 4)
     loss, rest = reference(*inputs, 5.0, 0.1)
     assert_close(forward, (loss, *rest), 1e-6)
 
@@ -66,7 +66,7 @@ def test_the_gradient_follows_a_factor_on_the_loss(inputs):
     x, w, targets, weights = inputs
 
     def gradient(factor):
-        return jax.grad(lambda x: factor * cross_entropy(x, w, targets, weights, None, 0.0, 4)[0])(x)
+        return jax.grad(lambda x: factor * cross_entropy(x, w, None, targets, weights, None, 0.0, 4)[0])(x)
 
     assert_close(gradient(3.0), 3 * gradient(1.0), 1e-6)
 
@@ -74,7 +74,7 @@ def test_the_gradient_follows_a_factor_on_the_loss(inputs):
 def test_without_weight_there_is_no_gradient(inputs):
     x, w, targets, weights = inputs
     value, grads = jax.value_and_grad(
-        lambda x, w: cross_entropy(x, w, targets, 0 * weights, 5.0, 0.1, 4)[0], (0, 1)
+        lambda x, w: cross_entropy(x, w, None, targets, 0 * weights, 5.0, 0.1, 4)[0], (0, 1)
     )(x, w)
     assert value == 0
     assert all((g == 0).all() for g in grads)
@@ -83,8 +83,8 @@ def test_without_weight_there_is_no_gradient(inputs):
 def test_logits_far_from_zero_do_not_overflow(inputs):
     x, w, targets, weights = inputs
     (loss, *_), grads = (
-        cross_entropy(1e4 * x, w, targets, weights, None, 0.0, 4),
-        jax.grad(lambda x: cross_entropy(1e4 * x, w, targets, weights, None, 0.0, 4)[0])(x),
+        cross_entropy(1e4 * x, w, None, targets, weights, None, 0.0, 4),
+        jax.grad(lambda x: cross_entropy(1e4 * x, w, None, targets, weights, None, 0.0, 4)[0])(x),
     )
     assert math.isfinite(loss)
     assert np.isfinite(grads).all()
@@ -94,7 +94,7 @@ def test_logits_far_from_zero_do_not_overflow(inputs):
 def test_chunks_of_the_loss_change_neither_loss_nor_gradients(name):
     """Of a whole model, a tied output projection and a soft-cap included."""
     model, batch, params = MODELS[name], packed([(9, 7)] * 4), sharp_params(MODELS[name])
-    objective = causal_lm(CausalLM(z_loss=0.01), BYTES_V)
+    objective = causal_lm(CausalLM(z_loss=0.01), VOCABULARY)
 
     def whole(tokens):
         build = model_of(model, replace(FLOAT32, loss_chunk=tokens))
@@ -109,8 +109,8 @@ def test_sums_count_what_has_weight():
     batch = replace(batch, weights_BT=batch.weights_BT.at[0, :4].set(0))
     bytes_V = np.arange(V)
     model = MODELS["gpt2"]
-    objective = causal_lm(CausalLM(), bytes_V)
-    loss, weight, sums = objective(model_of(model)(sharp_params(model)), batch, None)
+    objective = causal_lm(CausalLM(), replace(VOCABULARY, bytes_V=bytes_V))
+    loss, weight, sums, _ = objective(model_of(model)(sharp_params(model)), batch, None)
     trained = np.asarray(batch.weights_BT) > 0
     assert weight == trained.sum() == (8 - 4) + 6 + 4
     assert sums["bytes"] == np.asarray(batch.targets_BT)[trained].sum()

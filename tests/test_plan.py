@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import FLOAT32, GPT2, MODELS, MODERN, T, V, make_run, model_of, sharp_params
+from tiny import FLOAT32, GPT2, MODELS, MODERN, T, V, make_run, model_of, plain, sharp_params
 
 from jaxgpt.config import GPT, Compute, Mesh, Optim, Train, UserError
 from jaxgpt.plan import Cost, cost, human
@@ -82,7 +82,7 @@ def test_flops_are_those_of_the_products_the_model_makes(form: str) -> None:
 
     def logits(params: dict) -> jax.Array:
         decoder = model_of(model)(params)
-        return decoder.logits(decoder.hidden(tokens, tokens, tokens))
+        return decoder.logits(decoder.hidden(plain(tokens)).x_BTD)
 
     forward = multiplied(jax.make_jaxpr(logits)(sharp_params(model)).jaxpr)
     vectors = sum(

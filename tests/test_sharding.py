@@ -20,7 +20,7 @@ LARGEST_VECTOR = 2 * 128  # a bias of the MLP, of both layers
 
 def test_names_become_mesh_axes():
     assert spec(("layers", "embed", "heads", "head")) == P(None, "fsdp", "tensor", None)
-    assert spec(("batch", "length")) == P(("data", "fsdp"), None)
+    assert spec(("batch", "length")) == P(("data", "fsdp", "expert"), None)
     assert spec(()) == P()
 
 

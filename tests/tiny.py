@@ -16,8 +16,9 @@ from flax import nnx
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Compute, Run, Text
+from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import abstract_model, init_params
-from jaxgpt.objectives import causal_lm
+from jaxgpt.objectives import make_objective
 from jaxgpt.sharding import batch_sharding, make_mesh, param_shardings, replicated
 from jaxgpt.train.state import Program, State, init_state, make_program
 from jaxgpt.train.step import train_step
@@ -42,15 +43,15 @@ MODERN = GPT(
     windows=(4, 0),
 )
 MODELS = {"gpt2": GPT2, "modern": MODERN}
-ONE = {"data": 1, "fsdp": 1, "tensor": 1}
-MIXED = {"data": 2, "fsdp": 2, "tensor": 2}
+ONE = {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}
+MIXED = {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1}
 MESHES = {
     "data=8": ONE | {"data": 8},
     "fsdp=8": ONE | {"fsdp": 8},
     "tensor=4,data=2": ONE | {"tensor": 4, "data": 2},
     "fsdp=2,tensor=2,data=2": MIXED,
 }
-BYTES_V = np.ones(V, np.int32)
+VOCABULARY = Vocabulary.plain(V)
 
 
 def mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
@@ -90,6 +91,13 @@ def packed(lengths: Iterable[Iterable[int]], seed: int = 0, length: int = T) -> 
     return Batch(**{f"{n}_BT": jnp.asarray(np.stack([r[n] for r in rows])) for n in columns})
 
 
+def plain(tokens_BT: jax.Array) -> Batch:
+    """Rows of one document each, for a forward pass."""
+    ones_BT, places_T = jnp.ones_like(tokens_BT), jnp.arange(tokens_BT.shape[1])
+    places_BT = jnp.broadcast_to(places_T, tokens_BT.shape)
+    return Batch(tokens_BT, tokens_BT, ones_BT.astype(jnp.float32), ones_BT, places_BT)
+
+
 def text_batches(count: int, rows: int, seed: int = 0) -> list[Batch]:
     """Batches of rows cut into documents at random places."""
     random = np.random.default_rng(seed)
@@ -116,7 +124,7 @@ def make_run(model: GPT = GPT2, **parts: Any) -> Run:
 
 def compile_step(run: Run, program: Program, *, donate: bool = False) -> Callable[..., Any]:
     """The jitted training step as the loop makes it."""
-    objective = causal_lm(run.objective, BYTES_V)
+    objective = make_objective(run.objective, VOCABULARY)
     step = partial(train_step, program, objective, run.train.accumulate, run.train.seed)
     out = (program.shardings, replicated(program.mesh))
     return jax.jit(step, donate_argnums=0 if donate else (), out_shardings=out)

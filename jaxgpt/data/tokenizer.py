@@ -64,6 +64,10 @@ class Tokenizer(Protocol):
         """[V] int32: `len(piece_bytes(id))`; summed over `encode(text)` it is the text's bytes."""
         ...
 
+    def word_starts(self) -> np.ndarray:
+        """[V] bool: whether an id begins a word, as control tokens and white space do."""
+        ...
+
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder of its own, whole or not at all."""
         ...
@@ -96,6 +100,9 @@ class _Table:
 
     def token_bytes(self) -> np.ndarray:
         return np.array([len(piece) for piece in self._pieces], np.int32)
+
+    def word_starts(self) -> np.ndarray:
+        return np.array([piece[:1] in (b" ", b"\n", b"") for piece in self._pieces])
 
     def _model(self) -> bytes:
         return b""

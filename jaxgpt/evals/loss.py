@@ -9,22 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Chat, Mesh, Text
+from jaxgpt.config import Mesh
+from jaxgpt.config.data import Data
 from jaxgpt.data.loader import validation_batches
 from jaxgpt.data.tokenizer import load_tokenizer
-from jaxgpt.models import abstract_model
-from jaxgpt.objectives import causal_lm
-from jaxgpt.sharding import batch_sharding, make_mesh
+from jaxgpt.data.vocabulary import Vocabulary
+from jaxgpt.models import abstract_model, init_memory
+from jaxgpt.objectives import make_objective
+from jaxgpt.sharding import make_mesh
 from jaxgpt.train.checkpoint import load_params, load_run
-from jaxgpt.train.step import eval_step, loss_means
+from jaxgpt.train.step import eval_step, evaluate
 
 
 def validation_loss(
     folder: str | Path,
-    data: Text | Chat | None = None,
+    data: Data | None = None,
     *,
     which: str = "best",
     batch_size: int = 32,
@@ -40,7 +41,7 @@ def validation_loss(
       batches: how many batches; 0 means all of the data once.
 
     Returns:
-      `loss` (nats a weighted target), `bits_per_byte`, `accuracy`, `targets` (their number).
+      `loss` (nats a weighted target), `accuracy`, `targets` (their number), of text `bits_per_byte`.
     """
     run = load_run(folder)
     mesh = make_mesh(Mesh(data=1).resolve(1), jax.devices()[:1])
@@ -51,12 +52,8 @@ def validation_loss(
         chosen, tokenizer, model_length=run.model.context, batch_size=batch_size
     )
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
-    objective = causal_lm(run.objective, tokenizer.token_bytes())
+    objective = make_objective(run.objective, Vocabulary.of(tokenizer))
     step = jax.jit(functools.partial(eval_step, graphdef, objective))
-    layout = batch_sharding(mesh)
+    memory = init_memory(run.model, run.compute, batch_size, evaluation=True)
     with jax.set_mesh(mesh):
-        sums = [
-            step(params, jax.tree.map(lambda a: jax.device_put(np.asarray(a), layout), batch))
-            for batch in itertools.islice(rows, batches or None)
-        ]
-    return loss_means(sums)
+        return evaluate(step, params, itertools.islice(rows, batches or None), memory)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxgpt.config import GPT, Compute, require
 from jaxgpt.layers.cache import LayerCache
 from jaxgpt.layers.fusion import on_cpu
-from jaxgpt.layers.linear import Linear
-from jaxgpt.layers.norm import Norm
-from jaxgpt.layers.position import rotate
+from jaxgpt.layers.linear import Linear, softcap
+from jaxgpt.layers.norm import model_norm
+from jaxgpt.layers.position import Bias, rotate
 from jaxgpt.sharding import spec
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Mask:
       q_index_BT, k_index_BS: place of each query and key in its row.
       q_segments_BT, k_segments_BS: document numbers; a query sees its own document only.
       causal: whether later keys are hidden.
+      prefix_BS: keys of a prompt, which their whole document sees whatever their place; None for none.
       window: tokens back that a query sees, itself included, 0 means all.
     """
 
@@ -41,6 +43,7 @@ class Mask:
     k_index_BS: jax.Array
     q_segments_BT: jax.Array
     k_segments_BS: jax.Array
+    prefix_BS: jax.Array | None = None
     causal: bool = field(default=True, metadata={"static": True})
     window: int = field(default=0, metadata={"static": True})
 
@@ -58,10 +61,27 @@ class Mask:
         seen_BTS = self.q_segments_BT[:, :, None] == self.k_segments_BS[:, None, :]
         back_BTS = self.q_index_BT[:, :, None] - self.k_index_BS[:, None, :]
         if self.causal:
-            seen_BTS &= back_BTS >= 0
+            ahead_BTS = back_BTS < 0
+            seen_BTS &= ~ahead_BTS if self.prefix_BS is None else ~ahead_BTS | self.prefix_BS[:, None]
         if window is not None:
             seen_BTS &= back_BTS < window
         return seen_BTS
+
+    def distance(self) -> jax.Array:
+        """How far back each key lies from each query [B, T, S] (or [1, T, S] where rows are alike)."""
+        return self.q_index_BT[:, :, None] - self.k_index_BS[:, None, :]
+
+
+class Seen(NamedTuple):
+    """A dense mask, and what biases by distance need.
+
+    Attributes:
+      mask_BTS: True where a query sees a key.
+      distance_BTS: places back from query to key; None where no layer asks.
+    """
+
+    mask_BTS: jax.Array
+    distance_BTS: jax.Array | None = None
 
 
 FASTEST = {"gpu": "cudnn", "tpu": "splash"}
@@ -102,6 +122,12 @@ def _problem(kernel: str, model: GPT, compute: Compute) -> str:
         return f"it needs compute.dtype bfloat16, not {compute.dtype}"
     if kernel == "cudnn" and (model.head % 8 or model.head > 128):
         return f"it needs a head width that is a multiple of 8 up to 128, not {model.head}"
+    if kernel in ("cudnn", "splash") and model.position in ("alibi", "relative"):
+        return f"it takes no bias, as model.position {model.position!r} adds"
+    if kernel in ("cudnn", "splash") and model.attention_softcap:
+        return f"it caps no scores, as model.attention_softcap {model.attention_softcap} does"
+    if kernel == "splash" and model.prefix:
+        return "it knows no prefix, as model.prefix has"
     if kernel == "splash" and len(set(model.windows)) > 1:
         return f"it needs the same window in every layer, not model.windows {model.windows}"
     return ""
@@ -113,6 +139,10 @@ def attend(
     v_BSGK: jax.Array,
     mask: Mask | jax.Array,
     kernel: str = "xla",
+    *,
+    scale: float | None = None,
+    bias_BHTS: jax.Array | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Softmax attention with grouped queries (Vaswani et al. 2017; Ainslie et al. 2023).
 
@@ -123,20 +153,27 @@ def attend(
         `splash` the `Mask` itself, of queries and keys that are the same tokens in a row's order.
       kernel: `xla`; `cudnn` (flash attention on GPUs; gradients stay in the input's type); or
         `splash` (block-sparse flash attention on TPUs).
+      scale: multiplies the scores; None means K^-1/2.
+      bias_BHTS: added to the scores, float32 (`xla` alone).
+      cap: soft-cap of the scores, before the bias (`xla` alone).
 
     Returns:
       [B, T, H, K], of the type of the queries.
     """
+    B, T, H, K = q_BTHK.shape
+    scale = K**-0.5 if scale is None else scale
     if isinstance(mask, Mask):
-        return _splash(q_BTHK, k_BSGK, v_BSGK, mask)
+        return _splash(q_BTHK * scale, k_BSGK, v_BSGK, mask)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(
-            q_BTHK, k_BSGK, v_BSGK, mask=mask[:, None], implementation="cudnn"
+            q_BTHK, k_BSGK, v_BSGK, mask=mask[:, None], scale=scale, implementation="cudnn"
         )
-    B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * K**-0.5
+    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * scale
     scores = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+    scores = softcap(scores, cap)
+    if bias_BHTS is not None:
+        scores = scores + bias_BHTS.reshape(-1, G, H // G, *bias_BHTS.shape[2:])
     # A finite floor: gradients of -inf would be NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
@@ -145,15 +182,15 @@ def attend(
 
 
 def _splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask) -> jax.Array:
-    """Attention by JAX's TPU kernel, which skips the blocks that causality and window hide.
+    """Attention of scaled queries by JAX's TPU kernel, which skips the blocks that causality and window hide.
 
     The partitioner cannot split a kernel, so every device is told to run it on its own rows and
     heads. On a CPU it is interpreted, which serves the tests.
     """
-    T, K = q_BTHK.shape[1], q_BTHK.shape[-1]
+    T = q_BTHK.shape[1]
     padding = ((0, 0), (0, -T % LANES), (0, 0), (0, 0))
     q, k, v = (
-        jnp.pad(x, padding).swapaxes(1, 2) for x in (q_BTHK * K**-0.5, k_BTGK, v_BTGK)
+        jnp.pad(x, padding).swapaxes(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK)
     )  # fmt: skip
     segments_BT = jnp.pad(mask.q_segments_BT, padding[:2], constant_values=-1)
     heads, groups = (spec(("batch", name, "length", "head")) for name in ("heads", "kv_heads"))
@@ -201,10 +238,11 @@ class Attention(nnx.Module):
         D, H, G, K = model.width, model.heads, model.groups, model.head
         dtype = jnp.dtype(compute.dtype)
         keys = jax.random.split(key, 4)
+        bias = model.bias if model.qkv_bias is None else model.qkv_bias
 
         def into_heads(key: jax.Array, count: int, name: str) -> Linear:
             axes = ("embed", name, "head")
-            return Linear(key, (D,), (count, K), axes, bias=model.bias, std=0.02, dtype=dtype)
+            return Linear(key, (D,), (count, K), axes, bias=bias, std=0.02, dtype=dtype)
 
         self.q = into_heads(keys[0], H, "heads")
         self.k = into_heads(keys[1], G, "kv_heads")
@@ -213,20 +251,31 @@ class Attention(nnx.Module):
         std = 0.02 * (2 * model.layers) ** -0.5
         out_axes = ("heads", "head", "embed")
         self.out = Linear(keys[3], (H, K), (D,), out_axes, bias=model.bias, std=std, dtype=dtype)
-        self.q_norm = Norm(K, "rmsnorm", model.norm_eps) if model.qk_norm else None
-        self.k_norm = Norm(K, "rmsnorm", model.norm_eps) if model.qk_norm else None
-        self.theta = model.rope_theta if model.position == "rope" else None
+        self.q_norm = model_norm(model, K, "rmsnorm") if model.qk_norm else None
+        self.k_norm = model_norm(model, K, "rmsnorm") if model.qk_norm else None
+        biased = model.position in ("alibi", "relative")
+        self.bias = Bias(jax.random.fold_in(key, 4), model) if biased else None
+        self.scale = (model.attention_scalar or K) ** -0.5
+        self.cap = model.attention_softcap
         self.kernel = pick_kernel(model, compute)
 
     def __call__(
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask: Mask | jax.Array,
+        seen: Mask | Seen,
+        frequency_K: jax.Array | np.ndarray | None = None,
         cache: LayerCache | None = None,
         start_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attend within x, or over a cache to which x is appended at slots `start_B` first.
+
+        Args:
+          x_BTD: features.
+          positions_BT: of the tokens in their documents, for rotary embedding.
+          seen: who sees whom; the `Mask` itself for `splash`.
+          frequency_K: of the rotary embedding; None for none.
+          cache, start_B: see above.
 
         Returns:
           [B, T, D], and the cache with the new tokens (None without one).
@@ -234,13 +283,18 @@ class Attention(nnx.Module):
         q_BTHK, k_BTGK, v_BTGK = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        if self.theta is not None:
-            q_BTHK = rotate(q_BTHK, positions_BT, self.theta)
-            k_BTGK = rotate(k_BTGK, positions_BT, self.theta)
+        if frequency_K is not None:
+            q_BTHK = rotate(q_BTHK, positions_BT, frequency_K)
+            k_BTGK = rotate(k_BTGK, positions_BT, frequency_K)
+        mask = seen if isinstance(seen, Mask) else seen.mask_BTS
+        bias_BHTS = None
+        if self.bias is not None and isinstance(seen, Seen):
+            bias_BHTS = self.bias(seen.distance_BTS)
+        how = {"scale": self.scale, "bias_BHTS": bias_BHTS, "cap": self.cap}
         if cache is None:
-            y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask, self.kernel)
+            y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask, self.kernel, **how)
         else:
             assert start_B is not None
             cache = cache.append(k_BTGK, v_BTGK, start_B)
-            y_BTHK = attend(q_BTHK, cache.k_BSGK, cache.v_BSGK, mask)
+            y_BTHK = attend(q_BTHK, cache.k_BSGK, cache.v_BSGK, mask, **how)
         return self.out(y_BTHK), cache

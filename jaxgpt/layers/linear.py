@@ -1,6 +1,7 @@
 """The one seam of every matrix product: LoRA, quantization and sharding hook in here.
 
-Shapes: V vocabulary, D model width, N rows, I inputs, O outputs; other axes are named by the caller.
+Shapes: V vocabulary, D model width, N rows, I inputs, O outputs, E experts; other axes
+are named by the caller.
 """
 
 from __future__ import annotations
@@ -83,6 +84,28 @@ def _product_back(dtype, saved, dy_NO):  # noqa: ANN001, ANN202
 
 
 product.defvjp(_product, _product_back)
+
+
+class GroupedLinear(nnx.Module):
+    """Weights of E products, one an expert: [E, I, O]; see `grouped_product`."""
+
+    def __init__(
+        self, key: jax.Array, experts: int, inputs: int, outputs: int, axes: tuple[str, str], *, std: float
+    ) -> None:
+        weight = std * jax.random.normal(key, (experts, inputs, outputs), jnp.float32)
+        self.weight = nnx.Param(weight, axes=("experts", *axes), inputs=1, lead=1)
+
+
+def grouped_product(
+    x_NI: jax.Array, weight_EIO: jax.Array, sizes_E: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """Rows of x, sorted by expert, each times its expert's matrix: [N, O], accumulated in float32.
+
+    The first `sizes_E[0]` rows belong to expert 0 and so on; rows beyond all sizes come out as rubbish.
+    """
+    return jax.lax.ragged_dot(
+        x_NI.astype(dtype), weight_EIO.astype(dtype), sizes_E, preferred_element_type=jnp.float32
+    )
 
 
 class Embedding(nnx.Module):

@@ -5,6 +5,7 @@ Shapes: B batch, T length, D width, F hidden width.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -33,16 +34,25 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_back)
 
 ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
     "gelu": (gelu, False),
+    "gelu_exact": (functools.partial(jax.nn.gelu, approximate=False), False),
+    "relu": (jax.nn.relu, False),
+    "relu2": (lambda x: jnp.square(jax.nn.relu(x)), False),
     "swiglu": (jax.nn.silu, True),
+    "geglu": (gelu, True),
 }
 """Of each `GPT.mlp`: the activation, and whether it is that of a gate beside the up projection."""
 
 
 class MLP(nnx.Module):
-    """Two projections around GELU (GPT-2), or SwiGLU with a gate (Shazeer 2020)."""
+    """Two projections around an activation (GPT-2: GELU), or three with a gate (Shazeer 2020).
 
-    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
-        D, F = model.width, model.hidden
+    Args:
+      key, model, compute: as for the whole model.
+      width: hidden width, where it is not the model's.
+    """
+
+    def __init__(self, key: jax.Array, model: GPT, compute: Compute, width: int | None = None) -> None:
+        D, F = model.width, width or model.hidden
         keys = jax.random.split(key, 3)
         dtype = jnp.dtype(compute.dtype)
         inner = ("embed", "mlp")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import Compute
@@ -36,10 +37,10 @@ def scan_layers(
     block: nnx.Module,
     x_BTD: jax.Array,
     per_layer: Any,
-    call: Callable[[Any, jax.Array, Any], jax.Array],
+    call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
     compute: Compute,
-) -> jax.Array:
-    """Run `x = call(layer, x, per_layer[i])` through the stacked layers.
+) -> tuple[jax.Array, Any]:
+    """Run `x, extra = call(layer, x, per_layer[i])` through the stacked layers.
 
     Args:
       block: from `stacked`.
@@ -47,18 +48,33 @@ def scan_layers(
       per_layer: a pytree with a leading layer axis (keys, windows): what differs by layer.
       call: applies one layer.
       compute: gives the remat policy and how far the scan is unrolled.
+
+    Returns:
+      The last x, and the extras of all layers with a leading layer axis.
     """
     graphdef, params = nnx.split(block)
     layers = jax.tree.leaves(params)[0].shape[0]
 
-    def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
-        return call(nnx.merge(graphdef, layer[0]), x, layer[1]), None
+    def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+        return call(nnx.merge(graphdef, layer[0]), x, layer[1])
 
     if compute.remat != "none":
         body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=False)
     unroll = compute.unroll or (layers if jax.default_backend() == "cpu" else 1)
-    x_BTD, _ = jax.lax.scan(body, x_BTD, (params, per_layer), unroll=min(unroll, layers))
-    return x_BTD
+    return jax.lax.scan(body, x_BTD, (params, per_layer), unroll=min(unroll, layers))
+
+
+def run_layers(
+    blocks: Any, x_BTD: jax.Array, per_layer: Any, call: Callable[..., Any], compute: Compute
+) -> tuple[jax.Array, Any]:
+    """`scan_layers`, also over layers that are apart (an `nnx.List`)."""
+    if not isinstance(blocks, nnx.List):
+        return scan_layers(blocks, x_BTD, per_layer, call, compute)
+    extras = []
+    for i, block in enumerate(blocks):
+        x_BTD, extra = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer))
+        extras.append(extra)
+    return x_BTD, jax.tree.map(lambda *parts: jnp.stack(parts), *extras)
 
 
 def unstack(params: dict, layers: int) -> dict:

@@ -1,26 +1,45 @@
-"""From a config to a model: the one place that knows which class builds which config."""
+"""From a config to a model: the one place that knows which class builds which config.
+
+Shapes: B rows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxgpt.config import GPT, Compute
+from jaxgpt.config import GPT, Bert, Classifier, Compute, Model, TransformerXL
 from jaxgpt.layers.stack import unstack
+from jaxgpt.models import transformer_xl
+from jaxgpt.models.bert import Encoder
 from jaxgpt.models.gpt import Decoder
+from jaxgpt.models.heads import ClassifierModule
+from jaxgpt.models.transformer_xl import Recurrent
 
-MODULES = {GPT: Decoder}
-"""The registry: a config class and the module it describes."""
+
+def _classifier(model: Classifier, compute: Compute, key: jax.Array, *, scanned: bool = True) -> nnx.Module:
+    backbone: Any = MODULES[type(model.backbone)]
+    return ClassifierModule(model, compute, key, backbone=backbone, scanned=scanned)
 
 
-def init_params(model: GPT, compute: Compute, key: jax.Array) -> dict:
+MODULES: dict[type, Callable[..., Any]] = {
+    GPT: Decoder,
+    Bert: Encoder,
+    TransformerXL: Recurrent,
+    Classifier: _classifier,
+}
+"""The registry: a config class and what builds the module it describes."""
+
+
+def init_params(model: Model, compute: Compute, key: jax.Array) -> dict:
     """Fresh parameters as a pure dict of arrays (call it under `jax.jit` to lay them out)."""
     return nnx.to_pure_dict(nnx.state(MODULES[type(model)](model, compute, key)))
 
 
-def abstract_model(model: GPT, compute: Compute, *, scanned: bool = True) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(model: Model, compute: Compute, *, scanned: bool = True) -> tuple[nnx.GraphDef, nnx.State]:
     """The model without arrays: its graph, and a state of shapes, types and logical axes.
 
     `nnx.merge(graph, params)` inside traced code gives the model back.
@@ -29,29 +48,55 @@ def abstract_model(model: GPT, compute: Compute, *, scanned: bool = True) -> tup
     return nnx.split(nnx.eval_shape(lambda: build(model, compute, jax.random.key(0), scanned=scanned)))
 
 
-def decoding_params(model: GPT, params: dict[str, Any]) -> dict[str, Any]:
+def init_memory(model: Model, compute: Compute, rows: int, *, evaluation: bool = False) -> Any:
+    """The empty memory of a recurrent model, [B, ...] arrays; None of any other.
+
+    Args:
+      model: the architecture.
+      compute: gives the type.
+      rows: B.
+      evaluation: of the length for evaluation, which may differ from training's.
+    """
+    if not isinstance(model, TransformerXL):
+        return None
+    length = model.eval_memory if evaluation and model.eval_memory is not None else model.memory
+    return transformer_xl.init_memory(model, compute, rows, length) if length else None
+
+
+def frozen_paths(model: Model) -> tuple[str, ...]:
+    """First names of the parameters that are not trained."""
+    return ("backbone",) if isinstance(model, Classifier) and model.frozen else ()
+
+
+def decoding_params(model: Model, params: dict[str, Any]) -> dict[str, Any]:
     """Parameters of the training form (stacked layers) as those of the decoding form."""
     return params | {"blocks": unstack(params["blocks"], model.layers)}
 
 
-def parameter_counts(model: GPT) -> dict[str, int]:
-    """Number of parameters: `total`, and `non_embedding` without token and position tables.
+def parameter_counts(model: Model) -> dict[str, int]:
+    """Number of parameters: `total`, and `non_embedding` without token, position and type tables.
 
     An untied output projection counts as non-embedding, as in Kaplan et al. 2020 it is a product.
     """
     _, state = abstract_model(model, Compute(attention="xla"))
     sizes = {path: variable.size for path, variable in nnx.to_flat_state(state)}
-    tables = sum(size for path, size in sizes.items() if path[0] in ("embed", "position"))
+    tables = sum(size for path, size in sizes.items() if {"embed", "position", "types"} & set(path))
     return {"total": sum(sizes.values()), "non_embedding": sum(sizes.values()) - tables}
 
 
-def flops_per_token(model: GPT, length: int) -> int:
+def flops_per_token(model: Model, length: int) -> int:
     """Training FLOPs a token, forward and backward (PaLM, appendix B): 6 N + 12 L H K T.
 
-    N counts every parameter that is multiplied: not the tables that are only read, but the
-    output projection also when it is tied.
+    N counts every parameter that a token is multiplied with: not the tables that are only read, but
+    the output projection also when it is tied; of experts those that the token goes to.
     """
-    counts = parameter_counts(model)
-    products = counts["non_embedding"] + (model.vocab_size * model.width if model.tied else 0)
+    _, state = abstract_model(model, Compute(attention="xla"))
+    products = parameter_counts(model)["non_embedding"]
+    if model.moe:
+        flat = nnx.to_flat_state(state)
+        experts = sum(v.size for _, v in flat if "experts" in v.get_metadata()["axes"])
+        products -= experts * (model.moe.experts - model.moe.per_token) // model.moe.experts
+    if not isinstance(model, Classifier) and model.tied:
+        products += model.vocab_size * model.width
     spans = [min(length, model.window(i)) for i in range(model.layers)]
     return 6 * products + 12 * model.heads * model.head * sum(spans)

@@ -5,22 +5,25 @@ Shapes: B batch, T length, S cache slots, D width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxgpt.batch import Batch, Features
 from jaxgpt.config import GPT, Compute
-from jaxgpt.layers.attention import Attention, Mask, pick_kernel
+from jaxgpt.layers.attention import Attention, Mask, Seen, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
 from jaxgpt.layers.fusion import pin, stream_dtype
 from jaxgpt.layers.linear import Embedding, softcap, unembed
 from jaxgpt.layers.mlp import MLP
-from jaxgpt.layers.norm import Norm
-from jaxgpt.layers.stack import scan_layers, stacked
+from jaxgpt.layers.moe import Experts
+from jaxgpt.layers.norm import Norm, model_norm
+from jaxgpt.layers.position import frequencies
+from jaxgpt.layers.stack import run_layers, stacked
 from jaxgpt.sharding import constrain
 
 
@@ -32,35 +35,126 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """One pre-norm layer: attention, then the MLP, each on a residual branch."""
+    """One layer: attention, then the MLP or its experts, each on a residual branch."""
 
     def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
         attention_key, mlp_key = jax.random.split(key)
-        self.attention_norm = Norm(model.width, model.norm, model.norm_eps, bias=model.bias)
+        both = model.norm_at == "both"
+        self.attention_norm = model_norm(model)
         self.attention = Attention(attention_key, model, compute)
-        self.mlp_norm = Norm(model.width, model.norm, model.norm_eps, bias=model.bias)
-        self.mlp = MLP(mlp_key, model, compute)
-        self.rate = model.dropout
+        self.attention_out_norm = model_norm(model) if both else None
+        self.mlp_norm = model_norm(model)
+        self.mlp = (Experts if model.moe else MLP)(mlp_key, model, compute)
+        self.mlp_out_norm = model_norm(model) if both else None
+        self.rate, self.post = model.dropout, model.norm_at == "post"
 
     def __call__(
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask: Mask | jax.Array,
+        seen: Mask | Seen,
+        frequency_K: jax.Array | np.ndarray | None = None,
         *,
+        real_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         cache: LayerCache | None = None,
         start_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
+        """The layer's output, its load-balancing loss (0 where dense), and its cache."""
         keys = (None, None) if key is None else jax.random.split(key)
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, mask, cache, start_B)
-        x_BTD = pin(x_BTD + dropout(y_BTD, self.rate, keys[0]))
-        x_BTD = pin(x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.rate, keys[1]))
-        return constrain(x_BTD, "batch", "length", "features"), cache
+
+        def attend(x_BTD: jax.Array) -> tuple[jax.Array, LayerCache | None]:
+            return self.attention(x_BTD, positions_BT, seen, frequency_K, cache, start_B)
+
+        def mix(x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if isinstance(self.mlp, Experts):
+                return self.mlp(x_BTD, real_BT)
+            return self.mlp(x_BTD), jnp.zeros(())
+
+        x_BTD, new = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, keys[0])
+        x_BTD, balance = self._branch(x_BTD, mix, self.mlp_norm, self.mlp_out_norm, keys[1])
+        return constrain(x_BTD, "batch", "length", "features"), balance, new
+
+    def _branch(
+        self,
+        x_BTD: jax.Array,
+        function: Callable[[jax.Array], tuple[jax.Array, Any]],
+        norm: Norm,
+        out_norm: Norm | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Any]:
+        """`x + function(norm(x))`, or `norm(x + function(x))` where norms come after."""
+        y_BTD, extra = function(x_BTD if self.post else norm(x_BTD))
+        y_BTD = y_BTD if out_norm is None else out_norm(y_BTD)
+        x_BTD = pin(x_BTD + dropout(y_BTD, self.rate, key))
+        return norm(x_BTD) if self.post else x_BTD, extra
+
+
+def make_blocks(model: GPT, compute: Compute, key: jax.Array, *, scanned: bool) -> Any:
+    """The layers: stacked for training, or a list for decoding."""
+
+    def make(key: jax.Array) -> Block:
+        return Block(key, model, compute)
+
+    if scanned:
+        return stacked(make, key, model.layers)
+    return nnx.List([make(k) for k in jax.random.split(key, model.layers)])
+
+
+def run_blocks(
+    blocks: Any, model: GPT, compute: Compute, x_BTD: jax.Array, batch: Batch, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Packed rows through the layers; a key turns dropout on.
+
+    Returns:
+      Features before any last norm, and the mean of the layers' load-balancing losses.
+    """
+    index_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+    alike, per_layer = len(set(model.windows)) <= 1, {"index": jnp.arange(model.layers)}
+    window = model.windows[0] if alike and model.windows else 0
+    prefix_BT = prompts(batch) if model.prefix else None
+    segments_BT = batch.segments_BT
+    mask = Mask(index_BT, index_BT, segments_BT, segments_BT, prefix_BT, causal=model.causal, window=window)
+    splash = pick_kernel(model, compute) == "splash"
+    # All rows are indexed alike, so one row of distances does.
+    distance_1TT = (index_BT[:1, :, None] - index_BT[:1, None]) if biased(model) else None
+    dense_BTT = None if splash else mask.dense()
+    if not alike:
+        per_layer["window"] = jnp.asarray([model.window(i) for i in range(model.layers)])
+    if model.position == "rope":
+        per_layer["frequency"] = jnp.asarray(np.stack([frequencies(model, i) for i in range(model.layers)]))
+    if key is not None and model.dropout:
+        per_layer["key"] = jax.random.split(key, model.layers)
+
+    def call(block: Block, x_BTD: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        if dense_BTT is None:
+            seen = mask
+        else:
+            seen = Seen(dense_BTT if alike else mask.dense(layer["window"]), distance_1TT)
+        positions_BT, frequency_K = batch.positions_BT, layer.get("frequency")
+        real_BT = segments_BT > 0
+        return block(x_BTD, positions_BT, seen, frequency_K, real_BT=real_BT, key=layer.get("key"))[:2]
+
+    x_BTD, balance_L = run_layers(blocks, x_BTD, per_layer, call, compute)
+    return x_BTD, balance_L.mean()
+
+
+def biased(model: GPT) -> bool:
+    """Whether positions enter as a bias on the scores."""
+    return model.position in ("alibi", "relative")
+
+
+def prompts(batch: Batch) -> jax.Array:
+    """Where a row's tokens belong to a prompt [B, T]: up to the input of a document's first target."""
+    trained_BT = batch.weights_BT > 0
+    before_BT = jnp.cumsum(trained_BT, axis=1) - trained_BT  # trained targets before this one
+    starts_BT = jnp.diff(batch.segments_BT, axis=1, prepend=-1) != 0
+    base_BT = jax.lax.cummax(jnp.where(starts_BT, before_BT, 0), axis=1)
+    return (before_BT == base_BT) & (batch.segments_BT > 0)
 
 
 class Decoder(nnx.Module):
-    """A causal language model.
+    """A causal language model (bidirectional where `GPT.causal` is False).
 
     Args:
       model: the architecture.
@@ -69,6 +163,9 @@ class Decoder(nnx.Module):
       scanned: layers stacked for training (True) or apart for decoding (False); the parameters of
         one form come from the other's by `decoding_params`.
     """
+
+    output_bias = None
+    """The output projection has none."""
 
     def __init__(self, model: GPT, compute: Compute, key: jax.Array, *, scanned: bool = True) -> None:
         self.model, self.compute = model, compute
@@ -79,15 +176,8 @@ class Decoder(nnx.Module):
             if model.position == "learned"
             else None
         )
-
-        def make(key: jax.Array) -> Block:
-            return Block(key, model, compute)
-
-        if scanned:
-            self.blocks = stacked(make, keys[2], model.layers)
-        else:
-            self.blocks = nnx.List([make(k) for k in jax.random.split(keys[2], model.layers)])
-        self.norm = Norm(model.width, model.norm, model.norm_eps, bias=model.bias)
+        self.blocks = make_blocks(model, compute, keys[2], scanned=scanned)
+        self.norm = None if model.norm_at == "post" else model_norm(model)
         self.head = None if model.tied else Embedding(keys[3], model.vocab_size, model.width, std=0.02)
 
     @property
@@ -98,47 +188,34 @@ class Decoder(nnx.Module):
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         dtype = stream_dtype(jnp.dtype(self.compute.dtype))
         x_BTD = self.embed(tokens_BT, dtype)
+        if self.model.embed_scale:
+            x_BTD = x_BTD * jnp.asarray(self.model.width**0.5, dtype)  # rounded as Gemma does
         if self.position is not None:
             x_BTD = x_BTD + self.position(positions_BT, dtype)
         return constrain(x_BTD, "batch", "length", "features")
 
-    def hidden(
-        self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array,
-        segments_BT: jax.Array,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Final normalised features [B, T, D] of packed rows; a key turns dropout on."""
+    def _last(self, x_BTD: jax.Array) -> jax.Array:
+        return (x_BTD if self.norm is None else self.norm(x_BTD)).astype(self.compute.dtype)
+
+    def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
+        """Final normalised features of packed rows; a key turns dropout on."""
         model = self.model
         embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = dropout(self._embed(tokens_BT, positions_BT), model.dropout, embed_key)
-        index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        alike, per_layer = len(set(model.windows)) <= 1, {"index": jnp.arange(model.layers)}
-        window = model.windows[0] if alike and model.windows else 0
-        mask = Mask(index_BT, index_BT, segments_BT, segments_BT, causal=model.causal, window=window)
-        seen = mask if pick_kernel(model, self.compute) == "splash" else mask.dense()
-        if not alike:
-            per_layer["window"] = jnp.asarray([model.window(i) for i in range(model.layers)])
+        x_BTD = dropout(self._embed(batch.tokens_BT, batch.positions_BT), model.dropout, embed_key)
+        x_BTD, balance = run_blocks(self.blocks, model, self.compute, x_BTD, batch, layers_key)
+        return Features(self._last(x_BTD), balance)
 
-        def call(block: Block, x_BTD: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
-            here = seen if alike else mask.dense(layer["window"])
-            return block(x_BTD, positions_BT, here, key=layer.get("key"))[0]
-
-        if layers_key is not None and model.dropout:
-            per_layer["key"] = jax.random.split(layers_key, model.layers)
-        if isinstance(self.blocks, nnx.List):
-            for i, block in enumerate(self.blocks):
-                x_BTD = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer))
-        else:
-            x_BTD = scan_layers(self.blocks, x_BTD, per_layer, call, self.compute)
-        return self.norm(x_BTD).astype(self.compute.dtype)
+    def transform(self, x_BTD: jax.Array) -> jax.Array:
+        """What the output projection reads of the features: they themselves."""
+        return x_BTD
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of features [..., D]."""
         return softcap(unembed(x_BTD, self.unembedding), self.model.logit_softcap)
 
-    def decode(self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features.
 
         Causality alone keeps rows apart from padding: a slot beyond a row's tokens holds rubbish
@@ -148,21 +225,27 @@ class Decoder(nnx.Module):
           tokens_BT: new tokens of each row.
           start_B: how many tokens each row holds already, the slot of its first new token.
           cache: from `init_cache`.
+          prompt_B: tokens of each row's prompt, which see each other under `GPT.prefix`; None later.
 
         Returns:
           Final features [B, T, D] and the new cache.
         """
-        slots = cache[0].k_BSGK.shape[1]
+        model, slots = self.model, cache[0].k_BSGK.shape[1]
         index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         ones_BT, slot_BS = jnp.ones_like(index_BT), jnp.arange(slots)[None]
-        mask = Mask(index_BT, slot_BS, ones_BT, jnp.ones_like(slot_BS))
+        prefix_BS = slot_BS < prompt_B[:, None] if model.prefix and prompt_B is not None else None
+        mask = Mask(index_BT, slot_BS, ones_BT, jnp.ones_like(slot_BS), prefix_BS)
         x_BTD = self._embed(tokens_BT, index_BT)
         full_BTS = mask.dense()
+        distance_BTS = mask.distance() if biased(model) else None
         layers: list[LayerCache] = []
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
-            window = self.model.window(i)
+            window = model.window(i)
             seen_BTS = full_BTS if window >= slots else mask.dense(window)
-            x_BTD, layer = block(x_BTD, index_BT, seen_BTS, cache=cache[i], start_B=start_B)
+            frequency_K = frequencies(model, i) if model.position == "rope" else None
+            x_BTD, _, layer = block(
+                x_BTD, index_BT, Seen(seen_BTS, distance_BTS), frequency_K, cache=cache[i], start_B=start_B
+            )
             assert layer is not None
             layers.append(layer)
-        return self.norm(x_BTD).astype(self.compute.dtype), tuple(layers)
+        return self._last(x_BTD), tuple(layers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import GPT, Compute, Mesh, Run, require
+from jaxgpt.config import ROW_AXES, Compute, Mesh, Model, Run, require
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
@@ -77,7 +78,7 @@ class Generator:
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         compute: Compute,
         params: dict,
         tokenizer: Tokenizer,
@@ -175,7 +176,7 @@ class Generator:
         return program, self._place(rows)
 
     def _row_shards(self) -> int:
-        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
 
     def _place(self, rows: Rows) -> Rows:
         if self.mesh is None:
@@ -274,9 +275,9 @@ def sampling_mesh(run: Run, mesh: Mesh) -> jax.sharding.Mesh:
     Raises:
       UserError: too few devices, or axes that do not divide the model.
     """
-    asked = [size for size in (mesh.data, mesh.fsdp, mesh.tensor) if size > 0]
-    devices = jax.devices() if len(asked) < 3 else jax.devices()[: int(np.prod(asked))]
+    asked = list(dataclasses.asdict(mesh).values())
+    devices = jax.devices() if -1 in asked else jax.devices()[: int(np.prod(asked))]
     sizes = mesh.resolve(len(devices))
-    batch = dataclasses.replace(run.train, batch_size=sizes["data"] * sizes["fsdp"], accumulate=1)
+    batch = dataclasses.replace(run.train, batch_size=math.prod(sizes[a] for a in ROW_AXES), accumulate=1)
     dataclasses.replace(run, mesh=mesh, train=batch).check_mesh(len(devices))
     return make_mesh(sizes, devices)

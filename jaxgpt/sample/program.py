@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from jaxgpt.config import GPT, Compute
+from jaxgpt.config import Compute, Model
 from jaxgpt.layers.cache import Cache, init_cache
 from jaxgpt.models import abstract_model, decoding_params
-from jaxgpt.models.gpt import Decoder
 from jaxgpt.sample.strategies import Controls, Features, choose
 from jaxgpt.sharding import constrain
 
@@ -69,13 +68,13 @@ class State(NamedTuple):
 class Program:
     """What a compiled program depends on beside the shapes of its arguments (hashable, static)."""
 
-    model: GPT
+    model: Model
     compute: Compute
     slots: int
     vocab: int
     features: Features
 
-    def merge(self, params: dict) -> Decoder:
+    def merge(self, params: dict) -> Any:
         """The model around its parameters (in traced code)."""
         return nnx.merge(abstract_model(self.model, self.compute, scanned=False)[0], params)
 
@@ -88,7 +87,7 @@ class Program:
         model = self.merge(params)
         (B, T), dtype = rows.tokens_BT.shape, jnp.dtype(self.compute.dtype)
         cache = _constrain_cache(init_cache(self.model, B, self.slots, dtype))
-        x_BTD, cache = model.decode(rows.tokens_BT, jnp.zeros(B, jnp.int32), cache)
+        x_BTD, cache = model.decode(rows.tokens_BT, jnp.zeros(B, jnp.int32), cache, rows.length_B)
         last_B11 = jnp.maximum(rows.length_B - 1, 0)[:, None, None]
         logits_BV = model.logits(jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
         seen_BV = None
@@ -173,7 +172,7 @@ def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def prepare(model: GPT, compute: Compute, params: dict) -> dict:
+def prepare(model: Model, compute: Compute, params: dict) -> dict:
     """Training parameters in the form decoding wants: layers apart, weights in the compute type.
 
     The cast changes no result, since every product casts its weight anyway; it is done once here

@@ -91,10 +91,9 @@ class Checkpoints:
           SaveError: this save, or the one before it, could not be written.
         """
         step = int(state.step)
-        rest = {"step": state.step, "bad_steps": state.bad_steps, "opt": state.opt}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(rest),
+            rest=ocp.args.StandardSave(_rest(state)),
             host=ocp.args.JsonSave(host),
         )
         metrics = None if val_loss is None else {"val_loss": val_loss}
@@ -140,14 +139,13 @@ class Checkpoints:
         A damaged one is moved to `damaged/` beside the checkpoints, with a warning.
         """
         abstract = program.abstract
-        rest = {"step": abstract.step, "bad_steps": abstract.bad_steps, "opt": abstract.opt}
         for step in reversed(self.steps()):
             try:
                 items = self.manager.restore(
                     step,
                     args=ocp.args.Composite(
                         params=ocp.args.StandardRestore(abstract.params),
-                        rest=ocp.args.StandardRestore(rest),
+                        rest=ocp.args.StandardRestore(_rest(abstract)),
                         host=ocp.args.JsonRestore(),
                     ),
                 )
@@ -183,6 +181,12 @@ class Checkpoints:
         )
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
         return self.manager.restore(step, args=args)["params"]
+
+
+def _rest(state: State) -> dict[str, Any]:
+    """All but the parameters; without an entry for a memory where the model has none."""
+    rest = {"step": state.step, "bad_steps": state.bad_steps, "opt": state.opt}
+    return rest if state.memory is None else rest | {"memory": state.memory}
 
 
 def _first(error: Exception) -> str:

@@ -21,15 +21,16 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.config import Run, require
 from jaxgpt.data.loader import TrainIterator, run_tokenizer, train_iterator, validation_batches
-from jaxgpt.models import flops_per_token
-from jaxgpt.objectives import causal_lm
+from jaxgpt.data.vocabulary import Vocabulary
+from jaxgpt.models import flops_per_token, init_memory
+from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
 from jaxgpt.train.checkpoint import Checkpoints, load_params
 from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.state import Program, State, init_state, make_program
-from jaxgpt.train.step import eval_step, loss_means, train_step
+from jaxgpt.train.step import eval_step, evaluate, train_step
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def train(run: Run, *, progress: bool = True) -> Result:
             return Result(step, loop.patience.best, reason)
         metrics = Metrics(run.folder, run.train.steps, step, progress=progress)
         with jax.set_mesh(mesh), closing(metrics) as loop.metrics, StopSignal() as stop:
-            loop.compile(state, tokenizer.token_bytes())
+            loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
             return loop.run_steps(state, stop)
 
 
@@ -112,7 +113,7 @@ class Loop:
 
     metrics: Metrics
     step_fn: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
-    eval_fn: Callable[[dict, Batch], dict[str, jax.Array]]
+    eval_fn: Callable[[dict, Batch], tuple[dict[str, jax.Array], Any]]
 
     def __init__(
         self,
@@ -143,9 +144,8 @@ class Loop:
             lambda a: jax.make_array_from_process_local_data(self.layout, np.asarray(a)), batch
         )
 
-    def compile(self, state: State, token_bytes_V: np.ndarray) -> None:
+    def compile(self, state: State, objective: Objective) -> None:
         """Compile the training step ahead of time; record trace, lowering and compile seconds."""
-        objective = causal_lm(self.run.objective, token_bytes_V)
         train, program = self.run.train, self.program
         step = jax.jit(
             functools.partial(train_step, program, objective, train.accumulate, train.seed),
@@ -250,13 +250,13 @@ class Loop:
 
     def evaluate(self, step: int, state: State) -> float:
         """Validation loss in nats a target, over every validation token or `eval_batches` batches."""
-        limit = self.run.train.eval_batches or None
-        batches = itertools.islice(self.validation, limit)
-        sums = [self.eval_fn(state.params, self.put(batch)) for batch in batches]
-        means = loss_means(sums)
-        loss = means["loss"]
-        names = ("loss", "bits_per_byte", "accuracy")
-        self.metrics.write(step, {f"val_{name}": means[name] for name in names})
+        run = self.run
+        batches = map(self.put, itertools.islice(self.validation, run.train.eval_batches or None))
+        memory = init_memory(run.model, run.compute, run.train.batch_size, evaluation=True)
+        means = evaluate(self.eval_fn, state.params, batches, memory)
+        loss = means.pop("loss")
+        del means["targets"]
+        self.metrics.write(step, {"val_loss": loss} | {f"val_{name}": mean for name, mean in means.items()})
         self.metrics.print(f"step {step}: validation loss {loss:.4f}")
         self.metrics.draw()
         self.meter.start(step)

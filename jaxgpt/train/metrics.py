@@ -95,9 +95,11 @@ class Meter:
         seconds = (now - self.last) / max(1, step - self.step)
         wait = self.wait / max(1, step - self.step)
         self.start(step, now)
+        bits = values["nll"] * values["weight"] / math.log(2)
         return {
             "loss": values["loss"],
-            "bits_per_byte": values["nll"] * values["weight"] / math.log(2) / max(values["bytes"], 1.0),
+            # Labels and hidden tokens stand for no running text.
+            **({"bits_per_byte": bits / values["bytes"]} if values["bytes"] else {}),
             "accuracy": values["accuracy"],
             "grad_norm": values["grad_norm"],
             "step_seconds": seconds,

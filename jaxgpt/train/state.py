@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from jaxgpt.config import Run
 from jaxgpt.layers.fusion import on_cpu
-from jaxgpt.models import abstract_model, init_params
+from jaxgpt.models import abstract_model, init_memory, init_params
 from jaxgpt.optim import make_optimizer, state_shardings
-from jaxgpt.sharding import param_shardings, replicated
+from jaxgpt.sharding import param_shardings, replicated, spec
 
 
 @jax.tree_util.register_dataclass
@@ -29,12 +30,14 @@ class State:
       bad_steps: updates skipped in a row up to now, int32.
       params: pure dict of float32 arrays.
       opt: optax state.
+      memory: of a recurrent model, [B, ...] arrays, a row of the batch each; None for others.
     """
 
     step: jax.Array
     bad_steps: jax.Array
     params: dict
     opt: Any
+    memory: Any = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ class Program:
 def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     """Build everything about a run that needs no arrays."""
     graphdef, model = abstract_model(run.model, run.compute)
-    optimizer = make_optimizer(run.optim, run.train.steps, model)
+    optimizer = make_optimizer(run.optim, run.train.steps, model, frozen=frozen_paths(run.model))
     params = nnx.to_pure_dict(model)
     layout = param_shardings(model, mesh)
     whole: Any = replicated(mesh)
-    shardings = State(whole, whole, layout, state_shardings(optimizer, params, layout, whole))
+    memory = jax.eval_shape(lambda: init_memory(run.model, run.compute, run.train.batch_size))
+    rows = jax.tree.map(lambda _: NamedSharding(mesh, spec(("batch",))), memory)
+    shardings = State(whole, whole, layout, state_shardings(optimizer, params, layout, whole), rows)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = State(count, count, params, jax.eval_shape(optimizer.init, params))
+    shapes = State(count, count, params, jax.eval_shape(optimizer.init, params), memory)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
@@ -76,8 +81,8 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
     """A fresh state, born in its layout; from the given parameters if there are some."""
 
     def fresh(params: dict) -> State:
-        zero = jnp.zeros((), jnp.int32)
-        return State(zero, zero, params, program.optimizer.init(params))
+        zero, memory = jnp.zeros((), jnp.int32), init_memory(run.model, run.compute, run.train.batch_size)
+        return State(zero, zero, params, program.optimizer.init(params), memory)
 
     with jax.set_mesh(program.mesh):
         if params is not None:

@@ -6,7 +6,8 @@ Shapes: B batch, A microbatches, T length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import optax
 from flax import nnx
 
 from jaxgpt.batch import Batch
+from jaxgpt.config import require
 from jaxgpt.layers.fusion import pin
 from jaxgpt.objectives import Objective
 from jaxgpt.train.state import Program, State
@@ -35,16 +37,17 @@ def train_step(
       `weight`, `bytes` (sums), `bad_steps`.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    batch = replace(batch, memory=state.memory)
 
-    def loss_sum(params: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        loss, weight, sums = objective(nnx.merge(program.graphdef, params), part, key)
-        return loss, sums | {"loss": loss, "weight": weight}
+    def loss_sum(params: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        sums = objective(nnx.merge(program.graphdef, params), part, key)
+        return sums.loss, (sums.metrics | {"loss": sums.loss, "weight": sums.weight}, sums.memory)
 
-    def gradients(part: Batch, key: jax.Array) -> tuple[Metrics, dict]:
-        (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, part, key)
-        return sums, grads
+    def gradients(part: Batch, key: jax.Array) -> tuple[tuple[Metrics, dict], Any]:
+        (_, (sums, memory)), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, part, key)
+        return (sums, grads), memory
 
-    sums, grads = _accumulate(gradients, batch, key, accumulate)
+    (sums, grads), memory = _accumulate(gradients, batch, key, accumulate)
     # A batch without weight (all rows masked) gives zero gradients, not NaN.
     weight = jnp.maximum(sums["weight"], 1e-9)
     grads = jax.tree.map(lambda g: g / weight, grads)
@@ -54,8 +57,10 @@ def train_step(
     # Pinned: the old moments are then dead before the parameters change, and need no copy.
     updates, opt = pin(program.optimizer.update(grads, state.opt, state.params))
     params = optax.apply_updates(state.params, updates)
-    params, opt = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old), (params, opt), (state.params, state.opt)
+    params, opt, memory = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, opt, memory),
+        (state.params, state.opt, state.memory),
     )
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)
     metrics = {
@@ -67,38 +72,56 @@ def train_step(
         "grad_norm": grad_norm,
         "bad_steps": bad_steps,
     }
-    return State(state.step + 1, bad_steps, params, opt), metrics
+    return State(state.step + 1, bad_steps, params, opt, memory), metrics
 
 
-def _accumulate(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[Metrics, dict]:
-    """Sums of metrics and gradients over `parts` microbatches, one after another."""
+def _accumulate(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
+    """Sums of metrics and gradients over `parts` microbatches in turn, and the memories of all rows."""
     if parts == 1:
         return gradients(batch, key)
     # Microbatch i takes every parts-th row, so that each stays spread over all devices.
     split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, parts)
-    shapes = jax.eval_shape(gradients, jax.tree.map(lambda a: a[0], split), key)
+    shapes, _ = jax.eval_shape(gradients, jax.tree.map(lambda a: a[0], split), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradients(*part)), None
+    def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, Any]:
+        sums, memory = gradients(*part)
+        return jax.tree.map(jnp.add, total, sums), memory
 
-    return jax.lax.scan(body, zeros, (split, keys))[0]
+    sums, memory = jax.lax.scan(body, zeros, (split, keys))
+    return sums, jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), memory)
 
 
-def eval_step(graphdef: nnx.GraphDef, objective: Objective, params: dict, batch: Batch) -> Metrics:
-    """Sums over one validation batch: `nll`, `weight`, `correct`, `bytes`."""
-    _, weight, sums = objective(nnx.merge(graphdef, params), batch, None)
-    return sums | {"weight": weight}
+def eval_step(
+    graphdef: nnx.GraphDef, objective: Objective, params: dict, batch: Batch
+) -> tuple[Metrics, Any]:
+    """Sums over one validation batch, `nll`, `weight`, `correct`, `bytes`; and the model's memory."""
+    sums = objective(nnx.merge(graphdef, params), batch, None)
+    return sums.metrics | {"weight": sums.weight}, sums.memory
+
+
+def evaluate(
+    step: Callable[[dict, Batch], tuple[Metrics, Any]], params: dict, batches: Iterable[Batch], memory: Any
+) -> dict[str, float]:
+    """`loss_means` of an `eval_step` over batches in turn, a recurrent model's memory carried along.
+
+    Raises:
+      UserError: there are no batches.
+    """
+    sums = []
+    for batch in batches:
+        part, memory = step(params, replace(batch, memory=memory))
+        sums.append(part)
+    require(bool(sums), "the validation data hold no batch; add data.")
+    return loss_means(sums)
 
 
 def loss_means(sums: Sequence[Metrics]) -> dict[str, float]:
-    """Means of many `eval_step`s: `loss` (nats a target), `bits_per_byte`, `accuracy`, `targets`."""
+    """Means of many `eval_step`s: `loss` (nats a target), `accuracy`, `targets`, of text `bits_per_byte`."""
     total = {name: float(sum(float(part[name]) for part in sums)) for name in sums[0]}
     weight = max(total["weight"], 1e-9)
-    return {
-        "loss": total["nll"] / weight,
-        "bits_per_byte": total["nll"] / math.log(2) / max(total["bytes"], 1.0),
-        "accuracy": total["correct"] / weight,
-        "targets": total["weight"],
-    }
+    means = {"loss": total["nll"] / weight, "accuracy": total["correct"] / weight}
+    if total["bytes"]:
+        means["bits_per_byte"] = total["nll"] / math.log(2) / total["bytes"]
+    return means | {"targets": total["weight"]}

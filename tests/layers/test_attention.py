@@ -17,10 +17,11 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import mesh
+from tiny import MIXED, mesh
 
 from jaxgpt.config import GPT, Compute, UserError
-from jaxgpt.layers.attention import Attention, Mask, attend, pick_kernel
+from jaxgpt.layers.attention import Attention, Mask, Seen, attend, pick_kernel
+from jaxgpt.layers.position import frequencies
 
 FLOAT32 = Compute(dtype="float32", attention="xla")
 B, T, K = 2, 6, 4
@@ -157,7 +158,8 @@ def test_the_module_is_projections_around_attention(model: GPT) -> None:
     layer, x_BTD = build(model), normal(1, B, T, 12)
     positions_BT = jnp.asarray([[0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 2, 0]])
     mask = square_mask(SEGMENTS)
-    y_BTD, cache = jax.jit(lambda x: layer(x, positions_BT, mask.dense()))(x_BTD)
+    frequency_K = frequencies(model, 0) if model.position == "rope" else None
+    y_BTD, cache = jax.jit(lambda x: layer(x, positions_BT, Seen(mask.dense()), frequency_K))(x_BTD)
     assert cache is None
 
     def project(part: nnx.Module, scale: np.ndarray | None = None) -> np.ndarray:
@@ -261,7 +263,7 @@ def test_strict_raises_instead_of_falling_back() -> None:
     [(True, 0), (True, 33), (False, 0)],
     ids=["causal", "window", "both ways"],
 )
-@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "eight"])
+@pytest.mark.parametrize("sizes", [{}, MIXED], ids=["one device", "eight"])
 def test_splash_attention_equals_the_plain_one(causal: bool, window: int, sizes: dict[str, int]) -> None:
     """The TPU kernel itself, interpreted: values and gradients, a length that is no multiple of its
     tiles, documents, grouped queries, rows and heads spread over a mesh.

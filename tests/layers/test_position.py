@@ -10,10 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.layers.position import rotate
+from jaxgpt.config import GPT
+from jaxgpt.layers.position import frequencies, rotate
 
 T, K, THETA = 64, 8, 10_000.0
-ROTATE = jax.jit(rotate, static_argnums=2)
+TURN = jax.jit(rotate)
+
+
+def ROTATE(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+    model = GPT(width=K, heads=1, position="rope", rope_theta=theta)
+    return TURN(x_BTHK, positions_BT, frequencies(model, 0))
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

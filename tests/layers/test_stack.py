@@ -36,8 +36,8 @@ class Layer(nnx.Module):
         return x_BTD + gain * jnp.tanh(self.inner(self.norm(x_BTD)))
 
 
-def call(layer: Layer, x_BTD: jax.Array, own: dict[str, jax.Array]) -> jax.Array:
-    return layer(x_BTD, own["gain"])
+def call(layer: Layer, x_BTD: jax.Array, own: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+    return layer(x_BTD, own["gain"]), None
 
 
 @cache
@@ -57,7 +57,7 @@ def loss(through: Callable[[dict, jax.Array, dict], jax.Array]) -> Callable[...,
 
 def by_scan(compute: Compute) -> Callable[..., jax.Array]:
     graphdef, _ = nnx.split(stacked(Layer, KEY, L))
-    return loss(lambda params, x, own: scan_layers(nnx.merge(graphdef, params), x, own, call, compute))
+    return loss(lambda params, x, own: scan_layers(nnx.merge(graphdef, params), x, own, call, compute)[0])
 
 
 def by_loop(params: dict, x_BTD: jax.Array, own: dict) -> jax.Array:

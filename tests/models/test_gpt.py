@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny import (
-    BYTES_V,
     FLOAT32,
     GPT2,
     MIXED,
     MODELS,
     MODERN,
     ONE,
+    VOCABULARY,
     T,
     V,
     assert_close,
     model_of,
     packed,
     place,
+    plain,
     sharp_params,
 )
 
@@ -35,7 +36,7 @@ from jaxgpt.models import abstract_model, decoding_params, flops_per_token, para
 from jaxgpt.objectives import causal_lm
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-OBJECTIVE = causal_lm(CausalLM(), BYTES_V)
+OBJECTIVE = causal_lm(CausalLM(), VOCABULARY)
 forms = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 meshes = pytest.mark.parametrize("sizes", [ONE, MIXED], ids=["one device", "eight devices"])
 
@@ -115,8 +116,7 @@ def test_documents_of_a_row_do_not_leak(model: GPT, sizes: dict[str, int]) -> No
     @jax.jit
     def logits(tokens_BT: jax.Array) -> jax.Array:
         decoder = build(params)
-        x_BTD = decoder.hidden(tokens_BT, batch.positions_BT, batch.segments_BT)
-        return decoder.logits(x_BTD)
+        return decoder.logits(decoder.hidden(replace(batch, tokens_BT=tokens_BT)).x_BTD)
 
     with jax.set_mesh(on):
         before = np.asarray(logits(batch.tokens_BT))
@@ -152,7 +152,8 @@ def test_packed_equals_unpacked(model: GPT, sizes: dict[str, int]) -> None:
 def unpacked(batch: Batch) -> Batch:
     """Every document in a row of its own, rows of padding added to a multiple of eight."""
     rows: list[dict[str, np.ndarray]] = []
-    columns = {name: np.asarray(getattr(batch, name)) for name in batch.__dataclass_fields__}
+    names = ("tokens_BT", "targets_BT", "weights_BT", "segments_BT", "positions_BT")
+    columns = {name: np.asarray(getattr(batch, name)) for name in names}
     for row, segments in enumerate(columns["segments_BT"]):
         for number in range(1, segments.max() + 1):
             places = np.flatnonzero(segments == number)
@@ -170,8 +171,7 @@ def test_layers_scanned_and_apart_agree(model: GPT) -> None:
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
     apart = nnx.merge(abstract_model(model, FLOAT32, scanned=False)[0], decoding_params(model, params))
     whole = model_of(model)(params)
-    inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-    a, b = jax.jit(lambda *inputs: (whole.hidden(*inputs), apart.hidden(*inputs)))(*inputs)
+    a, b = jax.jit(lambda batch: (whole.hidden(batch), apart.hidden(batch)))(batch)
     assert_close(a, b, 1e-5)
 
 
@@ -181,8 +181,7 @@ def test_dropout_needs_a_key_and_differs_by_layer_and_key() -> None:
 
     @jax.jit
     def hidden(key: jax.Array | None) -> jax.Array:
-        inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-        return model_of(model)(params).hidden(*inputs, key)
+        return model_of(model)(params).hidden(batch, key).x_BTD
 
     calm, a, b = (np.asarray(hidden(key)) for key in (None, jax.random.key(0), jax.random.key(1)))
     assert np.abs(a - b).max() > 0.1
@@ -197,20 +196,18 @@ def test_the_kernel_of_tpus_changes_nothing(
 ) -> None:
     model = replace(model, windows=windows)
     batch, decoder = packed([(9, 7)] * 2), model_of(model)(sharp_params(model))
-    inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-    plain = jax.jit(lambda *inputs: decoder.hidden(*inputs))(*inputs)
+    expected = jax.jit(lambda batch: decoder.hidden(batch))(batch)
     monkeypatch.setattr("jaxgpt.models.gpt.pick_kernel", lambda *_: "splash")
-    assert_close(jax.jit(lambda *inputs: decoder.hidden(*inputs))(*inputs), plain, 1e-5)
+    assert_close(jax.jit(lambda batch: decoder.hidden(batch))(batch), expected, 1e-5)
 
 
 @forms
 def test_half_precision_runs_and_is_near(model: GPT) -> None:
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
-    inputs = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
 
     def logits(compute: Compute) -> np.ndarray:
         decoder = model_of(model, compute)(params)
-        x_BTD = jax.jit(decoder.hidden)(*inputs)
+        x_BTD = jax.jit(decoder.hidden)(batch).x_BTD
         assert x_BTD.dtype == compute.dtype
         return np.asarray(decoder.logits(x_BTD))
 
@@ -330,12 +327,11 @@ def test_logits_equal_those_of_transformers(file: str, model: GPT, convert: part
     params = jax.tree.map(jnp.asarray, convert(stored))
     expected = nnx.to_pure_dict(abstract_model(model, FLOAT32)[1])
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
 
     @jax.jit
     def logits(params: dict) -> jax.Array:
         decoder = model_of(model)(params)
-        return decoder.logits(decoder.hidden(tokens_BT, positions_BT, jnp.ones_like(tokens_BT)))
+        return decoder.logits(decoder.hidden(plain(tokens_BT)).x_BTD)
 
     assert logits_BTV.std() > 0.5
     np.testing.assert_allclose(np.asarray(logits(params)), logits_BTV, atol=1e-4)

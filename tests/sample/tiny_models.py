@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tiny import FLOAT32, GPT2, MODERN
+from tiny import FLOAT32, GPT2, MODERN, plain
 
 from jaxgpt.config import GPT
 from jaxgpt.data.tokenizer import ByteTokenizer
@@ -33,8 +33,7 @@ def sharp_params(model: GPT) -> dict:
 @partial(jax.jit, static_argnums=0)
 def _forward(model: GPT, params: dict, tokens_BT: jax.Array) -> jax.Array:
     decoder = nnx.merge(abstract_model(model, FLOAT32)[0], params)
-    positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-    return decoder.logits(decoder.hidden(tokens_BT, positions_BT, jnp.ones_like(tokens_BT)))
+    return decoder.logits(decoder.hidden(plain(tokens_BT)).x_BTD)
 
 
 def full_logits(model: GPT, params: dict, ids: list[int]) -> np.ndarray:

@@ -1,0 +1,45 @@
+"""An experiment as data: `Run` and its parts, checked, loaded, overridden, written as strict JSON.
+
+Nothing here imports jax, so that `jaxgpt train --help` answers at once (docs/adr/0001).
+Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
+"""
+
+from jaxgpt.config.check import UserError, from_json, nearest, require, require_known, to_json
+from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.load import load, load_module, load_sweep, override, parse_args
+from jaxgpt.config.models import GPT, Bert, Classifier, Model, MoE, RopeScaling, TransformerXL
+from jaxgpt.config.run import ROW_AXES, CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
+
+__all__ = [
+    "GPT",
+    "ROW_AXES",
+    "Bert",
+    "CausalLM",
+    "Chat",
+    "Classification",
+    "Classifier",
+    "Compute",
+    "Labelled",
+    "MaskedLM",
+    "Mesh",
+    "MoE",
+    "Model",
+    "Optim",
+    "RopeScaling",
+    "Run",
+    "Tagged",
+    "Text",
+    "Train",
+    "TransformerXL",
+    "UserError",
+    "from_json",
+    "load",
+    "load_module",
+    "load_sweep",
+    "nearest",
+    "override",
+    "parse_args",
+    "require",
+    "require_known",
+    "to_json",
+]

@@ -1,0 +1,109 @@
+"""What a run reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxgpt.config.check import check_types, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Pretraining text: a folder written by `jaxgpt data prepare`, packed by concat-then-split."""
+
+    path: str
+    """The folder."""
+    length: int | None = None
+    """Tokens a row; None means model.context (model.segment of a Transformer-XL)."""
+    contiguous: bool = False
+    """Row b of a batch goes on where row b of the batch before ended, as recurrence needs."""
+    workers: int = 0
+    """Processes that read ahead; 0 reads in threads of this process."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        require(bool(self.path), "data.path is empty; give a folder made by `jaxgpt data prepare`.")
+        _check_reading(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Instruction data: JSON or JSONL files of dialogues, packed first-fit, loss on answers only."""
+
+    train: tuple[str, ...]
+    """Files, folders or globs."""
+    validation: tuple[str, ...] = ()
+    """As train; when empty, validation_fraction of the training examples is held out."""
+    validation_fraction: float = 0.05
+    """Share of the dialogues held out where validation names no files."""
+    tokenizer: str = ""
+    """A tokenizer folder; empty means that of the run named by init_from."""
+    length: int | None = None
+    """Tokens a row; None means model.context. Longer dialogues are cut, and counted."""
+    bins: int = 64
+    """Rows that first-fit packing keeps open at a time."""
+    workers: int = 0
+    """Processes that read ahead; 0 reads in threads of this process."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        require(len(self.train) > 0, "data.train is empty; name at least one JSON or JSONL file.")
+        require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction is {self.validation_fraction}; it must be between 0 and 1.",
+        )
+        require(self.bins >= 1, f"data.bins is {self.bins}; it must be at least 1.")
+        _check_reading(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    train: tuple[str, ...]
+    """Files, folders or globs."""
+    validation: tuple[str, ...]
+    """As train: the best checkpoint is chosen on them."""
+    test: tuple[str, ...] = ()
+    """As train: for `jaxgpt eval --split test` alone."""
+    tokenizer: str = ""
+    """A tokenizer folder or `byte`; empty means that of the run named by init_from."""
+    length: int | None = None
+    """Tokens a row; None means model.context."""
+    bins: int = 64
+    """Rows that first-fit packing keeps open at a time."""
+    workers: int = 0
+    """Processes that read ahead; 0 reads in threads of this process."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        for name in ("train", "validation"):
+            require(len(getattr(self, name)) > 0, f"data.{name} is empty; name at least one file.")
+        require(self.bins >= 1, f"data.bins is {self.bins}; it must be at least 1.")
+        _check_reading(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged(_Files):
+    """Sentences with a tag for every word, in CoNLL column files (IOB1, BIO, BIOES or BMES)."""
+
+    joiner: str = " "
+    """What stands between words; empty where every character is a word, as in Chinese files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(_Files):
+    """Texts with one label each, in TSV, CSV or JSONL files."""
+
+    text: str = "text"
+    """Field of the text."""
+    pair: str = ""
+    """Field of a second text, where two are judged together; empty for none."""
+    label: str = "label"
+    """Field of the label."""
+
+
+Data = Text | Chat | Tagged | Labelled
+
+
+def _check_reading(data: Data) -> None:
+    require(data.length is None or data.length >= 2, f"data.length is {data.length}; it must be at least 2.")
+    require(data.workers >= 0, f"data.workers is {data.workers}; it must be at least 0.")

@@ -1,0 +1,175 @@
+"""Config files, run folders and the command line to a `Run`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import io
+import itertools
+import json
+import re
+import traceback
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config.check import UserError, from_json, nearest, require, to_json
+from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.models import GPT, Bert, Classifier, MoE, RopeScaling, TransformerXL
+from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
+
+KINDS = (
+    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled),
+    *(CausalLM, MaskedLM, Classification, Compute, Optim, Mesh, Train, Run),
+)
+"""What a config file can build."""
+
+
+def load(path: str | Path) -> Run:
+    """The `Run` of a config file (`.py` with `config()`, or a run's `config.json`) or a run folder.
+
+    Raises:
+      UserError: naming the file and what is wrong in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    require(
+        path.is_file(),
+        f"config {str(path)!r} does not exist; give a .py file, a config.json or a run folder.",
+    )
+    if path.suffix == ".json":
+        try:
+            record = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); restore it or start a new run.") from None
+        try:
+            return from_json(Run, record.get("run", record) if isinstance(record, dict) else record)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
+    return _checked(_call(path, "config", "Run"), f"{path}: config() returned")
+
+
+def load_sweep(path: str | Path) -> dict[str, Run]:
+    """The runs of a config file's `sweep()` by their names, in its order.
+
+    Raises:
+      UserError: the file has no `sweep()`, or one that yields other things than (name, Run) pairs.
+    """
+    path = Path(path)
+    require(
+        path.is_file() and path.suffix == ".py",
+        f"{str(path)!r} is no config file; give a .py file with `def sweep()`.",
+    )
+    pairs = _call(path, "sweep", "Iterator[tuple[str, Run]]")
+    with _explained(path):
+        pairs = list(pairs)
+    runs: dict[str, Run] = {}
+    for pair in pairs:
+        require(
+            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str),
+            f"{path}: sweep() yields {pair!r:.80}; it must yield (name, Run) pairs.",
+        )
+        name, run = pair
+        require(name not in runs, f"{path}: sweep() yields the name {name!r} twice; names differ.")
+        runs[name] = _checked(run, f"{path}: sweep() yields for {name!r}")
+    require(bool(runs), f"{path}: sweep() yields nothing; yield at least one (name, Run) pair.")
+    return runs
+
+
+def _call(path: Path, function: str, kind: str) -> Any:
+    """What a function of a config file returns."""
+    with _explained(path):
+        module = load_module(path)
+    require(
+        callable(getattr(module, function, None)),
+        f"{path} has no function {function}(); define `def {function}() -> {kind}`.",
+    )
+    with _explained(path):
+        return getattr(module, function)()
+
+
+def _checked(run: Any, where: str) -> Run:
+    require(isinstance(run, Run), f"{where} {type(run).__name__}; it must return a Run.")
+    return from_json(Run, to_json(run))  # the round trip checks every field's type
+
+
+def load_module(path: Path) -> types.ModuleType:
+    """Run a Python config file and return it as a module."""
+    spec = importlib.util.spec_from_file_location(f"jaxgpt_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever the code of a config file raises into a `UserError` with its line."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+        if isinstance(error, SyntaxError) and Path(error.filename or "").resolve() == path.resolve():
+            raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from None
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        what = str(error) if isinstance(error, UserError) else _explain_error(error)
+        raise UserError(f"{where}: {what}") from None
+
+
+def _explain_error(error: Exception) -> str:
+    """Name the nearest field when the error is an unknown keyword of one of our classes."""
+    words = str(error).split("'")
+    for kind in KINDS:
+        if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(error):
+            names = [f.name for f in dataclasses.fields(kind)]
+            return f"{kind.__name__} has no field {words[1]!r}{nearest(words[1], names)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def override(run: Run, args: list[str], prog: str = "jaxgpt train CONFIG") -> Run:
+    """`run` with fields replaced from flags such as `--optim.peak-lr 3e-4` (typed by tyro)."""
+    import tyro  # imported late: it is only needed by commands that take options
+
+    kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
+    return from_json(Run, to_json(parse_args(kind, args, prog, default=run)))
+
+
+def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:
+    """`tyro.cli`, which raises `UserError` with one sentence in place of printing a box and exiting."""
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            value, unknown = tyro.cli(kind, args=args, prog=prog, return_unknown_args=True, **options)
+    except SystemExit as error:
+        if not error.code:  # --help
+            raise
+        raise UserError(_unboxed(box.getvalue())) from None
+    if not unknown:
+        return value
+    if not unknown[0].startswith("-"):
+        raise UserError(f"unexpected argument {unknown[0]!r}; options are written as --name value.")
+    with contextlib.redirect_stdout(box), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=prog, **options)
+    flags = re.findall(r"(?<!\S)--[a-z][\w.-]*", box.getvalue())
+    near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"`{prog} --help` lists what there is."
+    raise UserError(f"unknown option {unknown[0]!r}; {hint}")
+
+
+def _unboxed(box: str) -> str:
+    """What tyro says in its box, as one line and without the hints below it."""
+    lines = [x.strip("│ ") for x in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+
+    def is_rule(line: str) -> bool:  # dashes where the terminal has no box characters
+        return line[:3] in ("───", "╰──", "---", "")
+
+    said = " ".join(itertools.takewhile(lambda x: not is_rule(x), itertools.dropwhile(is_rule, lines[1:])))
+    return re.sub(r"^Error parsing \w+: ", "", said) or "these options do not parse."

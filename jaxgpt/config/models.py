@@ -1,0 +1,463 @@
+"""What each architecture is, as data: one class an architecture, with nothing about how it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxgpt.config.check import check_types, require
+
+Activation = Literal["gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary wavelengths are stretched for contexts longer than those pretrained on."""
+
+    kind: Literal["linear", "llama3"] = "llama3"
+    """All by the factor (Chen et al. 2023), or only the long ones (Llama 3.1)."""
+    factor: float = 8.0
+    """By how much."""
+    low_frequency: float = 1.0
+    """llama3: wavelengths above original_context / this are stretched in full."""
+    high_frequency: float = 4.0
+    """llama3: wavelengths below original_context / this are left."""
+    original_context: int = 8192
+    """llama3: the context pretrained on."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "model.rope_scaling")
+        for name in ("factor", "low_frequency", "high_frequency", "original_context"):
+            value = getattr(self, name)
+            require(value > 0, f"model.rope_scaling.{name} is {value}; it must be above 0.")
+        require(
+            self.kind != "llama3" or self.low_frequency < self.high_frequency,
+            f"model.rope_scaling.low_frequency {self.low_frequency} is not below high_frequency "
+            f"{self.high_frequency}; exchange them.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """A mixture of expert MLPs in every layer, no token dropped (Mixtral; Qwen-MoE with shared_width)."""
+
+    experts: int = 8
+    """MLPs a layer."""
+    per_token: int = 2
+    """Experts that a token goes to."""
+    width: int | None = None
+    """Hidden width of one expert; None means that of a plain MLP (model.mlp_width)."""
+    normalise: bool = True
+    """Weigh the chosen experts by a softmax over them alone (Mixtral), not over all (Qwen2-MoE)."""
+    shared_width: int = 0
+    """Hidden width of an MLP that every token passes beside its experts, behind a gate; 0 for none."""
+    balance: float = 0.01
+    """Weight of the load-balancing loss (Switch Transformers, equation 4)."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "model.moe")
+        for name in ("experts", "per_token", "width"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.moe.{name} is {value}; it must be at least 1.")
+        for name in ("shared_width", "balance"):
+            value = getattr(self, name)
+            require(value >= 0, f"model.moe.{name} is {value}; it must be at least 0.")
+        require(
+            self.per_token <= self.experts,
+            f"model.moe.per_token {self.per_token} is more than model.moe.experts {self.experts}; lower it.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT:
+    """A decoder. The defaults are GPT-2 124M (Radford et al. 2019); other fields give today's form."""
+
+    vocab_size: int = 50_304
+    """Rows of the embedding; at least the tokenizer's size, divisible by the mesh's tensor axis."""
+    context: int = 1024
+    """Longest sequence in tokens; the rows of a learned position table."""
+    layers: int = 12
+    """Blocks of attention and MLP."""
+    width: int = 768
+    """Features of a token between the blocks."""
+    heads: int = 12
+    """Attention heads (of the queries)."""
+    kv_heads: int | None = None
+    """Grouped-query attention (Ainslie et al. 2023): key and value heads; None means as many as heads."""
+    head_width: int | None = None
+    """Width of one head; None means width / heads."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP; None means 4 x width, or if gated 8/3 x width up to a multiple of 64."""
+    position: Literal["learned", "rope", "alibi", "relative", "none"] = "learned"
+    """A learned table (GPT-2), rotary (Llama), or a bias on the scores: ALiBi's slopes, T5's buckets."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths; larger for longer contexts."""
+    rope_local_theta: float | None = None
+    """Base in the layers with a window, which are then never scaled (Gemma 3); None means rope_theta."""
+    rope_scaling: RopeScaling | None = None
+    """Stretches the rotary wavelengths (Llama 3.1); None leaves them."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """LayerNorm (GPT-2) or RMSNorm (today's choice)."""
+    norm_at: Literal["pre", "post", "both"] = "pre"
+    """On a branch's input (GPT-2), on the sum after it (BERT), or on its input and output (Gemma 2)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    zero_centered_norm: bool = False
+    """Norms multiply by 1 + scale (Gemma)."""
+    mlp: Activation = "gelu"
+    """Activation of the MLP: GELU (GPT-2), or gated SwiGLU (Llama) or GeGLU (Gemma)."""
+    moe: MoE | None = None
+    """Experts in place of the MLP; None for a dense model."""
+    bias: bool = True
+    """Biases in the projections and in LayerNorm."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; None means as bias (Qwen2 has only these)."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys per head before the rotation (Henry et al. 2020)."""
+    attention_softcap: float | None = None
+    """Cap attention scores to (-c, c) by c * tanh(scores / c) (Gemma 2, section 2)."""
+    attention_scalar: float | None = None
+    """Scores are divided by the root of it; None means head_width (Gemma sets it)."""
+    embed_scale: bool = False
+    """Multiply embeddings by the root of the width (Vaswani et al. 2017, section 3.4; Gemma)."""
+    tied: bool = True
+    """Use the embedding as the output projection."""
+    logit_softcap: float | None = None
+    """Cap logits to (-c, c) by c * tanh(logits / c) (Gemma 2, section 2)."""
+    dropout: float = 0.0
+    """Rate after the embedding and on both residual branches."""
+    windows: tuple[int, ...] = ()
+    """Sliding-window sizes in tokens, repeated over the layers; 0 in it means full attention."""
+    causal: bool = True
+    """False gives bidirectional attention, which a next-token objective refuses."""
+    prefix: bool = False
+    """Bidirectional over a prompt, causal over its answer (prefix LM; Raffel et al. 2020, section 3.2)."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "model")
+        for name in ("vocab_size", "context", "layers", "width", "heads"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name} is {value}; it must be at least 1.")
+        for name in (
+            "kv_heads",
+            "head_width",
+            "mlp_width",
+            "logit_softcap",
+            "attention_softcap",
+            "attention_scalar",
+            "rope_theta",
+            "rope_local_theta",
+            "norm_eps",
+        ):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.{name} is {value}; it must be above 0.")
+        require(
+            self.head_width is not None or self.width % self.heads == 0,
+            f"model.width {self.width} is not divisible by model.heads {self.heads}; "
+            "change one of them or set model.head_width.",
+        )
+        require(
+            self.heads % self.groups == 0,
+            f"model.heads {self.heads} is not divisible by model.kv_heads {self.groups}; "
+            "every key-value head serves a whole number of query heads.",
+        )
+        require(
+            self.position != "rope" or self.head == 2 * (self.head // 2),
+            f"model.head_width is {self.head}; rotary positions need an even one: change it or model.heads.",
+        )
+        require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be in [0, 1).")
+        require(
+            all(w >= 0 for w in self.windows),
+            f"model.windows is {self.windows}; each must be 0 (full attention) or a number of tokens.",
+        )
+        require(
+            self.causal or not any(self.windows),
+            f"model.windows is {self.windows} but model.causal is False; "
+            "a sliding window looks back only: set causal=True or windows=().",
+        )
+        require(
+            self.causal or not self.prefix,
+            "model.prefix is True but model.causal is False; a prefix LM is causal after its prefix: "
+            "set causal=True.",
+        )
+        require(
+            not (self.prefix and any(self.windows)),
+            f"model.prefix is True and model.windows is {self.windows}; a prefix is seen whole: drop one.",
+        )
+
+    @property
+    def groups(self) -> int:
+        """Number of key-value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def head(self) -> int:
+        """Width of one attention head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP."""
+        gated = self.mlp in ("swiglu", "geglu")
+        default = 64 * -(-8 * self.width // (3 * 64)) if gated else 4 * self.width
+        return self.mlp_width or default
+
+    @property
+    def row(self) -> int:
+        """Tokens a training row has unless the data say otherwise."""
+        return self.context
+
+    def window(self, layer: int) -> int:
+        """Tokens a query of this layer sees, itself included (the whole context where full)."""
+        size = self.windows[layer % len(self.windows)] if self.windows else 0
+        return size or self.context
+
+    def frequency(self, layer: int) -> tuple[float, RopeScaling | None]:
+        """Base and stretching of this layer's rotary wavelengths."""
+        if self.rope_local_theta and self.window(layer) < self.context:
+            return self.rope_local_theta, None
+        return self.rope_theta, self.rope_scaling
+
+
+class _Blocks:
+    """Sizes of an architecture whose layers are those of a `GPT` config."""
+
+    @property
+    def blocks(self) -> GPT:
+        """The config of its layers."""
+        raise NotImplementedError
+
+    @property
+    def groups(self) -> int:
+        return self.blocks.groups
+
+    @property
+    def head(self) -> int:
+        return self.blocks.head
+
+    @property
+    def hidden(self) -> int:
+        return self.blocks.hidden
+
+    @property
+    def moe(self) -> MoE | None:
+        return self.blocks.moe
+
+    @property
+    def row(self) -> int:
+        return self.blocks.row
+
+    def window(self, layer: int) -> int:
+        """See `GPT.window`."""
+        return self.blocks.window(layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bert(_Blocks):
+    """A bidirectional encoder with a masked-LM head (Devlin et al. 2019). The defaults are BERT-base."""
+
+    vocab_size: int = 30_522
+    """Rows of the embedding; at least the tokenizer's size."""
+    context: int = 512
+    """Longest sequence in tokens; the rows of the position table."""
+    layers: int = 12
+    """Blocks of attention and MLP."""
+    width: int = 768
+    """Features of a token between the blocks."""
+    heads: int = 12
+    """Attention heads."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP; None means 4 x width."""
+    mlp: Literal["gelu", "gelu_exact", "relu"] = "gelu_exact"
+    """Activation of the MLP and of the head."""
+    types: int = 2
+    """Segment embeddings: kinds of text in one input, such as a question and its passage."""
+    norm_eps: float = 1e-12
+    """Added to the variance in every norm."""
+    dropout: float = 0.1
+    """Rate after the embedding and on both residual branches."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "model")
+        require(self.types >= 1, f"model.types is {self.types}; it must be at least 1.")
+        _ = self.blocks  # checks the rest
+
+    @property
+    def blocks(self) -> GPT:
+        """The config of its layers."""
+        return GPT(
+            **{name: getattr(self, name) for name in _SHARED},
+            mlp=self.mlp,
+            norm_eps=self.norm_eps,
+            norm_at="post",
+            causal=False,
+        )
+
+    @property
+    def causal(self) -> bool:
+        """Whether later tokens are hidden."""
+        return False
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is the output projection."""
+        return True
+
+
+_SHARED = ("vocab_size", "context", "layers", "width", "heads", "mlp_width", "dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerXL(_Blocks):
+    """A decoder with segment-level recurrence (Dai et al. 2019). The defaults are its WikiText-103 base."""
+
+    vocab_size: int = 50_304
+    """Rows of the embedding; at least the tokenizer's size."""
+    context: int = 4096
+    """Most tokens the sampler writes in a row; training rows have `segment` of them."""
+    segment: int = 150
+    """Tokens a training row has (tgt_len)."""
+    memory: int = 150
+    """Earlier tokens whose features every layer keeps from segment to segment (mem_len)."""
+    eval_memory: int | None = None
+    """The memory's length in evaluation and sampling; None means memory."""
+    same_length: bool = False
+    """Let every token see exactly `memory` tokens, itself included, also late in a segment."""
+    clamp: int = 0
+    """Distances above it count as it (clamp_len); 0 clamps none."""
+    layers: int = 16
+    """Blocks of attention and MLP."""
+    width: int = 410
+    """Features of a token between the blocks."""
+    heads: int = 10
+    """Attention heads."""
+    head_width: int | None = None
+    """Width of one head; None means width / heads."""
+    mlp_width: int | None = 2100
+    """Hidden width of the MLP; None means 4 x width."""
+    mlp: Literal["gelu", "gelu_exact", "relu", "relu2"] = "relu"
+    """Activation of the MLP."""
+    norm_at: Literal["pre", "post"] = "post"
+    """On a branch's input, or on the sum after it (the paper's)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    shared_biases: bool = False
+    """One pair of the two learned biases u and v for all layers (the paper's text), not one a layer."""
+    cutoffs: tuple[int, ...] = ()
+    """Adaptive embedding and softmax (Grave et al. 2017; Baevski & Auli 2019): first id of each later
+    cluster, ids being in order of frequency; empty for a plain one."""
+    div: int = 1
+    """Each cluster's embedding is this many times narrower than the one before (div_val)."""
+    tied: bool = True
+    """Use the embedding as the output projection."""
+    dropout: float = 0.1
+    """Rate after the embedding and on both residual branches."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "model")
+        for name in ("segment", "div"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name} is {value}; it must be at least 1.")
+        for name in ("memory", "clamp", "eval_memory"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"model.{name} is {value}; it must be at least 0.")
+        require(
+            not self.same_length or self.memory > 0,
+            "model.same_length is True but model.memory is 0; give it a memory or set same_length=False.",
+        )
+        require(
+            list(self.cutoffs) == sorted({c for c in self.cutoffs if 0 < c < self.vocab_size}),
+            f"model.cutoffs is {self.cutoffs}; they must rise between 0 and vocab_size {self.vocab_size}.",
+        )
+        require(
+            self.div == 1 or self.width // self.div ** len(self.cutoffs) >= 1,
+            f"model.div {self.div} leaves no width for the last of {len(self.cutoffs) + 1} clusters.",
+        )
+        _ = self.blocks  # checks the rest
+
+    @property
+    def blocks(self) -> GPT:
+        """The config of its layers."""
+        return GPT(
+            **{name: getattr(self, name) for name in (*_SHARED, "head_width", "mlp", "norm_at", "norm_eps")},
+            position="none",
+        )
+
+    @property
+    def row(self) -> int:
+        """Tokens a training row has unless the data say otherwise."""
+        return self.segment
+
+    @property
+    def causal(self) -> bool:
+        """Whether later tokens are hidden."""
+        return True
+
+    @property
+    def logit_softcap(self) -> None:
+        """None: its logits are not capped."""
+        return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(_Blocks):
+    """A backbone with a linear head over labels: of every token, or of the whole text."""
+
+    backbone: GPT | Bert | TransformerXL
+    """The model under the head; a run of it can be named by init_from."""
+    labels: tuple[str, ...]
+    """What is told apart, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
+    pool: Literal["token", "first", "last", "mean"] = "token"
+    """Each token by itself (tagging), or a text by its first or last token or its tokens' mean."""
+    head_dropout: float = 0.1
+    """Rate on the features that the head reads."""
+    frozen: bool = False
+    """Train the head alone."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "model")
+        require(len(self.labels) >= 2, f"model.labels is {self.labels}; name at least two.")
+        require(
+            len(set(self.labels)) == len(self.labels),
+            f"model.labels is {self.labels}; every label is named once.",
+        )
+        require(
+            0 <= self.head_dropout < 1, f"model.head_dropout is {self.head_dropout}; it must be in [0, 1)."
+        )
+
+    @property
+    def blocks(self) -> GPT:
+        """The config of the backbone's layers."""
+        return self.backbone if isinstance(self.backbone, GPT) else self.backbone.blocks
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backbone.vocab_size
+
+    @property
+    def context(self) -> int:
+        return self.backbone.context
+
+    @property
+    def layers(self) -> int:
+        return self.backbone.layers
+
+    @property
+    def width(self) -> int:
+        return self.backbone.width
+
+    @property
+    def heads(self) -> int:
+        return self.backbone.heads
+
+    @property
+    def causal(self) -> bool:
+        return self.backbone.causal
+
+    @property
+    def row(self) -> int:
+        return self.backbone.context
+
+
+Model = GPT | Bert | TransformerXL | Classifier
+"""The registry of architectures; `jaxgpt.models.MODULES` has the module of each."""

@@ -1,0 +1,347 @@
+"""How a run is trained and computed, and `Run` itself, which holds all parts and checks that they fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jaxgpt.config.check import check_types, require
+from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.models import GPT, Bert, Classifier, TransformerXL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model is computed: none of this changes what a checkpoint holds."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Activations and matrix products; parameters, norms, softmax and losses stay float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes: nothing, each layer, or all but the matrix products."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Attention kernel; auto takes the fastest one that can run here and says which."""
+    strict: bool = False
+    """Raise instead of falling back to a slower attention kernel."""
+    loss_chunk: int = 8192
+    """Tokens (over the whole batch) whose logits are held at a time in the loss."""
+    unroll: int | None = None
+    """Layers unrolled in one turn of the scan; None means all on a CPU, one elsewhere."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "compute")
+        for name in ("loss_chunk", "unroll"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"compute.{name} is {value}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM:
+    """Next-token prediction; on Chat data the weights make it the instruction objective."""
+
+    z_loss: float = 0.0
+    """Weight of the squared log-partition (PaLM, section 5), which keeps logits near zero."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        require(self.z_loss >= 0, f"objective.z_loss is {self.z_loss}; it must be at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLM:
+    """Predict hidden tokens from both sides (BERT; Devlin et al. 2019, section 3.1), anew at every step."""
+
+    rate: float = 0.15
+    """Share of the tokens that are predicted."""
+    mask: float = 0.8
+    """Share of those that become the mask token."""
+    random: float = 0.1
+    """Share of those that become a random token; the rest stay as they are."""
+    whole_words: bool = False
+    """Choose words, all tokens of each, instead of tokens."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        require(0 < self.rate < 1, f"objective.rate is {self.rate}; it must be between 0 and 1.")
+        for name in ("mask", "random"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"objective.{name} is {value}; it must be between 0 and 1.")
+        require(
+            self.mask + self.random <= 1,
+            f"objective.mask {self.mask} and objective.random {self.random} make more than 1; lower one.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Cross-entropy of labels: of words on Tagged data, of texts on Labelled data."""
+
+
+Objective = CausalLM | MaskedLM | Classification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimizer and its learning-rate schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest."""
+    peak_lr: float = 6e-4
+    """Learning rate after the warm-up."""
+    final_lr: float = 6e-5
+    """Learning rate at the last step."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How it falls from the peak; wsd stays there and falls at the end."""
+    warmup_steps: int = 100
+    """Steps in which it rises to the peak."""
+    decay_fraction: float = 0.2
+    """Warmup-stable-decay (MiniCPM, section 4): the last share of the steps, in which it decays."""
+    b1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    b2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+    eps: float = 1e-8
+    """AdamW's floor of the denominator."""
+    weight_decay: float = 0.1
+    """On matrices only: never on norms, biases or position-wise vectors."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 turns it off."""
+    muon_lr: float = 0.02
+    """Peak learning rate of the matrices that Muon updates (Jordan et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "optim")
+        for name in ("peak_lr", "muon_lr", "eps"):
+            value = getattr(self, name)
+            require(value > 0, f"optim.{name} is {value}; it must be above 0.")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name} is {value}; it must be in [0, 1).")
+        require(
+            0 <= self.final_lr <= self.peak_lr,
+            f"optim.final_lr is {self.final_lr}; it must be between 0 and peak_lr {self.peak_lr}.",
+        )
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name} is {value}; it must be at least 0.")
+        require(
+            0 < self.decay_fraction <= 1,
+            f"optim.decay_fraction is {self.decay_fraction}; it must be in (0, 1].",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices along each axis; -1 on one of them means all that the others leave."""
+
+    data: int = -1
+    """Copies of the model, each on its own rows."""
+    fsdp: int = 1
+    """Parts that parameters and optimizer are split into; rows are spread over it too."""
+    tensor: int = 1
+    """Parts that heads, MLP and vocabulary are split into."""
+    expert: int = 1
+    """Parts that the experts of a mixture are split into; rows are spread over it too."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "mesh")
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size >= 1 or size == -1, f"mesh.{name} is {size}; it must be -1 or at least 1.")
+        require(list(sizes.values()).count(-1) <= 1, f"mesh {sizes} has more than one -1; keep one.")
+
+    def resolve(self, devices: int) -> dict[str, int]:
+        """Axis sizes for this number of devices; `UserError` when they do not multiply to it."""
+        sizes = dataclasses.asdict(self)
+        known = 1
+        for size in sizes.values():
+            known *= max(size, 1)
+        free = [name for name, size in sizes.items() if size == -1]
+        fits = devices % known == 0 if free else devices == known
+        require(
+            fits,
+            f"mesh {sizes} takes {'a multiple of ' if free else ''}{known} devices but {devices} "
+            "are here; change mesh.data, mesh.fsdp, mesh.tensor or mesh.expert.",
+        )
+        return sizes | dict.fromkeys(free, devices // known)
+
+
+ROW_AXES = ("data", "fsdp", "expert")
+"""The mesh axes that rows of a batch are spread over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The loop: how long, how often it looks, what it keeps."""
+
+    steps: int = 1000
+    """Updates of the whole run."""
+    batch_size: int = 32
+    """Rows a step over all devices and microbatches."""
+    accumulate: int = 1
+    """Microbatches a step; the result equals one full batch."""
+    seed: int = 0
+    """Of the initial parameters, dropout and the order of the data."""
+    log_every: int = 10
+    """Steps between two records of training loss and speed."""
+    eval_every: int = 100
+    """Steps between two measurements of the validation loss."""
+    eval_batches: int = 0
+    """Validation batches an evaluation; 0 means all of them once."""
+    save_every: int = 500
+    """Steps between two checkpoints; the best and the last are saved in any case."""
+    keep: int = 2
+    """Newest checkpoints kept besides the best."""
+    patience: int = 0
+    """Evaluations without a better validation loss before the run stops; 0 never stops early."""
+    max_bad_steps: int = 10
+    """Skipped updates (NaN or Inf) in a row before the run aborts."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep",
+            "max_bad_steps",
+        ):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name} is {value}; it must be at least 1.")
+        for name in ("seed", "eval_batches", "patience"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name} is {value}; it must be at least 0.")
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"train.batch_size {self.batch_size} is not divisible by train.accumulate {self.accumulate}; "
+            "every microbatch holds the same number of rows.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One experiment: everything that `jaxgpt train` needs, and nothing that it finds elsewhere."""
+
+    name: str
+    """Name of the run's folder."""
+    model: GPT | Bert | TransformerXL | Classifier = field(default_factory=GPT)
+    data: Text | Chat | Tagged | Labelled = field(default_factory=lambda: Text(path="data/text"))
+    objective: CausalLM | MaskedLM | Classification = field(default_factory=CausalLM)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    mesh: Mesh = field(default_factory=Mesh)
+    compute: Compute = field(default_factory=Compute)
+    init_from: str = ""
+    """A run folder whose best parameters this one starts from."""
+    runs: str = "runs"
+    """Folder that holds the folder of this run."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "")
+        require(
+            bool(self.name) and not set(self.name) & set("/\\ "),
+            f"name is {self.name!r}; a run's name is a folder's name: no slash, no space, not empty.",
+        )
+        require(
+            self.length <= self.model.context,
+            f"data.length {self.length} is longer than model.context {self.model.context}; "
+            "shorten the rows or lengthen the context.",
+        )
+        self._check_task()
+        require(
+            self.optim.warmup_steps <= self.train.steps,
+            f"optim.warmup_steps {self.optim.warmup_steps} is more than train.steps {self.train.steps}; "
+            "warm up for fewer steps.",
+        )
+
+    def _check_task(self) -> None:
+        """Refuse a model, data and objective that do not belong together."""
+        model, data, objective = self.model, self.data, self.objective
+        kinds = f"{type(model).__name__}, data {type(data).__name__}, objective {type(objective).__name__}"
+        if isinstance(model, Classifier):
+            tagging = model.pool == "token"
+            require(
+                isinstance(objective, Classification) and isinstance(data, Tagged if tagging else Labelled),
+                f"a Classifier with model.pool {model.pool!r} needs {'Tagged' if tagging else 'Labelled'} "
+                f"data and objective Classification(), not model {kinds}.",
+            )
+            return
+        require(
+            isinstance(data, Text | Chat) and not isinstance(objective, Classification),
+            f"labels need all three: model Classifier, data Tagged or Labelled and objective "
+            f"Classification(), not model {kinds}.",
+        )
+        if isinstance(objective, MaskedLM):
+            require(
+                not model.causal,
+                "objective MaskedLM() predicts a hidden token from both sides, but this model is causal "
+                "and sees only what is before it; use Bert() or GPT(causal=False), or CausalLM().",
+            )
+            require(isinstance(data, Text), "objective MaskedLM() reads plain text; set data to Text(...).")
+            return
+        require(
+            model.causal,
+            "model.causal is False but the objective predicts the next token, which such a model "
+            "would see; set model.causal=True, or objective=MaskedLM().",
+        )
+        recurrent = isinstance(model, TransformerXL) and model.memory > 0
+        contiguous = isinstance(data, Text) and data.contiguous
+        require(
+            recurrent == contiguous,
+            "a TransformerXL with a memory reads rows that go on from batch to batch: "
+            "set data=Text(..., contiguous=True)."
+            if recurrent
+            else "data.contiguous is True but this model has no memory to carry; set it to False.",
+        )
+        require(
+            not (isinstance(model, GPT) and model.prefix) or isinstance(data, Chat),
+            "model.prefix is True but plain text has no prompts; set it to False or data to Chat(...).",
+        )
+
+    @property
+    def length(self) -> int:
+        """Tokens a row."""
+        return self.data.length or self.model.row
+
+    @property
+    def folder(self) -> Path:
+        """Where this run keeps its checkpoints, metrics and report."""
+        return Path(self.runs) / self.name
+
+    def check_mesh(self, devices: int) -> dict[str, int]:
+        """Axis sizes for this number of devices; `UserError` where model or batch do not divide."""
+        sizes = self.mesh.resolve(devices)
+        rows = math.prod(sizes[axis] for axis in ROW_AXES)
+        micro = self.train.batch_size // self.train.accumulate
+        require(
+            micro % rows == 0,
+            f"train.batch_size {self.train.batch_size} over accumulate {self.train.accumulate} gives "
+            f"microbatches of {micro} rows, not divisible by data x fsdp x expert = {rows} devices; "
+            f"use a batch_size that is a multiple of {rows * self.train.accumulate}.",
+        )
+        divisions = {
+            "tensor": ("heads", "groups", "hidden", "vocab_size"),
+            "fsdp": ("width",),
+        }
+        for axis, names in divisions.items():
+            for name in names:
+                value, shown = getattr(self.model, name), _SHOWN.get(name, name)
+                require(
+                    value % sizes[axis] == 0,
+                    f"model.{shown} {value} is not divisible by mesh.{axis} {sizes[axis]}; "
+                    f"use a multiple of {sizes[axis]} or a smaller {axis} axis.",
+                )
+        experts = self.model.moe.experts if self.model.moe else 1
+        require(
+            experts % sizes["expert"] == 0,
+            f"model.moe.experts {experts} is not divisible by mesh.expert {sizes['expert']}; lower the axis.",
+        )
+        return sizes
+
+
+_SHOWN = {"groups": "kv_heads", "hidden": "mlp_width"}

@@ -1,0 +1,73 @@
+"""The bidirectional encoder (BERT; Devlin et al. 2019), with its masked-LM head.
+
+Shapes: B batch, T length, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.batch import Batch, Features
+from jaxgpt.config import Bert, Compute
+from jaxgpt.layers.fusion import stream_dtype
+from jaxgpt.layers.linear import Embedding, Linear, unembed
+from jaxgpt.layers.mlp import ACTIVATIONS
+from jaxgpt.layers.norm import model_norm
+from jaxgpt.models.gpt import dropout, make_blocks, run_blocks
+from jaxgpt.sharding import constrain
+
+
+class Encoder(nnx.Module):
+    """Embeddings of token, position and kind of text, normalised; post-norm layers; the head.
+
+    Args:
+      model: the architecture.
+      compute: types, remat and kernels.
+      key: for the initial parameters.
+      scanned: layers stacked, or apart.
+    """
+
+    def __init__(self, model: Bert, compute: Compute, key: jax.Array, *, scanned: bool = True) -> None:
+        self.model, self.compute = model, compute
+        keys, blocks = jax.random.split(key, 5), model.blocks
+        self.embed = Embedding(keys[0], model.vocab_size, model.width, std=0.02)
+        table = ("position", "embed")
+        self.position = Embedding(keys[1], model.context, model.width, std=0.02, axes=table)
+        self.types = Embedding(keys[2], model.types, model.width, std=0.02, axes=table)
+        self.embed_norm = model_norm(blocks)
+        self.blocks = make_blocks(blocks, compute, keys[3], scanned=scanned)
+        D, dtype = model.width, jnp.dtype(compute.dtype)
+        self.dense = Linear(keys[4], (D,), (D,), ("embed", "vector"), bias=True, std=0.02, dtype=dtype)
+        self.dense_norm = model_norm(blocks)
+        self.bias = nnx.Param(jnp.zeros(model.vocab_size), axes=("vocab",))
+
+    @property
+    def unembedding(self) -> jax.Array:
+        """The output projection [V, D]: the embedding."""
+        return self.embed.weight[...]
+
+    @property
+    def output_bias(self) -> jax.Array:
+        """Its bias [V]."""
+        return self.bias[...]
+
+    def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
+        """Final features of packed rows; a key turns dropout on."""
+        model, dtype = self.model, stream_dtype(jnp.dtype(self.compute.dtype))
+        embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
+        types_BT = jnp.zeros_like(batch.tokens_BT) if batch.types_BT is None else batch.types_BT
+        x_BTD = self.embed(batch.tokens_BT, dtype) + self.position(batch.positions_BT, dtype)
+        x_BTD = self.embed_norm(x_BTD + self.types(types_BT, dtype))
+        x_BTD = constrain(dropout(x_BTD, model.dropout, embed_key), "batch", "length", "features")
+        x_BTD, balance = run_blocks(self.blocks, model.blocks, self.compute, x_BTD, batch, layers_key)
+        return Features(x_BTD.astype(self.compute.dtype), balance)
+
+    def transform(self, x_BTD: jax.Array) -> jax.Array:
+        """What the output projection reads of the features: a layer of the head's own."""
+        return self.dense_norm(ACTIVATIONS[self.model.mlp][0](self.dense(x_BTD)))
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of features [..., D]."""
+        return unembed(self.transform(x_BTD), self.unembedding) + self.output_bias

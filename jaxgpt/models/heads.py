@@ -1,0 +1,78 @@
+"""A head over labels on any backbone: tagging of tokens, classification of texts.
+
+Shapes: B batch, T length, D width, C labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.batch import Batch, Features
+from jaxgpt.config import Classifier, Compute
+from jaxgpt.layers.linear import Embedding, unembed
+from jaxgpt.models.gpt import dropout
+
+
+class ClassifierModule(nnx.Module):
+    """A backbone and a linear head [C, D] with a bias.
+
+    A text's label is predicted at one token of its document, where the batch's weight is: so texts
+    can be packed like any other document.
+
+    Args:
+      model: the backbone's config, the labels and how they are pooled.
+      compute: types, remat and kernels.
+      key: for the initial parameters.
+      backbone: the module of the backbone's config.
+      scanned: layers stacked, or apart.
+    """
+
+    def __init__(
+        self, model: Classifier, compute: Compute, key: jax.Array, *, backbone: type, scanned: bool = True
+    ) -> None:
+        self.model, self.compute = model, compute
+        keys = jax.random.split(key)
+        self.backbone = backbone(model.backbone, compute, keys[0], scanned=scanned)
+        # Labels are few: their axis is never split.
+        self.head = Embedding(keys[1], len(model.labels), model.width, std=0.02, axes=("position", "embed"))
+        self.bias = nnx.Param(jnp.zeros(len(model.labels)), axes=("vector",))
+
+    @property
+    def unembedding(self) -> jax.Array:
+        """The head's weights [C, D]."""
+        return self.head.weight[...]
+
+    @property
+    def output_bias(self) -> jax.Array:
+        """The head's bias [C]."""
+        return self.bias[...]
+
+    def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
+        """Features that the head reads; a key turns dropout on, in a frozen backbone too."""
+        keys: Any = (None, None) if key is None else jax.random.split(key)
+        features = self.backbone.hidden(batch, keys[0])
+        x_BTD = features.x_BTD
+        if self.model.frozen:
+            x_BTD = jax.lax.stop_gradient(x_BTD)
+        if self.model.pool == "mean":
+            x_BTD = document_means(x_BTD, batch.segments_BT)
+        return features._replace(x_BTD=dropout(x_BTD, self.model.head_dropout, keys[1]))
+
+    def transform(self, x_BTD: jax.Array) -> jax.Array:
+        """What the head reads of the features: they themselves."""
+        return x_BTD
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Float32 logits [..., C] of features [..., D]."""
+        return unembed(x_BTD, self.unembedding) + self.output_bias
+
+
+def document_means(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """The mean over each token's document, at every token [B, T, D]."""
+    same_BTT = (segments_BT[:, :, None] == segments_BT[:, None, :]).astype(jnp.float32)
+    mean_BTT = same_BTT / same_BTT.sum(-1, keepdims=True)
+    return jnp.einsum("bts,bsd->btd", mean_BTT, x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)

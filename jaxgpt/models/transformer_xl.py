@@ -1,0 +1,11 @@
+"""To come."""
+
+from typing import Any
+
+
+class Recurrent:
+    """To come."""
+
+
+def init_memory(*args: Any) -> Any:
+    """To come."""
