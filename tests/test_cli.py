@@ -70,7 +70,7 @@ def test_help_of_train_lists_every_field_with_the_configs_own_defaults(call: Cal
     assert (code, err) == (0, "")
     for flag in ("--optim.peak-lr", "--model.kv-heads", "--data.path", "--mesh.fsdp", "--compute.remat"):
         assert flag in out
-    assert "Tokens a row; None means model.context." in " ".join(out.replace("│", " ").split())
+    assert "Tokens a row; None means model.context" in " ".join(out.replace("│", " ").split())
     assert "(default: 19073)" in out
     assert "(default: 19073)" not in call("train", "--help")[1]
     chat = call("train", str(CONFIGS / "instruct_alpaca.py"), "--help")[1]
@@ -230,13 +230,13 @@ def test_info_prints_known_numbers(call: Call) -> None:
     assert rows["tokens a step"] == ["491,520"]
     assert rows["tokens in all"] == [f"{19_073 * 491_520:,}"]
     assert rows["training FLOPs a token"] == [f"{6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024:.3e}"]
-    assert rows["devices"] == ["1 (data 1, fsdp 1, tensor 1)"]
+    assert rows["devices"] == ["1 (data 1, fsdp 1, tensor 1, expert 1)"]
     assert rows["of the optimizer (adamw)"] == ["949.4 MiB"]  # two moments
     assert "(remat full)" in rows["of activations a device"][0]
 
 
 def test_info_reads_a_runs_record(tmp_path: Path, call: Call) -> None:
-    record = {"run": {"name": "r", "model": {"layers": 1}}, "versions": {}}
+    record = {"run": {"name": "r", "model": {"kind": "GPT", "layers": 1}}, "versions": {}}
     (tmp_path / "config.json").write_text(json.dumps(record))
     code, out, _ = call("info", str(tmp_path))
     assert code == 0

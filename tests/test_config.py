@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -123,30 +124,30 @@ def test_integers_become_floats_where_a_field_is_one() -> None:
 
 
 def test_fields_left_out_take_their_defaults() -> None:
-    assert from_json(Run, {"name": "r", "model": {"layers": 3}}) == Run(name="r", model=GPT(layers=3))
+    assert from_json(Run, {"name": "r", "model": {"kind": "GPT", "layers": 3}}) == Run(name="r", model=GPT(layers=3))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"modle": {}}, "config has no field 'modle'; did you mean 'model'?"),
-        ({"model": {"widht": 1}}, "model has no field 'widht'; did you mean 'width'?"),
-        ({"model": 3}, "model is 3; it must be an object (GPT)."),
-        ({"model": {"kind": "Bert"}}, "model.kind is 'Bert'; it must be 'GPT'."),
-        ({"model": {"layers": "12"}}, "model.layers is '12'; it must be a value of type int."),
-        ({"model": {"layers": 12.0}}, "model.layers is 12.0; it must be a value of type int."),
-        ({"model": {"layers": True}}, "model.layers is True; it must be a value of type int."),
-        ({"model": {"bias": 1}}, "model.bias is 1; it must be a value of type bool."),
-        ({"model": {"dropout": False}}, "model.dropout is False; it must be a value of type float."),
-        ({"model": {"kv_heads": "4"}}, "model.kv_heads is '4'; it must be a value of type int."),
-        ({"model": {"windows": 4}}, "model.windows is 4; it must be a list."),
-        ({"model": {"windows": [4, None]}}, "model.windows[1] is None; it must be a value of type int."),
-        ({"model": {"width": None}}, "model.width is None; it must be a value of type int."),
+        ({"model": {"kind": "GPT", "widht": 1}}, "model has no field 'widht'; did you mean 'width'?"),
+        ({"model": 3}, "model is 3; it must be a GPT or a Bert or a TransformerXL or a Classifier."),
+        ({"model": {"kind": "Brt"}}, "model.kind is 'Brt'; did you mean 'Bert'?"),
+        ({"model": {"kind": "GPT", "layers": "12"}}, "model.layers is '12'; it must be a value of type int."),
+        ({"model": {"kind": "GPT", "layers": 12.0}}, "model.layers is 12.0; it must be a value of type int."),
+        ({"model": {"kind": "GPT", "layers": True}}, "model.layers is True; it must be a value of type int."),
+        ({"model": {"kind": "GPT", "bias": 1}}, "model.bias is 1; it must be a value of type bool."),
+        ({"model": {"kind": "GPT", "dropout": False}}, "model.dropout is False; it must be a value of type float."),
+        ({"model": {"kind": "GPT", "kv_heads": "4"}}, "model.kv_heads is '4'; it must be a value of type int."),
+        ({"model": {"kind": "GPT", "windows": 4}}, "model.windows is 4; it must be a list."),
+        ({"model": {"kind": "GPT", "windows": [4, None]}}, "model.windows[1] is None; it must be a value of type int."),
+        ({"model": {"kind": "GPT", "width": None}}, "model.width is None; it must be a value of type int."),
         ({"optim": {"eps": float("nan")}}, "optim.eps is nan; it must be a finite number."),
         ({"optim": {"clip_norm": float("inf")}}, "optim.clip_norm is inf; it must be a finite number."),
         ({"optim": {"name": "adam"}}, "optim.name is 'adam'; did you mean 'adamw'?"),
         ({"optim": {"name": 3}}, "optim.name is 3; allowed: adamw, muon"),
-        ({"data": {"path": "x"}}, "data.kind is None; allowed: Chat, Text"),
+        ({"data": {"path": "x"}}, "data.kind is None; allowed: Chat, Labelled, Tagged, Text"),
         ({"data": {"kind": "Txt", "path": "x"}}, "data.kind is 'Txt'; did you mean 'Text'?"),
         ({"data": {"kind": "Text"}}, "data.path is missing; Text needs it."),
         ({"data": {"kind": "Text", "path": "x", "bins": 3}}, "data has no field 'bins'; allowed: "),
@@ -212,7 +213,7 @@ def test_json_without_a_name_or_of_another_shape_is_refused() -> None:
         (Optim, {"clip_norm": -1.0}, "optim.clip_norm is -1.0; it must be at least 0."),
         (Optim, {"decay_fraction": 0.0}, "optim.decay_fraction is 0.0; it must be in (0, 1]."),
         (Mesh, {"fsdp": 0}, "mesh.fsdp is 0; it must be -1 or at least 1."),
-        (Mesh, {"fsdp": -1}, "mesh {'data': -1, 'fsdp': -1, 'tensor': 1} has more than one -1; keep one."),
+        (Mesh, {"fsdp": -1}, "mesh {'data': -1, 'fsdp': -1, 'tensor': 1, 'expert': 1} has more than one -1; keep one."),
         (Train, {"steps": 0}, "train.steps is 0; it must be at least 1."),
         (Train, {"seed": -1}, "train.seed is -1; it must be at least 0."),
         (Train, {"accumulate": 3}, "train.batch_size 32 is not divisible by train.accumulate 3; every "),
@@ -243,8 +244,8 @@ def test_what_is_impossible_is_refused(make: type, fields: dict[str, Any], messa
         (GPT, {"width": 768.0}, "model.width is 768.0; it must be a value of type int."),
         (GPT, {"norm": "layer"}, "model.norm is 'layer'; did you mean 'layernorm'?"),
         (Compute, {"dtype": "float16"}, "compute.dtype is 'float16'; did you mean 'bfloat16'?"),
-        (Run, {"name": "r", "model": Optim()}, "model.kind is 'Optim'; it must be 'GPT'."),
-        (Run, {"name": "r", "data": GPT()}, "data.kind is 'GPT'; allowed: Chat, Text"),
+        (Run, {"name": "r", "model": Optim()}, "model.kind is 'Optim'; allowed: Bert, Classifier, GPT, TransformerXL"),
+        (Run, {"name": "r", "data": GPT()}, "data.kind is 'GPT'; allowed: Chat, Labelled, Tagged, Text"),
     ],
 )
 def test_wrong_types_are_named_where_a_class_is_called(make: type, fields: dict, message: str) -> None:
@@ -265,31 +266,30 @@ def test_every_class_checks_its_types() -> None:
 
 
 def test_a_free_axis_takes_the_devices_that_are_left() -> None:
-    assert Mesh().resolve(8) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert Mesh(fsdp=2, tensor=2).resolve(8) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert Mesh(data=2, fsdp=-1, tensor=2).resolve(8) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert Mesh(data=2, fsdp=2, tensor=2).resolve(8) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert Mesh().resolve(8) == {"data": 8, "fsdp": 1, "tensor": 1, "expert": 1}
+    assert Mesh(fsdp=2, tensor=2).resolve(8) == {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1}
+    assert Mesh(data=2, fsdp=-1, tensor=2).resolve(8) == {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1}
+    assert Mesh(data=2, fsdp=2, tensor=2).resolve(8) == {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1}
 
 
-@given(st.tuples(*[st.integers(1, 6)] * 3), st.integers(0, 3), st.integers(1, 48))
+@given(st.tuples(*[st.integers(1, 6)] * 4), st.integers(0, 4), st.integers(1, 48))
 def test_a_mesh_uses_every_device_or_says_why_not(sizes: tuple, free: int, devices: int) -> None:
-    names = ("data", "fsdp", "tensor")
+    names = ("data", "fsdp", "tensor", "expert")
     given_sizes = {n: -1 if i == free else s for i, (n, s) in enumerate(zip(names, sizes, strict=True))}
     try:
         resolved = Mesh(**given_sizes).resolve(devices)
     except UserError as error:
-        fixed = [size for size in given_sizes.values() if size > 0]
-        product = fixed[0] * fixed[1] * (fixed[2] if len(fixed) == 3 else 1)
-        assert devices % product if free < 3 else devices != product
+        product = math.prod(size for size in given_sizes.values() if size > 0)
+        assert devices % product if free < 4 else devices != product
         assert f"{product} devices but {devices} are here" in str(error)
     else:
-        assert resolved["data"] * resolved["fsdp"] * resolved["tensor"] == devices
+        assert math.prod(resolved.values()) == devices
         assert all(resolved[n] == s for n, s in given_sizes.items() if s > 0)
 
 
 def test_batch_and_model_must_divide_over_the_mesh() -> None:
     run = Run(name="r", model=GPT(kv_heads=6, mlp_width=102), train=Train(batch_size=24, accumulate=2))
-    assert run.check_mesh(4) == {"data": 4, "fsdp": 1, "tensor": 1}
+    assert run.check_mesh(4) == {"data": 4, "fsdp": 1, "tensor": 1, "expert": 1}
 
     def on(model: GPT = run.model, **axes: int) -> str:
         mesh = Mesh(**({"data": 1} | axes))
@@ -298,7 +298,7 @@ def test_batch_and_model_must_divide_over_the_mesh() -> None:
 
     assert on(data=2, fsdp=4) == (
         "train.batch_size 24 over accumulate 2 gives microbatches of 12 rows, not divisible by "
-        "data x fsdp = 8 devices; use a batch_size that is a multiple of 16."
+        "data x fsdp x expert = 8 devices; use a batch_size that is a multiple of 16."
     )
     assert on(tensor=5) == (
         "model.heads 12 is not divisible by mesh.tensor 5; use a multiple of 5 or a smaller tensor axis."

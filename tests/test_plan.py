@@ -150,7 +150,7 @@ def test_a_mesh_shares_the_state_over_fsdp_and_tensor_and_the_rows_over_data_and
 def test_what_does_not_divide_is_refused() -> None:
     run = make_run(GPT2, train=Train(batch_size=8))
     assert isinstance(cost(replace(run, mesh=Mesh(data=8))), Cost)
-    with pytest.raises(UserError, match="not divisible by data x fsdp = 16 devices"):
+    with pytest.raises(UserError, match="not divisible by data x fsdp x expert = 16 devices"):
         cost(replace(run, mesh=Mesh(data=16)))
     with pytest.raises(UserError, match=r"model\.heads 4 is not divisible by mesh\.tensor 8"):
         cost(replace(run, mesh=Mesh(tensor=8)))
