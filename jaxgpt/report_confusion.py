@@ -47,11 +47,10 @@ def confusion_picture(labels: Sequence[str], counts: np.ndarray) -> Html:
         parts.append(_text(name, left + middle, top - 7, at[0], 12, turn=at[1]))
     totals = counts.sum(axis=1)
     for row, column in np.ndindex(n, n):
-        share = counts[row, column] / max(1, totals[row])
-        what = f"gold {labels[row]}, predicted {labels[column]}: {counts[row, column]:,} ({share:.1%} of the row)"
-        parts.append(
-            _cell(left + column * side, top + row * side, side, int(counts[row, column]), share, what)
-        )
+        count = int(counts[row, column])
+        share = count / max(1, totals[row])
+        what = f"gold {labels[row]}, predicted {labels[column]}: {count:,} ({share:.1%} of the row)"
+        parts.append(_cell(left + column * side, top + row * side, side, count, share, what))
     style = f"width:{width:.0f}px;min-width:{width:.0f}px"
     box = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{style}" role="img">{"".join(parts)}</svg>'
     right_ones = int(np.trace(counts))
@@ -90,12 +89,10 @@ def _text(
 
 def _short(count: int) -> str:
     """A count in at most four characters (below a thousand millions)."""
-    for size, unit in ((10**6, "M"), (10**3, "k")):
-        if count >= 9.95 * size:
-            return f"{count / size:.0f}{unit}" if count < 999.5 * size else "1M"
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return str(count)
+    if count < 1000:
+        return str(count)
+    size, unit = (10**6, "M") if count >= 999_500 else (10**3, "k")
+    return f"{count / size:.{int(count < 9.95 * size)}f}{unit}"
 
 
 def _width(words: str) -> float:

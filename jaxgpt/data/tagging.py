@@ -183,7 +183,7 @@ def _columns(line: bytes | None) -> tuple[str, str]:
         return columns[0], "O"
     require(
         len(columns) > 1,
-        f"one column, {text[:40]!r}; a line is a word and its tag (with a tab between, a word may be a space).",
+        f"one column, {text[:40]!r}; a line is a word and its tag (a word that is a space needs a tab).",
     )
     require(bool(columns[0]), "the word is empty; a line is a word and its tag.")
     _split(columns[-1])

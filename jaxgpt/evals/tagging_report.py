@@ -126,8 +126,8 @@ def _entities(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
     kinds = {tag[0] for side in sides for tags in side for tag in tags}
     settings: dict[str, Any] = {"output_dict": True, "zero_division": 0}
     # seqeval fails where no entity is found: every tag but O is part of one, strictly every B- begins one
-    default = report(*sides, **settings) if kinds & {"B", "I"} else {}
-    strict = report(*sides, mode="strict", scheme=IOB2, **settings) if "B" in kinds else {}
+    default: Any = report(*sides, **settings) if kinds & {"B", "I"} else {}
+    strict: Any = report(*sides, mode="strict", scheme=IOB2, **settings) if "B" in kinds else {}
     return _plain(default), _plain(strict)
 
 
@@ -140,7 +140,8 @@ def _sklearn(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
         ) from None
     with warnings.catch_warnings():  # with many labels and few examples it suspects a regression
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-        return _plain(report(list(gold), list(predicted), output_dict=True, zero_division=0))
+        scores: Any = report(list(gold), list(predicted), output_dict=True, zero_division=0)
+    return _plain(scores)
 
 
 def _plain(scores: Mapping[str, Any]) -> Scores:
