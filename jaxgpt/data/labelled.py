@@ -1,0 +1,243 @@
+"""Texts with one label each: read from tables and JSON lines, encoded for sequence classification.
+
+Template: `<|bos|> text <|eos|>`, and `pair <|eos|>` after it where there is a second text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxgpt.config import UserError, nearest, require, require_known
+from jaxgpt.data.sources import (
+    DOCUMENT_BYTES,
+    Report,
+    check_text,
+    expand,
+    numbered_lines,
+    open_source,
+    parse_line,
+)
+from jaxgpt.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".jsonl.gz")
+Names = tuple[str, str, str]
+"""The fields of text, pair ("" for none) and label."""
+
+
+class Labelled(NamedTuple):
+    """Tokens with labels: four lists of one length.
+
+    `weights[i]` is 1 where `targets[i]`, the number of a label, is to be predicted, and 0 (with the
+    target 0) elsewhere; `types` is 1 on the second text of a pair and the `<|eos|>` that closes it.
+    """
+
+    tokens: list[int]
+    targets: list[int]
+    weights: list[float]
+    types: list[int]
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text, or a pair of texts, and its label."""
+
+    text: str
+    pair: str | None
+    label: str
+
+
+def label_set(examples: Iterable[LabelledText]) -> tuple[str, ...]:
+    """The labels in order: of their value where all are integers (2 before 10), else of the alphabet."""
+    labels = {example.label for example in examples}
+    try:
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    except ValueError:
+        return tuple(sorted(labels))
+
+
+def encode_labelled(
+    example: LabelledText,
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    length: int,
+    pool: Literal["first", "last", "mean"],
+) -> Labelled:
+    """The example as at most `length` tokens, its label the one target.
+
+    The target is at the first token for the pool `first`, at the last for `last` and `mean` (whose
+    reader averages over all tokens). What does not fit is cut from the ends of the texts, token by
+    token from the longer of the two (the pair when they are even): `longest_first` of transformers.
+
+    Raises:
+      UserError: a label that is not in `labels`; a length below 4.
+    """
+    require(length >= 4, f"length is {length}; a text with its control tokens needs at least 4.")
+    require_known(pool, ("first", "last", "mean"), f"pool is {pool!r}")
+    require_known(example.label, labels, f"label {example.label!r} is not one of the model's")
+    bos, eos = tokenizer.control["<|bos|>"], tokenizer.control["<|eos|>"]
+    text, pair = tokenizer.encode(example.text), list[int]()
+    room = length - 2
+    if example.pair is not None:
+        pair, room = tokenizer.encode(example.pair), length - 3
+        pair = pair[: max(room - len(text), room // 2)]
+    first, second = [bos, *text[: room - len(pair)], eos], [*pair, eos] if example.pair is not None else []
+    tokens, types = first + second, [0] * len(first) + [1] * len(second)
+    targets, weights = [0] * len(tokens), [0.0] * len(tokens)
+    place = 0 if pool == "first" else -1
+    targets[place], weights[place] = labels.index(example.label), 1.0
+    return Labelled(tokens, targets, weights, types)
+
+
+# --------------------------------------------------------------------------------------- the files
+
+
+def read_labelled(
+    paths: Iterable[str | Path],
+    text_field: str = "text",
+    pair_field: str = "",
+    label_field: str = "label",
+    max_bad: float = 0.01,
+) -> list[LabelledText]:
+    """The examples of .tsv, .csv, .jsonl and .jsonl.gz files, folders or globs, in their order.
+
+    A table has a header that names the fields, or is two columns, text and label. A .csv is quoted
+    as the csv module has it; in a .tsv a quote is a character like any other. A label is a string
+    or an integer. Bad lines are logged with file and line and left out.
+
+    Raises:
+      UserError: a file that cannot be read or lacks a field; a share of bad lines above `max_bad`;
+        no example at all.
+    """
+    report, examples = Report(), list[LabelledText]()
+    names = (text_field, pair_field, label_field)
+    require(bool(text_field and label_field), "text_field and label_field cannot be empty; name the fields.")
+    for path in expand(paths, SUFFIXES):
+        read = _json if path.lower().endswith((".jsonl", ".jsonl.gz")) else _table
+        for where, record in read(path, names, report):
+            try:
+                examples.append(_example(record, names))
+            except ValueError as error:
+                report.add_bad(where, str(error))
+    report.check(max_bad, "mend them or leave the file out")
+    require(bool(examples), "the files of labelled texts hold no example; name files that do.")
+    return examples
+
+
+def _example(record: Any, names: Names) -> LabelledText:
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON object was expected, not {type(record).__name__}")
+    for name in filter(None, names):
+        if name not in record:
+            raise ValueError(f"no field {name!r}{nearest(name, map(str, record))}")
+    text_field, pair_field, label_field = names
+    text = check_text(record[text_field], text_field)
+    pair = check_text(record[pair_field], pair_field) if pair_field else None
+    for name, value in ((text_field, text), (pair_field, pair)):
+        if value is not None and not value.strip():
+            raise ValueError(f"field {name!r} is empty")
+    label = record[label_field]
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise ValueError(f"field {label_field!r} is {type(label).__name__}, not a string or an integer")
+    label = check_text(str(label), label_field).strip()  # a space at its end would be a second label
+    if not label:
+        raise ValueError(f"field {label_field!r} is empty")
+    return LabelledText(text, pair, label)
+
+
+def _json(path: str, names: Names, report: Report) -> Iterator[tuple[str, Any]]:
+    """(where it stands, JSON value) of each line."""
+    for number, line in numbered_lines(path):
+        report.lines += 1
+        try:
+            yield f"{path}:{number}", parse_line(line)
+        except ValueError as error:
+            report.add_bad(f"{path}:{number}", str(error))
+
+
+def _table(path: str, names: Names, report: Report) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where it stands, field to cell) of each row but the header."""
+    rows = (_csv_rows if path.lower().endswith(".csv") else _tsv_rows)(path, report)
+    columns, headed, labels = list[str](), True, list[str]()
+    for number, cells in rows:
+        if not columns:
+            columns, headed = _columns(path, cells, names)
+            if headed:
+                continue
+        if len(cells) != len(columns):
+            report.add_bad(f"{path}:{number}", f"{len(cells)} columns, not the {len(columns)} of the first")
+            continue
+        if not headed:
+            labels.append(cells[-1])
+        yield f"{path}:{number}", dict(zip(columns, cells, strict=True))
+    if len(labels) > 2 and labels.count(labels[0]) == 1:
+        log.warning(
+            "%s: the first line is read as an example, but no other has its label %r; if it is a header, "
+            "name its columns (text_field, label_field)",
+            path,
+            labels[0],
+        )
+
+
+def _columns(path: str, cells: list[str], names: Names) -> tuple[list[str], bool]:
+    """The names of a table's columns by its first row, and whether that row is a header."""
+    wanted = [name for name in names if name]
+    missing = [name for name in wanted if name not in cells]
+    if not missing:
+        return cells, True
+    # a header that has one of the names, or names that someone chose, mean a mistake in a name
+    plain = names == ("text", "", "label") and len(missing) == len(wanted) and len(cells) == 2
+    shown = ", ".join(cell[:40] for cell in cells[:8])
+    require(
+        plain,
+        f"{path} has no column {missing[0]!r} (its first line has: {shown}); name columns of its header "
+        "(text_field, pair_field, label_field), or give two columns, text and label, without one.",
+    )
+    return [names[0], names[2]], False
+
+
+def _tsv_rows(path: str, report: Report) -> Iterator[tuple[int, list[str]]]:
+    for number, line in numbered_lines(path):
+        report.lines += 1
+        try:
+            if line is None:
+                raise ValueError(f"the line is longer than {DOCUMENT_BYTES >> 20} MiB")
+            yield number, line.decode("utf-8").rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            report.add_bad(f"{path}:{number}", f"not UTF-8 (byte 0x{error.object[error.start]:02x})")
+        except ValueError as error:
+            report.add_bad(f"{path}:{number}", str(error))
+
+
+def _csv_rows(path: str, report: Report) -> Iterator[tuple[int, list[str]]]:
+    """(line it begins on, cells) of each row; what a broken quote swallows counts as bad lines."""
+    with open_source(path) as stream:
+        data = stream.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line} is not UTF-8; convert the file, as with iconv.") from None
+    csv.field_size_limit(max(csv.field_size_limit(), DOCUMENT_BYTES))  # csv's own is 128 KiB
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        start = reader.line_num
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            report.lines += reader.line_num - start
+            report.bad += reader.line_num - start - 1
+            report.add_bad(f"{path}:{start + 1}", f"not CSV ({error})")
+            continue
+        if cells is None:
+            return
+        report.lines += reader.line_num - start
+        if any(cells):
+            yield start + 1, cells
