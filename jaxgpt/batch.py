@@ -37,13 +37,14 @@ class Batch:
     memory: Any = None
 
     @classmethod
-    def abstract(cls, rows: int, length: int, sharding: Any = None) -> Batch:
-        """A batch of shapes and types alone, to trace or compile with."""
+    def abstract(cls, rows: int, length: int, sharding: Any = None, *, types: bool = False) -> Batch:
+        """A batch of shapes and types alone, to trace or compile with; `types` adds `types_BT`."""
 
         def make(dtype: Any) -> Any:
             return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
 
-        return cls(*map(make, (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)))
+        columns = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
+        return cls(*map(make, columns), types_BT=make(jnp.int32) if types else None)
 
 
 class Features(NamedTuple):

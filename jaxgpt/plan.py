@@ -94,7 +94,7 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     graphdef, _ = abstract_model(run.model, compute)
     objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
     memory = jax.eval_shape(lambda: init_memory(run.model, compute, rows))
-    batch = dataclasses.replace(Batch.abstract(rows, run.length), memory=memory)
+    batch = dataclasses.replace(Batch.abstract(rows, run.length, types=run.typed), memory=memory)
 
     def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
         loss = lambda p: objective(nnx.merge(graphdef, p), batch, key).loss  # noqa: E731

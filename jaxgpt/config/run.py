@@ -309,6 +309,16 @@ class Run:
         return self.data.length or self.model.row
 
     @property
+    def task(self) -> Classifier | None:
+        """The model, where it tells labels apart."""
+        return self.model if isinstance(self.model, Classifier) else None
+
+    @property
+    def typed(self) -> bool:
+        """Whether batches tell two texts of one input apart."""
+        return isinstance(self.data, Labelled) and bool(self.data.pair)
+
+    @property
     def folder(self) -> Path:
         """Where this run keeps its checkpoints, metrics and report."""
         return Path(self.runs) / self.name

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import UserError, nearest, require, require_known
+from jaxgpt.data.packing import Item
 from jaxgpt.data.sources import Report, check_text, expand, numbered_lines, open_source, parse_line
 from jaxgpt.data.tokenizer import Tokenizer
 
@@ -35,6 +36,10 @@ class Example:
 
     tokens: list[int]
     weights: list[float]
+
+    def item(self) -> Item:
+        """As rows hold it: each token with the one that follows."""
+        return Item(self.tokens[:-1], self.tokens[1:], self.weights[1:])
 
 
 def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:

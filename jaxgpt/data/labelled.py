@@ -11,9 +11,10 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from jaxgpt.config import UserError, nearest, require, require_known
+from jaxgpt.data.packing import Item
 from jaxgpt.data.sources import (
     DOCUMENT_BYTES,
     Report,
@@ -30,19 +31,6 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".jsonl.gz")
 Names = tuple[str, str, str]
 """The fields of text, pair ("" for none) and label."""
-
-
-class Labelled(NamedTuple):
-    """Tokens with labels: four lists of one length.
-
-    `weights[i]` is 1 where `targets[i]`, the number of a label, is to be predicted, and 0 (with the
-    target 0) elsewhere; `types` is 1 on the second text of a pair and the `<|eos|>` that closes it.
-    """
-
-    tokens: list[int]
-    targets: list[int]
-    weights: list[float]
-    types: list[int]
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ def encode_labelled(
     labels: Sequence[str],
     length: int,
     pool: Literal["first", "last", "mean"],
-) -> Labelled:
+) -> Item:
     """The example as at most `length` tokens, its label the one target.
 
     The target is at the first token for the pool `first`, at the last for `last` and `mean` (whose
@@ -93,7 +81,7 @@ def encode_labelled(
     targets, weights = [0] * len(tokens), [0.0] * len(tokens)
     place = 0 if pool == "first" else -1
     targets[place], weights[place] = labels.index(example.label), 1.0
-    return Labelled(tokens, targets, weights, types)
+    return Item(tokens, targets, weights, types)
 
 
 # --------------------------------------------------------------------------------------- the files

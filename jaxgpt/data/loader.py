@@ -20,12 +20,15 @@ import grain
 import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Chat, Run, Text, load, require
+from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, load, require
+from jaxgpt.config.data import Data
 from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
 from jaxgpt.data.corpus import Corpus, read_manifest
-from jaxgpt.data.packing import ConcatRows, PackedExamples, Row, Rows
+from jaxgpt.data.labelled import encode_labelled, read_labelled
+from jaxgpt.data.packing import ConcatRows, Item, PackedExamples, Row, Rows
 from jaxgpt.data.sources import expand
-from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
+from jaxgpt.data.tagging import align, read_conll
+from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def run_tokenizer(run: Run) -> Tokenizer:
         read_manifest(run.data.path)  # says what is missing where nothing was prepared
         return load_tokenizer(Path(run.data.path) / "tokenizer")
     if run.data.tokenizer:
-        return load_tokenizer(run.data.tokenizer)
+        return ByteTokenizer() if run.data.tokenizer == "byte" else load_tokenizer(run.data.tokenizer)
     require(
         bool(run.init_from),
         "data.tokenizer and init_from are empty; name a tokenizer folder or a run to start from.",
@@ -56,12 +59,13 @@ def run_tokenizer(run: Run) -> Tokenizer:
 
 
 def train_iterator(
-    data: Text | Chat,
+    data: Data,
     tokenizer: Tokenizer,
     *,
     model_length: int,
     batch_size: int,
     seed: int,
+    task: Classifier | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainIterator:
@@ -73,11 +77,12 @@ def train_iterator(
       model_length: T where `data.length` is None.
       batch_size: rows of this process.
       seed: of the order of documents or examples and of the cuts.
+      task: what labels mean, on Tagged and Labelled data.
 
     Raises:
       UserError: no data, data of another tokenizer, less data than one batch of all processes.
     """
-    rows = packed_rows(data, tokenizer, model_length, seed)
+    rows = packed_rows(data, tokenizer, model_length, seed, task)
     total = batch_size * process_count
     have = rows.epoch_rows
     require(
@@ -89,11 +94,12 @@ def train_iterator(
 
 
 def validation_batches(
-    data: Text | Chat,
+    data: Data,
     tokenizer: Tokenizer,
     *,
     model_length: int,
     batch_size: int,
+    task: Classifier | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> ValidationBatches:
@@ -102,19 +108,23 @@ def validation_batches(
     Every token is predicted exactly once. The last batch is filled with rows of padding (weights
     and segments 0), so that every process has the same number of batches.
     """
-    rows = packed_rows(data, tokenizer, model_length, None)
+    rows = packed_rows(data, tokenizer, model_length, None, task)
     return ValidationBatches(rows, batch_size, process_index, process_count)
 
 
 def packed_rows(
-    data: Text | Chat, tokenizer: Tokenizer, model_length: int, seed: int | None
+    data: Data, tokenizer: Tokenizer, model_length: int, seed: int | None, task: Classifier | None = None
 ) -> ConcatRows | PackedExamples:
     """Packed rows by number, without batches: training's, or without a seed validation's, in order."""
     length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
     split = "validation" if seed is None else "train"
     if isinstance(data, Text):
         return ConcatRows(_corpus(data, split, tokenizer), length, seed, pad)
-    return PackedExamples(_chat_examples(data, tokenizer, length, split), length, data.bins, seed, pad)
+    if isinstance(data, Chat):
+        items = [example.item() for example in _chat_examples(data, tokenizer, length, split)]
+    else:
+        items = labelled_items(data, tokenizer, length, split, task)
+    return PackedExamples(items, length, data.bins, seed, pad)
 
 
 def _corpus(data: Text, split: str, tokenizer: Tokenizer) -> Corpus:
@@ -126,6 +136,34 @@ def _corpus(data: Text, split: str, tokenizer: Tokenizer) -> Corpus:
         f"{tokenizer.digest[:12]}); prepare it again with --tokenizer set to the run's.",
     )
     return corpus
+
+
+# ------------------------------------------------------------------------------------- labels
+
+
+def labelled_items(
+    data: Tagged | Labelled, tokenizer: Tokenizer, length: int, split: str, task: Classifier | None
+) -> list[Item]:
+    """Encoded sentences or texts of a split (`train`, `validation`, `test`), in the order of its files.
+
+    Raises:
+      UserError: the split names no files; a label that the model does not know.
+    """
+    require(task is not None, "labels need a model that knows them; set model to Classifier(...).")
+    return [item for items in encode_split(data, tokenizer, length, split, task)[1] for item in items]
+
+
+def encode_split(
+    data: Tagged | Labelled, tokenizer: Tokenizer, length: int, split: str, task: Classifier
+) -> tuple[list[Any], list[list[Item]]]:
+    """The sentences or texts of a split, and the items that each was encoded to."""
+    files: tuple[str, ...] = getattr(data, split)
+    require(bool(files), f"data.{split} names no files; name some, such as --data.{split} FILE.")
+    if isinstance(data, Tagged):
+        sentences = read_conll(files)
+        return sentences, [align(s, tokenizer, task.labels, length, data.joiner) for s in sentences]
+    texts = read_labelled(files, data.text, data.pair, data.label)
+    return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]
 
 
 # ---------------------------------------------------------------------------------- dialogues
@@ -225,7 +263,8 @@ class _Share:
         length = self.rows.length
         empty: Row = {k: np.zeros(length, np.int32) for k in ("segments", "positions")}
         pads = {k: np.full(length, self.rows.pad, np.int32) for k in ("tokens", "targets")}
-        return {**empty, **pads, "weights": np.zeros(length, np.float32)}
+        row: Row = {**empty, **pads, "weights": np.zeros(length, np.float32)}
+        return row | ({"types": empty["segments"]} if "types" in self.rows[0] else {})
 
     def __repr__(self) -> str:
         return f"_Share({self.rows.fingerprint}, {self.index}/{self.count}, {self.first})"
@@ -253,6 +292,7 @@ def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
         weights_BT=arrays["weights"],
         segments_BT=arrays["segments"],
         positions_BT=arrays["positions"],
+        types_BT=arrays.get("types"),
     )
 
 

@@ -20,12 +20,26 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxgpt.config import require
-from jaxgpt.data.chat import Example
 from jaxgpt.data.corpus import Corpus, Sendable
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, np.ndarray]
+
+
+class Item(NamedTuple):
+    """One example as rows hold it: lists of one length.
+
+    `weights[i]` is above 0 where `targets[i]`, an id or the number of a label, is to be predicted from
+    token i; `types` tells kinds of text apart, where a model asks.
+    """
+
+    tokens: Sequence[int]
+    targets: Sequence[int]
+    weights: Sequence[float]
+    types: Sequence[int] | None = None
+
+
 ENDLESS = 1 << 48
 """Rows of a training stream: more than any run reads."""
 
@@ -188,31 +202,35 @@ class PackedExamples(Sendable):
     order. Without one the rows are those of the examples in order.
 
     Args:
-      examples: rendered, each of 2 to T + 1 tokens.
+      items: each of 1 to T tokens.
       bins: rows open at a time.
     """
 
     _fresh = ("_plans", "_lock", "_starts")
 
-    def __init__(
-        self, examples: Sequence[Example], length: int, bins: int, seed: int | None, pad: int = 0
-    ) -> None:
+    def __init__(self, items: Sequence[Item], length: int, bins: int, seed: int | None, pad: int = 0) -> None:
         require(bins >= 1, f"data.bins is {bins}; it must be at least 1.")
-        require(len(examples) > 0, "no example is left to pack; add data or lengthen the rows.")
+        require(len(items) > 0, "no example is left to pack; add data or lengthen the rows.")
         self.length, self.bins, self.seed, self.pad = length, bins, seed, pad
-        self.sizes_E = np.array([len(e.tokens) for e in examples], np.int64)
+        self.sizes_E = np.array([len(item.tokens) for item in items], np.int64)
         self.starts_E = np.cumsum(self.sizes_E) - self.sizes_E
-        self.tokens = np.concatenate([np.array(e.tokens, np.int32) for e in examples])
-        self.weights = np.concatenate([np.array(e.weights, np.float32) for e in examples])
-        digest = hashlib.sha256(self.tokens.tobytes() + self.weights.tobytes())
-        digest.update(self.sizes_E.tobytes())
+        dtypes = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
+        if any(item.types for item in items):
+            dtypes["types"] = np.int32
+        self.columns = {
+            name: np.concatenate([np.asarray(getattr(item, name), dtype) for item in items])
+            for name, dtype in dtypes.items()
+        }
+        digest = hashlib.sha256(self.sizes_E.tobytes())
+        for column in self.columns.values():
+            digest.update(column.tobytes())
         self.fingerprint = f"chat-{digest.hexdigest()[:16]}-{length}-{bins}-{seed}"
         self._reset()
-        used, rows = int((self.sizes_E - 1).sum()), len(self._plan(0))
+        used, rows = int(self.sizes_E.sum()), len(self._plan(0))
         self.efficiency = used / (rows * length)
         log.info(
             "packed %d examples into %d rows of %d: %.1f %% of the tokens are used",
-            len(examples), rows, length, 100 * self.efficiency,
+            len(items), rows, length, 100 * self.efficiency,
         )  # fmt: skip
 
     def _reset(self) -> None:
@@ -237,10 +255,10 @@ class PackedExamples(Sendable):
 
     def _make_plan(self, epoch: int) -> list[list[int]]:
         if self.seed is None:
-            return first_fit((self.sizes_E - 1).tolist(), self.length, self.bins)
+            return first_fit(self.sizes_E.tolist(), self.length, self.bins)
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.sizes_E))
-        rows = first_fit((self.sizes_E[order] - 1).tolist(), self.length, self.bins)
+        rows = first_fit(self.sizes_E[order].tolist(), self.length, self.bins)
         return [[int(order[i]) for i in rows[j]] for j in rng.permutation(len(rows))]
 
     def __getitem__(self, index: int) -> Row:
@@ -256,17 +274,16 @@ class PackedExamples(Sendable):
 
     def _row(self, items: list[int]) -> Row:
         row: Row = {name: np.zeros(self.length, np.int32) for name in ("segments", "positions")}
-        row["tokens"] = np.full(self.length, self.pad, np.int32)
-        row["targets"] = np.full(self.length, self.pad, np.int32)
-        row["weights"] = np.zeros(self.length, np.float32)
+        for name, column in self.columns.items():
+            fill = self.pad if name in ("tokens", "targets") else 0
+            row[name] = np.full(self.length, fill, column.dtype)
         at = 0
         for segment, item in enumerate(items, 1):
-            a, size = int(self.starts_E[item]), int(self.sizes_E[item])
-            here = slice(at, at + size - 1)
-            row["tokens"][here] = self.tokens[a : a + size - 1]
-            row["targets"][here] = self.tokens[a + 1 : a + size]
-            row["weights"][here] = self.weights[a + 1 : a + size]
+            start, size = int(self.starts_E[item]), int(self.sizes_E[item])
+            here = slice(at, at + size)
+            for name, column in self.columns.items():
+                row[name][here] = column[start : start + size]
             row["segments"][here] = segment
-            row["positions"][here] = np.arange(size - 1)
-            at += size - 1
+            row["positions"][here] = np.arange(size)
+            at += size
         return row

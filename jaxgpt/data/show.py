@@ -40,7 +40,7 @@ def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
     """
     from jaxgpt.data.loader import packed_rows
 
-    rows = packed_rows(run.data, tokenizer, run.length, run.train.seed)
+    rows = packed_rows(run.data, tokenizer, run.length, run.train.seed, run.task)
     return [_example(rows[i], tokenizer) for i in range(n)]
 
 

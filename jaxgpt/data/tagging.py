@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.config import UserError, require, require_known
-from jaxgpt.data.labelled import Labelled
+from jaxgpt.data.packing import Item
 from jaxgpt.data.sources import expand, numbered_lines
 from jaxgpt.data.tokenizer import Tokenizer
 
@@ -195,7 +195,7 @@ def _columns(line: bytes | None) -> tuple[str, str]:
 
 def align(
     sentence: TaggedSentence, tokenizer: Tokenizer, labels: Sequence[str], length: int, joiner: str
-) -> list[Labelled]:
+) -> list[Item]:
     """The sentence as `<|bos|> words <|eos|>`, each word's label at its first token.
 
     Every word has exactly one weighted token, in the order of the words (Devlin et al. 2019, section
@@ -229,5 +229,5 @@ def align(
     for piece in pieces:
         whole = [(control["<|bos|>"], 0, 0.0), *piece, (control["<|eos|>"], 0, 0.0)]
         tokens, targets, weights = map(list, zip(*whole, strict=True))
-        made.append(Labelled(tokens, targets, weights, [0] * len(tokens)))
+        made.append(Item(tokens, targets, weights))
     return made

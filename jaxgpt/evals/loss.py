@@ -49,7 +49,7 @@ def validation_loss(
     tokenizer = load_tokenizer(Path(folder) / "tokenizer")
     chosen = data or run.data
     rows: Iterable[Batch] = validation_batches(
-        chosen, tokenizer, model_length=run.model.context, batch_size=batch_size
+        chosen, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task
     )
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgpt.config import Run, UserError, load, require, to_json
+from jaxgpt.config import Classifier, Run, UserError, load, require, to_json
 from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.files import write_json
 from jaxgpt.train.checkpoint import load_run
@@ -66,6 +66,10 @@ def _check_same(run: Run, held: Run) -> None:
         )
 
 
+MAY_DIFFER = ("dropout", "head_dropout", "frozen", "causal", "prefix")
+"""Fields of a model that its parameters do not depend on: a run may start from one that differs in them."""
+
+
 def check_base(run: Run, tokenizer: Tokenizer) -> None:
     """Make sure that the run named by `init_from`, if there is one, holds the same model and tokenizer.
 
@@ -75,16 +79,23 @@ def check_base(run: Run, tokenizer: Tokenizer) -> None:
     """
     if not run.init_from:
         return
-    base = load_run(run.init_from).model
+    base, model = load_run(run.init_from).model, run.model
+    if isinstance(model, Classifier) and not isinstance(base, Classifier):
+        model = model.backbone
+    require(
+        type(base) is type(model),
+        f"init_from {run.init_from!r} holds a {type(base).__name__}, not a {type(model).__name__}; "
+        "give this config the same one.",
+    )
     differ = [
-        f"{f.name} {getattr(base, f.name)!r}, not {getattr(run.model, f.name)!r}"
+        f"{f.name} {getattr(base, f.name)!r}, not {getattr(model, f.name)!r}"
         for f in fields(base)
-        if f.name != "dropout" and getattr(base, f.name) != getattr(run.model, f.name)
+        if f.name not in MAY_DIFFER and getattr(base, f.name) != getattr(model, f.name)
     ]
     require(
         not differ,
         f"init_from {run.init_from!r} holds a model with {', '.join(differ)}; "
-        "give this config the same one (only dropout may differ).",
+        f"give this config the same one (only {', '.join(MAY_DIFFER)} may differ).",
     )
     require(
         load_tokenizer(Path(run.init_from) / "tokenizer").digest == tokenizer.digest,

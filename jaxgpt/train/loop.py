@@ -26,7 +26,7 @@ from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
-from jaxgpt.train.checkpoint import Checkpoints, load_params
+from jaxgpt.train.checkpoint import Checkpoints, load_params, load_run
 from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.state import Program, State, init_state, make_program
@@ -73,7 +73,7 @@ def train(run: Run, *, progress: bool = True) -> Result:
     )
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     rows = run.train.batch_size // jax.process_count()
-    shape = {"model_length": run.length, "batch_size": rows, **processes}
+    shape = {"model_length": run.length, "batch_size": rows, "task": run.task, **processes}
     data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
     validation = validation_batches(run.data, tokenizer, **shape)
 
@@ -103,7 +103,10 @@ def _start(
         return state, host["loop"]
     params = None
     if run.init_from:
-        params, step = load_params(run.init_from, run, program.mesh)
+        base = load_run(run.init_from)
+        params, step = load_params(run.init_from, base, program.mesh)
+        if run.task and not base.task:
+            params = {"backbone": params}
         log.info("starting from %s, step %d", run.init_from, step)
     return init_state(run, program, params), {}
 
@@ -153,7 +156,9 @@ class Loop:
             out_shardings=(program.shardings, replicated(program.mesh)),
         )
         times = [time.perf_counter()]
-        traced = step.trace(state, Batch.abstract(train.batch_size, self.run.length, self.layout))
+        traced = step.trace(
+            state, Batch.abstract(train.batch_size, self.run.length, self.layout, types=self.run.typed)
+        )
         times.append(time.perf_counter())
         lowered = traced.lower()
         times.append(time.perf_counter())

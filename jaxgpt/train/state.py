@@ -78,19 +78,24 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
 
 
 def init_state(run: Run, program: Program, params: dict | None = None) -> State:
-    """A fresh state, born in its layout; from the given parameters if there are some."""
+    """A fresh state, born in its layout.
 
-    def fresh(params: dict) -> State:
+    Args:
+      run: the config.
+      program: of the run.
+      params: parameters in place of fresh ones, all of them or those of some first names.
+    """
+
+    def fresh(key: jax.Array, given: dict) -> State:
+        params = init_params(run.model, run.compute, key) | given
         zero, memory = jnp.zeros((), jnp.int32), init_memory(run.model, run.compute, run.train.batch_size)
         return State(zero, zero, params, program.optimizer.init(params), memory)
 
     with jax.set_mesh(program.mesh):
-        if params is not None:
-            return jax.jit(fresh, out_shardings=program.shardings)(params)
         born = jax.jit(
-            lambda key: fresh(init_params(run.model, run.compute, key)),
+            fresh,
             out_shardings=program.shardings,
             # It runs once: on a CPU optimising it takes longer than what it then saves.
             compiler_options={"xla_backend_optimization_level": 1} if on_cpu() else None,
         )
-        return born(jax.random.key(run.train.seed))
+        return born(jax.random.key(run.train.seed), params or {})

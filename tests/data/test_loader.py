@@ -15,7 +15,7 @@ from jaxgpt.data.loader import MaskCheck, hold_out, train_iterator, validation_b
 from jaxgpt.data.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
-FIELDS = [f.name for f in dataclasses.fields(Batch)]
+FIELDS = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING]
 
 
 def arrays(batch: Batch) -> np.ndarray:
