@@ -345,7 +345,7 @@ class TrainIterator(Iterator[Batch]):
 class ValidationBatches:
     """The validation batches, in order, as often as they are iterated; see `validation_batches`."""
 
-    def __init__(self, rows: Rows, batch_size: int, index: int, count: int) -> None:
+    def __init__(self, rows: Rows, batch_size: int, index: int = 0, count: int = 1) -> None:
         self._share = _Share(rows, batch_size, index, count)
 
     def __len__(self) -> int:

@@ -249,6 +249,11 @@ class PackedExamples(Sendable):
             return self._plans[epoch]
 
     @property
+    def order(self) -> list[list[int]]:
+        """The numbers of the items in each row of the first epoch, as they lie in it."""
+        return self._plan(0)
+
+    @property
     def epoch_rows(self) -> int:
         """Rows of the first epoch; the others differ by a few."""
         return len(self._plan(0))

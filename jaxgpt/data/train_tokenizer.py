@@ -46,7 +46,7 @@ def sentences(texts: Iterable[str]) -> Iterator[str]:
 def train_sentencepiece(
     texts: Iterable[str],
     vocab_size: int,
-    model_type: Literal["bpe", "unigram"] = "bpe",
+    model_type: Literal["bpe", "unigram", "char"] = "bpe",
     *,
     max_sentences: int = 2_000_000,
     threads: int | None = None,
@@ -162,7 +162,7 @@ def train_tokenizer(
     out: Path,
     *,
     vocab_size: int = 8192,
-    model_type: Literal["bpe", "unigram", "byte"] = "bpe",
+    model_type: Literal["bpe", "unigram", "char", "byte"] = "bpe",
     field: str = "text",
     sample_mb: int = 256,
     max_bad: float = 0.01,
@@ -173,7 +173,8 @@ def train_tokenizer(
       sources: .txt, .jsonl[.gz] or .parquet files, folders or globs.
       out: the folder to write; one that holds another tokenizer is refused.
       vocab_size: entries, with the 256 byte tokens and the control tokens among them.
-      model_type: byte-pair encoding, a unigram model, or plain bytes (which need no training).
+      model_type: byte-pair encoding, a unigram model, single characters (for tagging Chinese, say), or
+        plain bytes (which need no training).
       field: the field of a JSON line or the column of a Parquet file that holds the text.
       sample_mb: megabytes of text to train on at most, spread evenly over the sources.
       max_bad: share of unreadable lines above which the command fails.

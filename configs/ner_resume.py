@@ -1,0 +1,38 @@
+"""How well does a small encoder name the parts of Chinese resumes, from scratch and pretrained?
+
+    jaxgpt train configs/ner_resume.py
+    jaxgpt eval runs/ner_resume --split test
+    jaxgpt train configs/ner_resume.py --name ner_resume_tuned --init-from runs/mlm_zh
+
+The data are the BMES files of Zhang & Yang (2018) under data/resume: every character is a word. The
+tokenizer, of characters, and the backbone come from configs/mlm_zh.py. benchmarks/ner.py does all of it.
+
+Expected: see benchmarks/results; a BiLSTM-CRF on characters reaches a strict F1 of about 0.94.
+"""
+
+from jaxgpt.config import Bert, Classification, Classifier, Compute, Optim, Run, Tagged, Train
+
+TYPES = ("CONT", "EDU", "LOC", "NAME", "ORG", "PRO", "RACE", "TITLE")
+LABELS = ("O", *(f"{place}-{kind}" for place in "BI" for kind in TYPES))
+
+
+def config() -> Run:
+    return Run(
+        name="ner_resume",
+        model=Classifier(
+            backbone=Bert(vocab_size=4096, context=128, layers=4, width=192, heads=6, dropout=0.1),
+            labels=LABELS,
+            head_dropout=0.2,
+        ),
+        data=Tagged(
+            train=("data/resume/train.char.bmes",),
+            validation=("data/resume/dev.char.bmes",),
+            test=("data/resume/test.char.bmes",),
+            tokenizer="tokenizers/zh_char",
+            joiner="",
+        ),
+        objective=Classification(),
+        optim=Optim(peak_lr=1e-3, final_lr=1e-5, warmup_steps=60, weight_decay=0.05, b2=0.98),
+        train=Train(steps=700, batch_size=16, eval_every=70, save_every=700),
+        compute=Compute(dtype="float32"),
+    )

@@ -1,0 +1,98 @@
+"""Predicted labels of a trained classifier, and the reports about them.
+
+Shapes: B rows, T tokens a row, C labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxgpt.batch import Batch
+from jaxgpt.config import ROW_AXES, Labelled, Tagged, UserError
+from jaxgpt.data.loader import ValidationBatches, encode_split
+from jaxgpt.data.packing import Item, PackedExamples
+from jaxgpt.evals.loss import Trained
+from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
+from jaxgpt.models import abstract_model
+
+
+class Labels(NamedTuple):
+    """What a classifier made of a split.
+
+    Attributes:
+      figures: the scores by name, as a report has them.
+      text: the whole report.
+      counts: [C, C] of the labels, rows gold and columns predicted.
+    """
+
+    figures: dict[str, float]
+    text: str
+    counts: np.ndarray
+
+
+def label_report(trained: Trained, split: str, batch_size: int = 32) -> Labels:
+    """Label a split of the run's own data and compare with its gold labels.
+
+    Raises:
+      UserError: the run tells no labels apart, or the split names no files.
+    """
+    run, task = trained.run, trained.run.task
+    if task is None or not isinstance(run.data, Tagged | Labelled):
+        raise UserError(f"{trained.folder} tells no labels apart; give the run of a Classifier.")
+    examples, items = encode_split(run.data, trained.tokenizer, run.length, split, task)
+    made = iter(predict(trained, [item for group in items for item in group], batch_size))
+    named = [[task.labels[i] for _ in group for i in next(made)] for group in items]
+    if isinstance(run.data, Tagged):
+        gold = [sentence.tags for sentence in examples]
+        report = tagging_report(gold, named)
+        flat = [[tag for tags in side for tag in tags] for side in (gold, named)]
+        figures = {
+            f"{mode}_{average}_{key}": scores[f"{average} avg"][key]
+            for mode, scores in (("strict", report.strict), ("default", report.default))
+            for average in ("micro", "macro")
+            for key in ("precision", "recall", "f1-score")
+        }
+        figures["token_accuracy"] = float(np.mean([a == b for a, b in zip(*flat, strict=True)]))
+    else:
+        flat = [[text.label for text in examples], [labels[0] for labels in named]]
+        report = classification_report(*flat)
+        figures = {"accuracy": float(np.mean([a == b for a, b in zip(*flat, strict=True)]))}
+        figures["macro_f1-score"] = report.scores["macro avg"]["f1-score"]
+    return Labels(figures, report.text, confusion(*flat, task.labels))
+
+
+def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> list[list[int]]:
+    """The likeliest label at every weighted token of each item, in order.
+
+    Items are packed into rows as in training, which changes no prediction: documents do not see
+    each other.
+    """
+    run, mesh = trained.run, trained.mesh
+    batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    pad = trained.tokenizer.control["<|pad|>"]
+    rows = PackedExamples(items, run.length, cast(Any, run.data).bins, None, pad)
+    graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
+
+    @jax.jit
+    def likeliest(params: dict, batch: Batch) -> jax.Array:
+        model = nnx.merge(graphdef, params)
+        return jnp.argmax(model.logits(model.hidden(batch).x_BTD), axis=-1)
+
+    with jax.set_mesh(mesh):
+        made = [np.asarray(likeliest(trained.params, batch)) for batch in ValidationBatches(rows, batch_size)]
+    found: list[list[int]] = [[] for _ in items]
+    for row_T, numbers in zip(np.concatenate(made), rows.order, strict=False):
+        at = 0
+        for number in numbers:
+            weights = np.asarray(items[number].weights)
+            found[number] = row_T[at : at + len(weights)][weights > 0].tolist()
+            at += len(weights)
+    return found
