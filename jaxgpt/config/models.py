@@ -247,6 +247,11 @@ class _Blocks:
     def row(self) -> int:
         return self.blocks.row
 
+    @property
+    def logit_softcap(self) -> None:
+        """None: its logits are not capped."""
+        return
+
     def window(self, layer: int) -> int:
         """See `GPT.window`."""
         return self.blocks.window(layer)
