@@ -41,6 +41,9 @@ COMMANDS = {
     "data show": Command("jaxgpt.data.show", "show", "print what a config trains on, loss mask in colour"),
     "info": Command("jaxgpt.plan", "info", "parameters, FLOPs and memory of a config", jax=True, config=True),
     "train": Command("jaxgpt.train.command", "train", "train a config, or resume it", jax=True, config=True),
+    "sweep": Command(
+        "jaxgpt.sweep", "sweep", "train the runs of a config's sweep(), compare them", jax=True, config=True
+    ),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
 }

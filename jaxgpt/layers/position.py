@@ -43,7 +43,7 @@ def frequencies(model: GPT, layer: int) -> np.ndarray:
     if scaling is None:
         return frequency_K
     slow_K = frequency_K / np.float32(scaling.factor)
-    if scaling.kind == "linear":
+    if scaling.form == "linear":
         return slow_K
     turns_K = scaling.original_context * frequency_K / (2 * math.pi)
     low, high = scaling.low_frequency, scaling.high_frequency
@@ -95,10 +95,9 @@ class Bias(nnx.Module):
 
     def __init__(self, key: jax.Array, model: GPT) -> None:
         self.kind, self.causal, self.heads = model.position, model.causal, model.heads
-        self.table = None
-        if model.position == "relative":
-            table_NH = 0.02 * jax.random.normal(key, (self.BUCKETS, model.heads))
-            self.table = nnx.Param(table_NH, axes=("position", "heads"))
+        table_NH = 0.02 * jax.random.normal(key, (self.BUCKETS, model.heads))
+        learned = model.position == "relative"
+        self.table = nnx.Param(table_NH, axes=("position", "heads")) if learned else None
 
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:
         """The bias [B, H, T, S], float32, of distances back from query to key."""

@@ -1,0 +1,34 @@
+"""Which norm, and where does it belong?
+
+LayerNorm on a branch's input (GPT-2), RMSNorm there (Llama), LayerNorm on the sum after it (the first
+Transformer, BERT), RMSNorm on a branch's input and output (Gemma 2), and GPT-2's with queries and keys
+normalised too. The matrices are the same in all.
+
+    jaxgpt sweep configs/ablations/norms.py
+
+Expected: see benchmarks/results.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from jaxgpt.config import Run, load
+
+VARIANTS = {
+    "layernorm_pre": {},
+    "rmsnorm_pre": {"norm": "rmsnorm"},
+    "layernorm_post": {"norm_at": "post"},
+    "rmsnorm_both": {"norm": "rmsnorm", "norm_at": "both"},
+    "qk_norm": {"qk_norm": True},
+}
+
+
+def config() -> Run:
+    return load(Path(__file__).with_name("base.py"))
+
+
+def sweep() -> Iterator[tuple[str, Run]]:
+    base = config()
+    for name, fields in VARIANTS.items():
+        yield name, replace(base, model=replace(base.model, **fields))

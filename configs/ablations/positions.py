@@ -1,0 +1,26 @@
+"""How should a model know where a token stands?
+
+A learned table (GPT-2), rotations (RoFormer), a slope on the scores (ALiBi), T5's learned buckets of
+distances, or nothing but the causal mask (NoPE). The learned table has 128 x 128 parameters that the
+others lack, the buckets 32 a head and layer.
+
+    jaxgpt sweep configs/ablations/positions.py
+
+Expected: see benchmarks/results.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from jaxgpt.config import Run, load
+
+
+def config() -> Run:
+    return load(Path(__file__).with_name("base.py"))
+
+
+def sweep() -> Iterator[tuple[str, Run]]:
+    base = config()
+    for position in ("learned", "rope", "alibi", "relative", "none"):
+        yield position, replace(base, model=replace(base.model, position=position))
