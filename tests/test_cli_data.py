@@ -13,7 +13,7 @@ from jaxgpt.data.show import show
 from jaxgpt.data.tokenizer import ByteTokenizer
 
 HEAD = """from jaxgpt.config import *
-small = GPT(layers=1, width=8, heads=1, vocab_size=263, context=96)
+small = GPT(layers=1, width=8, heads=1, vocab_size=264, context=96)
 """
 
 

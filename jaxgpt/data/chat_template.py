@@ -128,9 +128,13 @@ class ChatTemplate:
         """
         guarded = _guarded(messages, tokenizer)
         text, spans = _unmark(self._faithful(messages, guarded, prompt=False))
-        if not spans and any(message["role"] == "assistant" for message in messages):
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if answers and not spans:
             require("endgeneration" not in self.source, self._unclear("marks none of the answers"))
-            spans = self._answers(guarded, text, tokenizer)
+            spans = self._answers(guarded, answers, text, tokenizer)
+            if not spans and answers[-1] < len(messages) - 1:  # a question without an answer is no loss
+                return self.example(messages[: answers[-1] + 1], tokenizer)
+            require(bool(spans), self._unclear("renders no answer as what its prompt opens"))
         return tokenizer.rendered(text, spans, _GUARD)
 
     def prompt_ids(self, messages: Messages, tokenizer: HFTokenizer) -> list[int]:
@@ -167,12 +171,12 @@ class ChatTemplate:
             )
         return text
 
-    def _answers(self, messages: Messages, whole: str, tokenizer: HFTokenizer) -> list[Span]:
+    def _answers(
+        self, messages: Messages, turns: Sequence[int], whole: str, tokenizer: HFTokenizer
+    ) -> list[Span]:
         """Where the answers stand in the whole rendering, by comparing renderings of its turns."""
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         found = [self._answer(messages, i, whole, tokenizer) for i in turns]
         spans = [span for span in found if span is not None]
-        require(bool(spans), self._unclear("renders no answer as what its prompt opens"))
         if len(spans) < len(found) and not self._told:
             self._told = True
             log.warning(

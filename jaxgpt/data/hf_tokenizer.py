@@ -166,7 +166,7 @@ class HFTokenizer(_Table):
         inside = np.zeros(len(ids), bool)
         starts, ends = np.array(offsets, int).reshape(-1, 2).T
         for a, b in edges:
-            inside |= (starts >= a) & (ends <= b)
+            inside |= (starts >= a) & (starts < b) & (ends <= b)  # bytes of a character may be [s, s)
         return ids, inside.astype(float).tolist()
 
     def _swap(self, text: str, guard: str) -> str:
@@ -175,10 +175,25 @@ class HFTokenizer(_Table):
         return text.replace(guard, "") if guard else text
 
     def broken(self, text: str, guard: str) -> str:
-        """The text with a guard in each control token's name, so that it is one no more."""
+        """The text with a guard in each control token's name, so that it is one no more.
+
+        One goes too where the text, less its white space, ends as a name begins or begins as one ends.
+        """
         while self._names.search(text):  # again, since names may overlap
             text = self._names.sub(lambda found: found[0][0] + guard + found[0][1:], text)
+        core, (heads, tails) = text.strip(), self._edges
+        longest = range(1, max(map(len, heads), default=0) + 1)
+        if any(core[-k:] in heads for k in longest):
+            text = text.rstrip() + guard + text[len(text.rstrip()) :]
+        if any(core[:k] in tails for k in longest):
+            text = text[: -len(text.lstrip())] + guard + text.lstrip()
         return text
+
+    @cached_property
+    def _edges(self) -> tuple[set[str], set[str]]:
+        """What control tokens' names begin and end with, short of the whole."""
+        cuts = [(name[:k], name[k:]) for name in self.special for k in range(1, len(name))]
+        return {head for head, _ in cuts}, {tail for _, tail in cuts}
 
     def end_of_turn(self, text: str, start: int) -> int:
         """Where the turn ends whose answer begins at `start`, in the text up to the next turn.
