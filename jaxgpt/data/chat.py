@@ -45,7 +45,7 @@ def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
       UserError: a role that is not one of `ROLES`, or what the tokenizer's own template refuses.
     """
     if tokenizer.template is not None:
-        return Example(*tokenizer.template.example(messages, tokenizer))
+        return Example(*tokenizer.template.example(messages))
     control = tokenizer.control
     require(
         "<|user|>" in control,
@@ -69,7 +69,7 @@ def prompt_ids(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list
     template of the tokenizer's own allows.
     """
     if tokenizer.template is not None:
-        return tokenizer.template.prompt_ids(messages, tokenizer)
+        return tokenizer.template.prompt_ids(messages)
     return [*render(messages, tokenizer).tokens, tokenizer.control["<|assistant|>"]]
 
 

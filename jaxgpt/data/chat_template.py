@@ -68,28 +68,28 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **option
 
 
 class ChatTemplate:
-    """A chat template and the special tokens it may name.
+    """A chat template and the tokenizer whose special tokens it names.
 
     Dates that it asks for are of the moment when it was made, so that they stay the same for as long
     as a process runs.
 
     Args:
       source: Jinja.
-      special: `bos_token`, `eos_token`, ... as far as the tokenizer has them.
+      tokenizer: gives `bos_token`, `eos_token`, ... as far as it has them, and the ids.
       where: names the tokenizer in errors.
 
     Raises:
       UserError: the source is not valid Jinja.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str], where: str = "the tokenizer") -> None:
+    def __init__(self, source: str, tokenizer: HFTokenizer, where: str = "the tokenizer") -> None:
         now = datetime.datetime.now()
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson  # jinja's own escapes HTML
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": now.strftime}
-        self.source, self.special, self._where, self._told = source, dict(special), where, False
+        environment.globals.update({"raise_exception": _refuse, "strftime_now": now.strftime})
+        self.source, self._tokenizer, self._where, self._told = source, tokenizer, where, False
         try:
             self._compiled = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -111,7 +111,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 tools=None,
                 documents=None,
-                **self.special,
+                **self._tokenizer.roles,
             )
         except (jinja2.TemplateError, *_BROKEN) as error:
             turns = ", ".join(message["role"] for message in messages) or "no turns"
@@ -120,30 +120,30 @@ class ChatTemplate:
                 "dialogue or leave it out."
             ) from None
 
-    def example(self, messages: Messages, tokenizer: HFTokenizer) -> tuple[list[int], list[float]]:
+    def example(self, messages: Messages) -> tuple[list[int], list[float]]:
         """The ids of a whole dialogue and their weights: 1 on the answers and what ends them.
 
         Raises:
           UserError: the template refuses the dialogue, or does not let the answers be told apart.
         """
-        guarded = _guarded(messages, tokenizer)
+        guarded = _guarded(messages, self._tokenizer)
         text, spans = _unmark(self._faithful(messages, guarded, prompt=False))
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if answers and not spans:
             require("endgeneration" not in self.source, self._unclear("marks none of the answers"))
-            spans = self._answers(guarded, answers, text, tokenizer)
+            spans = self._answers(guarded, answers, text)
             if not spans and answers[-1] < len(messages) - 1:  # a question without an answer is no loss
-                return self.example(messages[: answers[-1] + 1], tokenizer)
+                return self.example(messages[: answers[-1] + 1])
             require(bool(spans), self._unclear("renders no answer as what its prompt opens"))
-        return tokenizer.rendered(text, spans, _GUARD)
+        return self._tokenizer.rendered(text, spans, _GUARD)
 
-    def prompt_ids(self, messages: Messages, tokenizer: HFTokenizer) -> list[int]:
+    def prompt_ids(self, messages: Messages) -> list[int]:
         """The ids after which the assistant's next answer begins."""
-        guarded = _guarded(messages, tokenizer)
+        guarded = _guarded(messages, self._tokenizer)
         text, _ = _unmark(self._faithful(messages, guarded, prompt=True))
-        return tokenizer.rendered(text, (), _GUARD)[0]
+        return self._tokenizer.rendered(text, (), _GUARD)[0]
 
-    def end_of_answers(self, tokenizer: HFTokenizer) -> str | None:
+    def end_of_answers(self) -> str | None:
         """The control token that the template writes after an answer, if it writes one."""
         answer = "answer 7319"
         try:
@@ -157,8 +157,8 @@ class ChatTemplate:
         after = text.rfind(answer) + len(answer)
         if after < len(answer):
             return None
-        tail = text[after : tokenizer.end_of_turn(text, after)]
-        return next((name for name in tokenizer.special if tail.endswith(name)), None)
+        tail = text[after : self._tokenizer.end_of_turn(text, after)]
+        return next((name for name in self._tokenizer.special if tail.endswith(name)), None)
 
     def _faithful(self, messages: Messages, guarded: Messages, prompt: bool) -> str:
         """The rendering of the guarded contents, checked against that of the real ones."""
@@ -171,11 +171,9 @@ class ChatTemplate:
             )
         return text
 
-    def _answers(
-        self, messages: Messages, turns: Sequence[int], whole: str, tokenizer: HFTokenizer
-    ) -> list[Span]:
+    def _answers(self, messages: Messages, turns: Sequence[int], whole: str) -> list[Span]:
         """Where the answers stand in the whole rendering, by comparing renderings of its turns."""
-        found = [self._answer(messages, i, whole, tokenizer) for i in turns]
+        found = [self._answer(messages, i, whole) for i in turns]
         spans = [span for span in found if span is not None]
         if len(spans) < len(found) and not self._told:
             self._told = True
@@ -186,7 +184,7 @@ class ChatTemplate:
             )
         return spans
 
-    def _answer(self, messages: Messages, i: int, whole: str, tokenizer: HFTokenizer) -> Span | None:
+    def _answer(self, messages: Messages, i: int, whole: str) -> Span | None:
         try:
             before = self.text(messages[:i], True)
             after = whole if i == len(messages) - 1 else self.text(messages[: i + 1], False)
@@ -196,7 +194,7 @@ class ChatTemplate:
             after = after.rstrip()  # white space after a turn may depend on whether another follows
         if not whole.startswith(after) or not after.startswith(before) or len(after) <= len(before):
             return None
-        return len(before), tokenizer.end_of_turn(after, len(before))
+        return len(before), self._tokenizer.end_of_turn(after, len(before))
 
     def _unclear(self, what: str) -> str:
         return (

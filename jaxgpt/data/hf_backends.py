@@ -85,7 +85,7 @@ class Library:
     ) -> None:
         import tokenizers
 
-        tokens = [t | {"content": private.get(t["content"], t["content"])} for t in added]
+        tokens = [{**t, "content": private.get(t["content"], t["content"])} for t in added]
         whole = {
             **spec,
             "truncation": None,

@@ -128,13 +128,13 @@ class HFTokenizer(_Table):
           UserError: when it is not valid Jinja.
         """
         source = hf_files.chat_template(self.files, self._where)
-        return None if source is None else ChatTemplate(source, self.roles, self._where)
+        return None if source is None else ChatTemplate(source, self, self._where)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end generation: of the files, and the end of turn that the template writes."""
         ends = set(self._ends)
-        if self.template is not None and (name := self.template.end_of_answers(self)) is not None:
+        if self.template is not None and (name := self.template.end_of_answers()) is not None:
             ends.add(self.special[name])
         return tuple(sorted(ends))
 

@@ -102,7 +102,6 @@ class _Table:
     vocab_size: int
     control: dict[str, int]
     strips_space = False
-    template: ChatTemplate | None = None
     _pieces: list[bytes]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -136,6 +135,10 @@ class _Table:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         return tuple(sorted(self.control.values()))  # none of them is text
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        return None
 
     def _model(self) -> bytes:
         return b""
@@ -325,7 +328,8 @@ def _meta(folder: Path) -> dict[str, Any] | None:
         meta = json.loads((folder / META_FILE).read_text("utf-8"))
     except ValueError:
         meta = None
-    require(isinstance(meta, dict), f"{folder / META_FILE} is damaged; restore it or train it again.")
+    if not isinstance(meta, dict):
+        raise UserError(f"{folder / META_FILE} is damaged; restore it or train it again.")
     return meta if {"kind", "digest"} <= meta.keys() else None
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
 from jaxgpt.data.chat import prompt_ids, render
-from jaxgpt.data.chat_template import ChatTemplate
 from jaxgpt.data.hf_tokenizer import HFTokenizer
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "chat_template.json").read_text())
@@ -229,9 +228,9 @@ def test_dates_json_loops_and_special_tokens_render_as_in_transformers():
         "{% if loop.index0 %}{% break %}{% endif %}{{ bos_token }}{{ eos_token }}{% endfor %}"
         "{{ tools is none }}{{ unk_token is defined }}"
     )
-    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    template = with_template(source).template
     text = template.text([{"role": "user", "content": "<b>é"}, {"role": "user", "content": "x"}], False)
-    assert text == '4{"role": "user", "content": "<b>é"}<s></s>TrueFalse'
+    assert text == '4{"role": "user", "content": "<b>é"}<|im_end|>TrueFalse'
 
 
 def test_the_template_file_comes_before_the_configuration():
