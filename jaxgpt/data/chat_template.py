@@ -88,10 +88,11 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson  # jinja's own escapes HTML
-        environment.globals.update({"raise_exception": _refuse, "strftime_now": now.strftime})
         self.source, self._tokenizer, self._where, self._told = source, tokenizer, where, False
         try:
-            self._compiled = environment.from_string(source)
+            self._compiled = environment.from_string(
+                source, globals={"raise_exception": _refuse, "strftime_now": now.strftime}
+            )
         except jinja2.TemplateError as error:
             raise UserError(f"{where}: the chat template is not valid ({error}); mend it.") from None
 

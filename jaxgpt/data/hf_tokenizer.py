@@ -33,7 +33,8 @@ class HFTokenizer(_Table):
     `control` has `<|bos|>` (else `[CLS]`, else the end), `<|eos|>` (else `[SEP]`), `<|pad|>` (else
     the end) and, where there is one, `<|mask|>`; several may be one id. The turns of a dialogue are
     written by `template`. A text's `encode` may begin with the space that SentencePiece puts before
-    it: `decode` drops it again, `token_bytes` counts it.
+    it: `decode` drops it again, `token_bytes` counts it. `decode` is the library's wherever the bytes are
+    UTF-8; of a broken run of byte tokens it keeps the characters that are whole.
 
     Args:
       files: name -> bytes of each file; kept as they are, for `save` and for export.
@@ -65,12 +66,13 @@ class HFTokenizer(_Table):
         special |= {n for n, t in added.items() if t.get("special")} | set(self.roles.values())
         special |= {n for n in hf_files.extra_special(files, where) if n in ids}
         special |= {names[i] for i in ends if i in names}
+        special = {n for n in special if len(n) > 1}  # a model may pad with "!", which stays text
         self.special = {name: ids[name] for name in sorted(special, key=ids.__getitem__)}
         """Control tokens of every sort: never made of text, never decoded."""
         for name, i in self.special.items():
             added.setdefault(name, hf_files.added_entry(name, {"id": i, "special": True}))
         self.vocab_size = max(ids.values()) + 1
-        self._set_control(ends)
+        self._set_control({role: ids[name] for role, name in self.roles.items()}, ends)
         nonce = secrets.token_hex(12)
         self._private = {name: f"<|{nonce}-{i}|>" for name, i in self.special.items()}
         longest = "|".join(re.escape(n) for n in sorted(self.special, key=len, reverse=True))
@@ -82,6 +84,7 @@ class HFTokenizer(_Table):
         else:
             inner = {self._private.get(n, n): t["id"] for n, t in added.items()}
             self._backend = Processor(files["tokenizer.model"], inner, where)
+        self._source = hf_files.chat_template(files, where)
         self.strips_space = self._backend.strips_space
         self._pieces = [b""] * self.vocab_size
         for name, i in ids.items():
@@ -97,23 +100,16 @@ class HFTokenizer(_Table):
         """
         return cls(hf_files.read_files(Path(folder)), str(folder))
 
-    def _set_control(self, ends: Sequence[int]) -> None:
-        roles, where = self.roles, self._where
-
-        def first(*names: str) -> int | None:
-            return next((self.special[roles[n]] for n in names if n in roles), None)
-
-        eos = first("eos_token", "sep_token")
-        eos = eos if eos is not None or not ends else ends[0]
+    def _set_control(self, roles: dict[str, int], ends: Sequence[int]) -> None:
+        where = self._where
+        eos = next((roles[n] for n in ("eos_token", "sep_token") if n in roles), ends[0] if ends else None)
         if eos is None:
             raise UserError(f"{where} names no token that ends a text; set eos_token in {hf_files.CONFIG}.")
         starts = hf_files.generation_ids(self.files, "bos_token_id", where)
-        bos = first("bos_token", "cls_token")
-        bos = bos if bos is not None else (starts or [eos])[0]
-        pad = first("pad_token")
-        self.control = {"<|bos|>": bos, "<|eos|>": eos, "<|pad|>": eos if pad is None else pad}
-        if (mask := first("mask_token")) is not None:
-            self.control["<|mask|>"] = mask
+        bos = next((roles[n] for n in ("bos_token", "cls_token") if n in roles), (starts or [eos])[0])
+        self.control = {"<|bos|>": bos, "<|eos|>": eos, "<|pad|>": roles.get("pad_token", eos)}
+        if "mask_token" in roles:
+            self.control["<|mask|>"] = roles["mask_token"]
         self._ends = {eos, *ends}
         require(
             max(self._ends | {bos}) < self.vocab_size,
@@ -127,8 +123,7 @@ class HFTokenizer(_Table):
         Raises:
           UserError: when it is not valid Jinja.
         """
-        source = hf_files.chat_template(self.files, self._where)
-        return None if source is None else ChatTemplate(source, self, self._where)
+        return None if self._source is None else ChatTemplate(self._source, self, self._where)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -138,7 +133,7 @@ class HFTokenizer(_Table):
             ends.add(self.special[name])
         return tuple(sorted(ends))
 
-    @property
+    @cached_property
     def names(self) -> dict[int, str]:
         return {i: name for name, i in self.special.items()}
 
@@ -157,16 +152,17 @@ class HFTokenizer(_Table):
 
         Args:
           text: control tokens written in it become their ids, unless `broken` has put guards in.
-          spans: characters [start, end) of the text; a token that reaches over an edge has weight 0.
+          spans: characters [start, end) of the text; a token that reaches over an edge has weight 0,
+            but for a control token, which may have swallowed the white space behind it.
           guard: the character that `broken` put in.
         """
         _utf8(text)
         ids, offsets = self._backend.spans(self._swap(text, guard))
         edges = [(len(self._swap(text[:a], guard)), len(self._swap(text[:b], guard))) for a, b in spans]
-        inside = np.zeros(len(ids), bool)
+        inside, whole = np.zeros(len(ids), bool), np.array([i in self.names for i in ids], bool)
         starts, ends = np.array(offsets, int).reshape(-1, 2).T
         for a, b in edges:
-            inside |= (starts >= a) & (starts < b) & (ends <= b)  # bytes of a character may be [s, s)
+            inside |= (starts >= a) & (starts < b) & (whole | (ends <= b))  # a byte may be [s, s)
         return ids, inside.astype(float).tolist()
 
     def _swap(self, text: str, guard: str) -> str:
@@ -223,6 +219,11 @@ class HFTokenizer(_Table):
         if not self._by_library:
             data += self.files["tokenizer.model"]
         return hashlib.sha256(data).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HFTokenizer) and (self.digest, self._source) == (other.digest, other._source)
+
+    __hash__ = _Table.__hash__
 
     def _saved(self) -> dict[str, bytes]:
         return {f"{HF_FOLDER}/{name}": data for name, data in self.files.items()}

@@ -163,7 +163,7 @@ class _Table:
         target = Path(folder)
         if (target / META_FILE).is_file():
             require(
-                load_tokenizer(target).digest == self.digest,
+                load_tokenizer(target) == self,
                 f"{target} holds another tokenizer; name another folder or remove that one.",
             )
             return

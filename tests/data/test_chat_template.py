@@ -213,6 +213,16 @@ def test_templates_that_cannot_be_used_are_user_errors(source, message):
         render(chat("cat", "sat"), with_template(source))
 
 
+def test_an_end_of_turn_that_swallows_white_space_is_trained():
+    spec = json.loads(make("chatml").files["tokenizer.json"])
+    for token in spec["added_tokens"]:
+        token["rstrip"] = token["special"]  # as Phi-3's
+    tokenizer = HFTokenizer(make("chatml").files | {"tokenizer.json": json.dumps(spec).encode()})
+    messages = chat("cat", "sat ", "the", "end")
+    assert len(render(messages, tokenizer).tokens) < len(render(messages, make("chatml")).tokens)
+    assert trained(tokenizer, messages) == ["sat <|im_end|>", "end<|im_end|>"]
+
+
 def test_a_dialogue_that_the_template_refuses_is_named():
     with pytest.raises(UserError, match=r"a dialogue of user, user, assistant.*turns must alternate"):
         render([chat("cat")[0], *chat("cat", "sat")], make("mistral"))

@@ -106,6 +106,13 @@ def test_control_names_what_the_tokenizer_has():
     assert bert == {"<|bos|>": 2, "<|eos|>": 3, "<|pad|>": 0, "<|mask|>": 4}
 
 
+def test_a_model_that_pads_with_a_letter_keeps_it_as_text():
+    tokenizer = HFTokenizer(tiny_hf.byte_level(pad_token="!"))
+    ids = tokenizer.encode("hello!")
+    assert tokenizer.control["<|pad|>"] == ids[-1]
+    assert tokenizer.decode(ids) == "hello!"
+
+
 def test_what_ends_generation():
     assert make("gemma").stop_ids == (2, 4)  # generation_config.json
     assert make("llama3").stop_ids == (298, 301)  # the template's <|eot|> too
@@ -142,6 +149,7 @@ def test_the_digest_follows_what_decides_ids():
     digests = {make(name).digest for name in NAMES}
     same = [make("chatml"), make("default system"), make("marked"), make("thinking")]  # but their templates
     assert len({t.digest for t in same}) == 1
+    assert make("chatml") != make("marked")  # though: they write dialogues otherwise
     assert len(digests) == len(NAMES) - len(same) + 1
 
 
