@@ -201,11 +201,11 @@ class HFTokenizer(_Table):
             return found[-1].end()
         return len(text)
 
-    def is_word_start(self) -> np.ndarray:
-        starts = super().is_word_start()
+    def word_starts(self) -> np.ndarray:
+        starts = super().word_starts()
         if (prefix := self._backend.word_prefix) is not None:
             for i, name in self._words.items():
-                starts[i] = name not in self.special and not name.startswith(prefix)
+                starts[i] = name in self.special or not name.startswith(prefix)
         return starts
 
     @cached_property

@@ -86,8 +86,8 @@ class Tokenizer(Protocol):
         """[V] int32: `len(piece_bytes(id))`; summed over `encode(text)` it is the text's bytes."""
         ...
 
-    def is_word_start(self) -> np.ndarray:
-        """[V] bool: whether an id begins a word, as a space does (for masking whole words)."""
+    def word_starts(self) -> np.ndarray:
+        """[V] bool: whether an id begins a word, as control tokens and white space do."""
         ...
 
     def save(self, folder: str | Path) -> None:
@@ -125,8 +125,8 @@ class _Table:
     def token_bytes(self) -> np.ndarray:
         return np.array([len(piece) for piece in self._pieces], np.int32)
 
-    def is_word_start(self) -> np.ndarray:
-        return np.array([piece[:1] in (b" ", b"\n") for piece in self._pieces], bool)
+    def word_starts(self) -> np.ndarray:
+        return np.array([piece[:1] in (b" ", b"\n", b"") for piece in self._pieces])
 
     @property
     def names(self) -> dict[int, str]:

@@ -221,10 +221,10 @@ def test_a_sentencepiece_model_alone(llama2, tmp_path):
 def test_word_starts():
     def starts(tokenizer, text):
         ids = tokenizer.encode(text)
-        flags = tokenizer.is_word_start()
+        flags = tokenizer.word_starts()
         assert flags.shape == (tokenizer.vocab_size,)
         assert flags.dtype == np.bool_
-        assert not flags[list(tokenizer.names)].any()
+        assert flags[list(tokenizer.names)].all()
         return [bool(flags[i]) for i in ids]
 
     assert starts(make("chatml"), "hello world\nthe") == [False, True, True, False]  # the line begins it
@@ -234,7 +234,7 @@ def test_word_starts():
 
 
 def test_word_starts_of_our_own_sentencepiece(sentencepiece):
-    flags = sentencepiece.is_word_start()
+    flags = sentencepiece.word_starts()
     ids = sentencepiece.encode("the cat sat")
     assert [bool(flags[i]) for i in ids] == [sentencepiece.piece_bytes(i)[:1] == b" " for i in ids]
     assert sum(flags[i] for i in ids) == 2
