@@ -41,6 +41,7 @@ COMMANDS = {
     "data show": Command("jaxgpt.data.show", "show", "print what a config trains on, loss mask in colour"),
     "info": Command("jaxgpt.plan", "info", "parameters, FLOPs and memory of a config", jax=True, config=True),
     "train": Command("jaxgpt.train.command", "train", "train a config, or resume it", jax=True, config=True),
+    "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
 }
