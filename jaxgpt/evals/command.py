@@ -266,7 +266,7 @@ def _tasks(trained: Trained, settings: Settings, names: list[str], chat: bool) -
 
     ours = {name: read_task(name) for name in names if name.endswith(SUFFIXES)}  # all before any is run
     theirs = [name for name in names if name not in ours]
-    scorer = Scorer.of(trained)
+    scorer, settings = Scorer.of(trained), replace(settings, stride=None, memory=None)  # which are for text
     for path, questions in ours.items():
         asked, name = questions[: settings.limit or None], Path(path).name.split(".jsonl")[0]
         figures = run_task(scorer, asked, settings.batch_size, name)

@@ -209,9 +209,8 @@ def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, b
     for i in range(0, len(order), batch_size):
         part = order[i : i + batch_size]
         steps += [(part, at) for at in range(0, max(1, len(part[0].ids_N) - 1), segment)]
-    memory = None
+    memory, rows = None, scorer.batch_rows(len(order), batch_size)
     for part, at in progress(steps, "perplexity"):
-        rows = scorer.batch_rows(len(part), batch_size)
         memory = init_memory(model, scorer.compute, rows, evaluation=True) if at == 0 else memory
         pieces = [Row(document.ids_N[at : at + segment + 1], 1) for document in part]
         found, memory = scorer.score_batch(pieces, segment, rows, memory)

@@ -155,16 +155,17 @@ class Scorer:
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids_N), -rows[i].start), reverse=True)
         parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         found: list[Any] = [None] * len(rows)
+        B = self.batch_rows(len(rows), batch_size)
         for part in progress(parts, about):
             chosen = [rows[i] for i in part]
             T = bucket(max(1, *(len(row.ids_N) - 1 for row in chosen)), self.model.context)
-            scores, _ = self.score_batch(chosen, T, self.batch_rows(len(part), batch_size))
+            scores, _ = self.score_batch(chosen, T, B)
             for i, score in zip(part, scores, strict=True):
                 found[i] = score
         return found
 
     def batch_rows(self, count: int, batch_size: int) -> int:
-        """Rows of a batch for so many: few different ones, and spread evenly over the mesh."""
+        """Rows of every batch where there are `count` in all: few different sizes, that the mesh divides."""
         size = min(batch_size, 1 << (count - 1).bit_length())
         return size + -size % math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
 
