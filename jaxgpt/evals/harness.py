@@ -262,6 +262,7 @@ def run_lm_eval(
                 limit=limit or None,
                 log_samples=False,
                 bootstrap_iters=1000,
+                torch_random_seed=None,
                 task_manager=manager,
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,

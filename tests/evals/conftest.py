@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny import FLOAT32, MODERN, mesh, sharp_params
 from jaxgpt.config import GPT, Run, Text, to_json
 from jaxgpt.data.prepare import prepare
 from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.evals.loss import validation_loss
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.models import init_params
 from jaxgpt.train.checkpoint import Checkpoints
@@ -43,6 +45,14 @@ def save_run(folder: Path, data: Any, model: GPT = MODEL) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Tiny programs that run once take longer to optimise than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on text whose validation part is one document, longer than its context."""
@@ -50,6 +60,12 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.txt").write_text(TEXT, "utf-8")
     prepare([str(folder / "a.txt")], folder / "text", validation=0.3, split="tail", workers=1)
     return save_run(folder / "run", Text(path=str(folder / "text")))
+
+
+@pytest.fixture(scope="session")
+def own_loss(text_run: Path) -> dict[str, float]:
+    """What training measures on that run's validation data."""
+    return validation_loss(text_run, batch_size=ROWS)
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +80,12 @@ def reciter() -> Scorer:
     tokenizer = ByteTokenizer()
     links = dict(pairwise("xyz abc\n")) | {"\n": "a"}
     model = GPT(vocab_size=264, context=48, layers=1, width=264, heads=1, tied=False)
-    params = jax.tree.map(jnp.zeros_like, init_params(model, COMPUTE, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(model, COMPUTE, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     params["norm"]["scale"] += 1
-    params["embed"]["weight"] = 10 * jnp.eye(model.vocab_size)
+    params["embed"]["weight"] = 10 * np.eye(model.vocab_size, dtype=np.float32)
     head = np.zeros((model.vocab_size, model.width), np.float32)
     for token, following in links.items():
         head[ord(following), ord(token)] = 1
-    params["head"]["weight"] = jnp.asarray(head)
-    return Scorer(model, COMPUTE, params, tokenizer, mesh(ONE))
+    params["head"]["weight"] = head
+    return Scorer(model, COMPUTE, jax.tree.map(jnp.asarray, params), tokenizer, mesh(ONE))

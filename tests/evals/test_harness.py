@@ -36,7 +36,7 @@ metric_list:
   - metric: acc_bytes
 """
 UNTIL = """generation_kwargs:
-  until: ["\\n"]
+  until: []
   max_gen_toks: 8
 metric_list:
   - metric: exact_match
@@ -69,7 +69,7 @@ def test_log_likelihoods_are_those_of_the_scorer(scorer: Scorer) -> None:
     assert lm.loglikelihood(asked(*pairs)) == [(score.logprob, score.greedy) for score in scores]
 
 
-def test_rolling_log_likelihood_is_of_the_whole_text(scorer: Scorer, reciter: Scorer) -> None:
+def test_rolling_log_likelihood_is_of_the_whole_text(scorer: Scorer) -> None:
     lm, bos = as_lm(scorer, batch_size=ROWS), scorer.tokenizer.control["<|bos|>"]
     short, long = "the cat sat", TEXT[:75]
     whole, windows = lm.loglikelihood_rolling(asked((short,), (long,)))
@@ -147,34 +147,40 @@ def test_a_dialogue_is_rendered_as_in_training(scorer: Scorer) -> None:
         lm.apply_chat_template([{"role": "usr", "content": ""}])
 
 
-def test_a_task_of_a_yaml_file_gives_our_own_figures(reciter: Scorer, tmp_path: Path) -> None:
+def test_tasks_of_yaml_files_give_our_own_figures(scorer: Scorer, tmp_path: Path) -> None:
+    contexts, words = ["the cat", "seven dogs"], ["sat", "ran over", "hills", "a"]
+    lm = as_lm(scorer, batch_size=2)
+    told, _ = lm.generate_until(asked(*((context, {"max_gen_toks": 8}) for context in contexts)))
     records = [
-        {"context": "say xyz", "choices": ["abc", "cba"], "label": 0},
-        {"context": "say xyz", "choices": ["bbbbbb", "abc"], "label": 1},
-        {"context": "say xyz", "choices": ["cba", "abc"], "label": 0},
+        {"context": context, "choices": words[i:] + words[:i], "label": i % 3, "said": told}
+        for i, context in enumerate(contexts * 3)
     ]
-    lines = [json.dumps(record | {"said": "abc"}) for record in records[:2]] + [
-        json.dumps(records[2] | {"said": "z"})
-    ]
-    (tmp_path / "c.jsonl").write_text("\n".join(lines))
-    part = {"file": tmp_path / "c.jsonl", "text": "context"}
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "u.jsonl").write_text("\n".join(map(json.dumps, records[:2])))
+    part = {"text": "context"}
     choice, until = tmp_path / "choice.yaml", tmp_path / "until.yaml"
-    choice.write_text(TASK.format(name="mine", kind="multiple_choice", target="label", **part) + CHOICE)
-    part["text"] = "context}} {{''"  # with the space after which the model recites
-    until.write_text(TASK.format(name="told", kind="generate_until", target="said", **part) + UNTIL)
-    found = run_lm_eval(reciter, [str(choice), str(until)], batch_size=ROWS)
-    ours = run_task(reciter, read_task(tmp_path / "c.jsonl"), ROWS)
+    file = tmp_path / "c.jsonl"
+    choice.write_text(
+        TASK.format(name="mine", kind="multiple_choice", target="label", file=file, **part) + CHOICE
+    )
+    file = tmp_path / "u.jsonl"
+    until.write_text(
+        TASK.format(name="told", kind="generate_until", target="said", file=file, **part) + UNTIL
+    )
+    found = run_lm_eval(scorer, [str(choice), str(until)], batch_size=2)
+    ours = run_task(scorer, read_task(tmp_path / "c.jsonl"), 2)
     assert list(found) == ["mine", "told"]
     for name in ("acc", "acc_norm", "acc_bytes"):
         assert found["mine"][name] == pytest.approx(ours[name])
-    assert found["mine"]["acc"].value == pytest.approx(2 / 3)
-    assert found["told"]["exact_match"].value == pytest.approx(2 / 3)
-    assert run_lm_eval(reciter, [str(choice)], batch_size=ROWS, limit=1)["mine"]["acc"].value == 1.0
+    assert 0 < ours["acc"].value < 1
+    assert found["told"]["exact_match"].value == 0.5
+    one = run_task(scorer, read_task(tmp_path / "c.jsonl")[:1], 2)
+    assert run_lm_eval(scorer, [str(choice)], batch_size=2, limit=1)["mine"]["acc"].value == one["acc"].value
 
 
-def test_data_that_cannot_be_had_are_one_sentence(reciter: Scorer, tmp_path: Path) -> None:
+def test_data_that_cannot_be_had_are_one_sentence(scorer: Scorer, tmp_path: Path) -> None:
     path = tmp_path / "far.yaml"
     text = TASK.format(name="far", kind="multiple_choice", target="label", text="context", file="x") + CHOICE
     path.write_text(text.replace("dataset_path: json", "dataset_path: nobody/nothing"))
     with pytest.raises(UserError, match=r"the data of .*far\.yaml could not be had \("):
-        run_lm_eval(reciter, [str(path)])
+        run_lm_eval(scorer, [str(path)])

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import TransformerXL, UserError
 from jaxgpt.data.tokenizer import ByteTokenizer
-from jaxgpt.evals.loss import validation_loss
 from jaxgpt.evals.perplexity import (
     Document,
     Total,
@@ -52,17 +51,16 @@ def test_windows_score_every_token_once_with_enough_before_it(
         assert all(row.start == 1 for row in rows)
 
 
-def test_disjoint_windows_give_the_loss_of_training(text_run: Path) -> None:
+def test_disjoint_windows_give_the_loss_of_training(text_run: Path, own_loss: dict[str, float]) -> None:
     """On one document the windows are the very rows that validation reads."""
     scorer = Scorer.load(text_run)
     documents = read_split(text_run.parent / "text", "validation", scorer.tokenizer)
     assert len(documents) == 1
     assert documents[0].bytes > 3 * CONTEXT
     figures = sliding(scorer, documents, batch_size=ROWS).figures()
-    loss = validation_loss(text_run, batch_size=ROWS)
-    assert figures["tokens"] == loss["targets"]
+    assert figures["tokens"] == own_loss["targets"]
     for name in ("loss", "bits_per_byte", "accuracy"):
-        assert figures[name] == pytest.approx(loss[name], rel=1e-5)
+        assert figures[name] == pytest.approx(own_loss[name], rel=1e-5)
     assert figures == sliding(scorer, documents, stride=CONTEXT, batch_size=ROWS).figures()
 
 

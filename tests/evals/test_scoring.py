@@ -26,6 +26,9 @@ REQUESTS = [
     ([2], []),
 ]
 
+NEVER = (-2,)
+"""Stop tokens that no model writes."""
+
 
 @partial(jax.jit, static_argnums=0)
 def _logprobs(model: GPT, params: dict, tokens_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
@@ -34,12 +37,16 @@ def _logprobs(model: GPT, params: dict, tokens_BT: jax.Array, weights_BT: jax.Ar
     return jax.nn.log_softmax(decoder.logits(decoder.hidden(batch).x_BTD))
 
 
-def expected(model: GPT, params: dict, given: list[int], scored: list[int]) -> np.ndarray:
-    """Log-probabilities of the continuation's tokens by one row without padding."""
-    ids = jnp.asarray([[*given, *scored]])
-    weights_BT = (jnp.arange(ids.shape[1] - 1)[None] >= len(given) - 1).astype(jnp.float32)
+def expected(
+    model: GPT, params: dict, given: list[int], scored: list[int], prompt: int | None = None
+) -> np.ndarray:
+    """Log-probabilities of the continuation's tokens by one row, the first `prompt` tokens its prompt."""
+    n, first = len(given) + len(scored), len(given) - 1
+    ids, prompt = jnp.asarray([[*given, *scored, *[0] * (20 - n)]]), prompt or len(given)
+    places_T = jnp.arange(19)[None]
+    weights_BT = ((places_T >= prompt - 1) & (places_T < n - 1)).astype(jnp.float32)
     logprobs_TV = np.asarray(_logprobs(model, params, ids[:, :-1], weights_BT))[0]
-    return logprobs_TV[np.arange(len(given) - 1, ids.shape[1] - 1), scored]
+    return logprobs_TV[np.arange(first, n - 1), scored]
 
 
 def assert_same(a: list[Score], b: list[Score]) -> None:
@@ -72,7 +79,7 @@ def test_a_mesh_changes_nothing(scorer: Scorer) -> None:
 def test_greedy_is_what_the_generator_writes(scorer: Scorer) -> None:
     generator = Generator(MODEL, COMPUTE, scorer.params, scorer.tokenizer, mesh=scorer.mesh)
     prompts = [[256, *b"the cat"], [256, *b"on"]]
-    made = generator.generate(prompts, Sampling(temperature=0), max_new_tokens=9, stop=())
+    made = generator.generate(prompts, Sampling(temperature=0), max_new_tokens=9, stop=NEVER)
     requests = [(prompt, completion.ids) for prompt, completion in zip(prompts, made, strict=True)]
     changed = [(prompt, [*ids[:4], (ids[4] + 1) % 256, *ids[5:]]) for prompt, ids in requests]
     scores = scorer.token_logprobs([*requests, *changed], ROWS)
@@ -87,7 +94,7 @@ def test_rows_that_pad_the_vocabulary_are_never_the_likeliest(scorer: Scorer) ->
     params = scorer.params | {"head": {"weight": head}}
     padded = Scorer(MODEL, COMPUTE, params, scorer.tokenizer, scorer.mesh)
     generator = Generator(MODEL, COMPUTE, params, scorer.tokenizer, mesh=scorer.mesh)
-    made = generator.generate([[1, 2], [3]], Sampling(temperature=0), max_new_tokens=9, stop=())[0]
+    made = generator.generate([[1, 2], [3]], Sampling(temperature=0), max_new_tokens=9, stop=NEVER)[0]
     score = padded.token_logprobs([([1, 2], made.ids)] * ROWS, ROWS)[0]
     assert score.greedy
     assert score.logprob == pytest.approx(sum(made.logprobs), abs=1e-4)
@@ -101,7 +108,7 @@ def test_the_context_is_the_prefix_of_a_prefix_model(scorer: Scorer) -> None:
     one = Scorer(model, COMPUTE, params, scorer.tokenizer, scorer.mesh)
     total = one.token_logprobs([(given, scored)])[0].logprob
     assert total == pytest.approx(expected(model, params, given, scored).sum(), abs=1e-4)
-    causal = expected(replace(model, prefix=False), params, given, scored).sum()
+    causal = expected(model, params, given, scored, prompt=1).sum()
     assert abs(total - causal) > 1e-2
 
 
