@@ -66,11 +66,13 @@ class Result(NamedTuple):
       name: of its file.
       title: what was measured and how.
       figures: by their keys in `NAMES`, in order.
+      truncated: contexts that lost their beginning, being longer than the model's.
     """
 
     name: str
     title: str
     figures: Mapping[str, Figure]
+    truncated: int = 0
 
 
 def evaluate(
@@ -272,14 +274,18 @@ def _tasks(trained: Trained, settings: Settings, names: list[str], chat: bool) -
         figures = run_task(scorer, asked, settings.batch_size, name)
         if len(questions[0].choices) == 1:
             figures = {f"last_word_{key}": figure for key, figure in figures.items()}
-        yield Result(_named(f"task-{name}", settings), f"{name}, {len(asked)} records", figures)
+        yield Result(
+            _named(f"task-{name}", settings), f"{name}, {len(asked)} records", figures, scorer.truncated
+        )
+        scorer.truncated = 0
     if theirs:
         from jaxgpt.evals.harness import run_lm_eval
 
         options: dict[str, Any] = {"batch_size": settings.batch_size, "limit": settings.limit, "chat": chat}
         for task, figures in run_lm_eval(scorer, theirs, **options).items():
             name = _named(f"lm-eval-{task}" + ("-chat" if chat else ""), settings)
-            yield Result(name, f"{task} (lm-evaluation-harness{', chat' if chat else ''})", figures)
+            title = f"{task} (lm-evaluation-harness{', chat' if chat else ''})"
+            yield Result(name, title, figures, scorer.truncated)  # of all these tasks together
 
 
 # --------------------------------------------------------------------------------------- what is left
@@ -299,8 +305,8 @@ def _save(trained: Trained, result: Result, settings: Settings) -> Path:
         for key, figure in result.figures.items()
     }
     path = trained.folder / "eval" / f"{result.name}.json"
-    record = {"title": result.title, "step": trained.step, "settings": asdict(settings), "figures": figures}
-    write_json(path, record)
+    made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
+    write_json(path, {"title": result.title, **made, "figures": figures})
     if (trained.folder / "metrics.jsonl").is_file():  # a run that was trained here has a page of its own
         run_report(trained.folder)
     return path
@@ -323,4 +329,4 @@ def _print(result: Result) -> None:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"

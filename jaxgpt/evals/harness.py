@@ -8,6 +8,7 @@ Its tasks then run on a run as on any other model: `jaxgpt eval RUN --tasks arc_
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -23,6 +24,8 @@ from jaxgpt.evals.scoring import Scorer, encode_pair, progress
 from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
+
+log = logging.getLogger(__name__)
 
 MARK = "\ue0f0"
 """Stands around a control token's name in a rendered dialogue: no text can write one by its name."""
@@ -146,11 +149,15 @@ class RunModel:
             if not batches or len(batches[-1]) == self.batch_size or batches[-1][0][3] != one[3]:
                 batches.append([])
             batches[-1].append(one)
-        answers = [""] * len(requests)
+        answers, before = [""] * len(requests), self.scorer.truncated
         for batch in progress(batches, "" if disable_tqdm else "answers"):
             contexts = [requests[i].args[0] for i, *_ in batch]
             for (i, *_), answer in zip(batch, self._answer(contexts, batch), strict=True):
                 answers[i] = answer
+        if cut := self.scorer.truncated - before:
+            log.warning(
+                "%d of %d contexts lose their beginning, to leave room for answers", cut, len(requests)
+            )
         return answers
 
     def _answer(self, contexts: list[str], batch: list[tuple[int, list[str], Sampling, int]]) -> list[str]:
@@ -174,14 +181,14 @@ class RunModel:
         for token in stream:
             if token.row in open_rows:
                 texts[token.row] += token.text
-                if token.finish_reason or cut(texts[token.row], untils[token.row]) != texts[token.row]:
+                if token.finish_reason or cut_at(texts[token.row], untils[token.row]) != texts[token.row]:
                     open_rows.discard(token.row)
             if not open_rows:
                 break
-        return [cut(text, until) for text, until in zip(texts, untils, strict=True)]
+        return [cut_at(text, until) for text, until in zip(texts, untils, strict=True)]
 
 
-def cut(text: str, until: Sequence[str]) -> str:
+def cut_at(text: str, until: Sequence[str]) -> str:
     """The text before the first stop string in it."""
     return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=None)]
 

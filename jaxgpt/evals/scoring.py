@@ -199,13 +199,14 @@ def _to_batch(rows: Sequence[Row], T: int, B: int, memory: Any) -> tuple[Batch, 
 
     The weights also tell a prefix LM what is prompt: the tokens up to the first one scored.
     """
-    tokens_BT, targets_BT, segments_BT = np.zeros((3, B, T), np.int32)
-    weights_BT, start_B = np.zeros((B, T), np.float32), np.zeros(B, np.int32)
+    arrays: Any = (*np.zeros((3, B, T), np.int32), np.zeros((B, T), np.float32))
+    tokens_BT, targets_BT, segments_BT, weights_BT = arrays
+    start_B = np.zeros(B, np.int32)
     for i, (ids_N, start) in enumerate(rows):
         n = max(0, len(ids_N) - 1)
         tokens_BT[i, :n], targets_BT[i, :n], segments_BT[i, :n] = ids_N[:n], ids_N[1:], 1
         weights_BT[i, start - 1 : n], start_B[i] = 1, start - 1
-    positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    positions_BT: Any = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT, memory=memory), start_B
 
 

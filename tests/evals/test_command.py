@@ -38,6 +38,8 @@ def values(record: dict) -> dict[str, float]:
 def test_without_options_it_measures_the_runs_own_validation_data(
     text_run: Path, own_loss: dict[str, float], call: Call
 ) -> None:
+    (text_run / "eval").mkdir()
+    (text_run / "eval" / "damaged.json").write_text('{"figures": 3')  # which the report leaves out
     out, err = call(text_run)
     record = json.loads((text_run / "eval" / "validation.json").read_text())
     expected = own_loss | {"token_perplexity": math.exp(own_loss["loss"])}
@@ -56,7 +58,9 @@ def test_without_options_it_measures_the_runs_own_validation_data(
 
 def test_texts_and_tasks_in_one_go_as_json(text_run: Path, call: Call, tmp_path: Path) -> None:
     (tmp_path / "wiki.raw").write_text(TEXT[:90], "utf-8")
-    lines = [json.dumps({"text": f"the cat {word}"}) for word in ("sat", "ran", "lay")]
+    lines = [
+        json.dumps({"text": f"{'very ' * n}old {word}"}) for n, word in enumerate(("sat", "ran", "lay"), 5)
+    ]
     (tmp_path / "words.jsonl").write_text("\n".join(lines))
     text, words = tmp_path / "wiki.raw", tmp_path / "words.jsonl"
     out, err = call(text_run, "--text", text, "--stride", 8, "--tasks", words, "--limit", 2, "--json")
@@ -68,6 +72,7 @@ def test_texts_and_tasks_in_one_go_as_json(text_run: Path, call: Call, tmp_path:
     expected = run_task(scorer, read_task(words)[:2], ROWS)
     assert second["figures"]["last_word_accuracy"]["value"] == expected["accuracy"].value
     assert second["figures"]["last_word_perplexity"]["standard_error"] == expected["perplexity"].stderr
+    assert (first["truncated_contexts"], second["truncated_contexts"]) == (0, 1)  # 32 bytes fit, 37 do not
     names = {path.name for path in (text_run / "eval").glob("*-limit-2.json")}
     assert names == {"text-wiki.raw-stride-8-limit-2.json", "task-words-limit-2.json"}
     assert err.count("saved as") == 2

@@ -14,7 +14,7 @@ from conftest import ROWS, TEXT
 
 from jaxgpt.config import UserError
 from jaxgpt.data.chat import prompt_ids, render
-from jaxgpt.evals.harness import MARK, as_lm, cut, run_lm_eval
+from jaxgpt.evals.harness import MARK, as_lm, cut_at, run_lm_eval
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.evals.tasks import read_task, run_task
 from jaxgpt.sample.settings import Sampling
@@ -81,7 +81,9 @@ def test_rolling_log_likelihood_is_of_the_whole_text(scorer: Scorer) -> None:
     assert windows == pytest.approx(sum(s.logprob for s in scorer.token_logprobs(tokens, ROWS)), abs=1e-3)
 
 
-def test_answers_are_the_generators_cut_at_the_stop_string(scorer: Scorer) -> None:
+def test_answers_are_the_generators_up_to_the_stop_string(
+    scorer: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
     lm, bos = as_lm(scorer, batch_size=2), scorer.tokenizer.control["<|bos|>"]
     contexts = ["the cat", "on"]
     made = lm.generator.generate(
@@ -99,6 +101,7 @@ def test_answers_are_the_generators_cut_at_the_stop_string(scorer: Scorer) -> No
     kept = [*TEXT[:50].encode()][-23:]
     assert first == lm.generator.generate([kept, kept], Sampling(temperature=0), max_new_tokens=9)[0].text
     assert scorer.truncated == before + 2
+    assert "2 of 2 contexts lose their beginning" in caplog.text
     assert isinstance(second, str)
     with pytest.raises(UserError, match="max_gen_toks is 32 but the model's context is 32"):
         lm.generate_until(asked(("a", {"max_gen_toks": 32})))
@@ -126,9 +129,9 @@ def test_sampling_is_asked_for_as_tasks_do(scorer: Scorer, monkeypatch: pytest.M
 
 
 def test_the_earliest_stop_string_cuts() -> None:
-    assert cut("one two\nthree", ["three", "\n", "zzz"]) == "one two"
-    assert cut("one", ["two", ""]) == "one"
-    assert cut("one", []) == "one"
+    assert cut_at("one two\nthree", ["three", "\n", "zzz"]) == "one two"
+    assert cut_at("one", ["two", ""]) == "one"
+    assert cut_at("one", []) == "one"
 
 
 def test_a_dialogue_is_rendered_as_in_training(scorer: Scorer) -> None:
