@@ -121,8 +121,10 @@ def evaluate(
     _check(settings, bool(text), names)
     trained = _load(run, checkpoint, mesh, settings)
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
+    part = f", limit {limit}" if limit else ""
     for result in _results(trained, settings, text, names, chat):
-        path = _save(trained, result._replace(name=result.name + kind), settings)
+        result = result._replace(name=result.name + kind, title=result.title + part)
+        path = _save(trained, result, settings)
         if json:
             print(path.read_text("utf-8"), end="", flush=True)
         else:
@@ -216,6 +218,7 @@ def _own_loss(trained: Trained, settings: Settings, title: str) -> Result:
     found["targets"] = round(found["targets"])
     figures = {"loss": found["loss"], "token_perplexity": math.exp(min(found["loss"], 100.0))} | found
     name = _named("validation", settings)
+    title += f" (memory of {settings.memory} tokens)" if settings.memory is not None else ""
     return Result(name, f"The run's own {title}", {n: Figure(v) for n, v in figures.items()})
 
 

@@ -68,7 +68,7 @@ def test_texts_and_tasks_in_one_go_as_json(text_run: Path, call: Call, tmp_path:
     scorer = Scorer.load(text_run)
     figures = sliding(scorer, read_texts([str(text)], scorer.tokenizer), 8, ROWS).figures()
     assert values(first) == pytest.approx(figures)
-    assert first["title"] == "wiki.raw (stride 8, context 32)"
+    assert first["title"] == "wiki.raw (stride 8, context 32), limit 2"
     expected = run_task(scorer, read_task(words)[:2], ROWS)
     assert second["figures"]["last_word_accuracy"]["value"] == expected["accuracy"].value
     assert second["figures"]["last_word_perplexity"]["standard_error"] == expected["perplexity"].stderr
