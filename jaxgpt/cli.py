@@ -44,6 +44,7 @@ COMMANDS = {
     "sweep": Command(
         "jaxgpt.sweep", "sweep", "train the runs of a config's sweep(), compare them", jax=True, config=True
     ),
+    "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
 }

@@ -363,11 +363,22 @@ def run_report(folder: str | Path) -> Path | None:
         place = shlex.quote(str(folder))
         words = f"jaxgpt chat {place}" if chat else f"jaxgpt sample {place} --prompt 'Once upon a time'"
         figures = facts(_figures(records, config))
-        parts = ("Key figures", figures), ("Curves", curves(records)), ("Try it", commands(words))
+        evals = [("Evaluations", *tables)] if (tables := _evaluations(folder)) else []
+        parts = ("Key figures", figures), ("Curves", curves(records)), *evals, ("Try it", commands(words))
         return write(folder / "report.html", f"Run {folder.resolve().name}", parts)
     except Exception as error:
         log.warning("no report of %s: %s", folder, error)
         return None
+
+
+def _evaluations(folder: Path) -> list[Html]:
+    """What `jaxgpt eval` left in a run's folder, a table each; damaged files are left out."""
+    tables = []
+    for path in sorted(folder.glob("eval/*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = json.loads(path.read_bytes())
+            tables.append(table(list(found["figures"].values()), f"{found['title']}, step {found['step']}"))
+    return tables
 
 
 def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
@@ -376,10 +387,7 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     best = min(val, key=lambda r: r["val_loss"], default={})
     speed = [v for _, v in points(records, "tokens_per_second") if v == v]
     found = {
-        "Best validation loss": (
-            best.get("val_loss"),
-            f"nats a token, at step {_show(best.get('step'))}",
-        ),
+        "Best validation loss": (best.get("val_loss"), f"nats a token, at step {_show(best.get('step'))}"),
         "Bits per byte": (best.get("val_bits_per_byte"), "of validation text, at that step"),
         "Tokens per second": (median(speed) if speed else None, "median"),
         "Parameters": (config.get("parameters"), ""),

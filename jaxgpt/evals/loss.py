@@ -1,26 +1,56 @@
-"""Losses of a trained run on data of one's choice."""
+"""A trained run, loaded; and its losses on data of one's choice."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Mesh
+from jaxgpt.config import ROW_AXES, Mesh, Run
 from jaxgpt.config.data import Data
 from jaxgpt.data.loader import validation_batches
-from jaxgpt.data.tokenizer import load_tokenizer
+from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import abstract_model, init_memory
 from jaxgpt.objectives import make_objective
-from jaxgpt.sharding import make_mesh
+from jaxgpt.sample.generate import sampling_mesh
 from jaxgpt.train.checkpoint import load_params, load_run
 from jaxgpt.train.step import eval_step, evaluate
+
+ONE_DEVICE = Mesh(data=1)
+
+
+class Trained(NamedTuple):
+    """One checkpoint of a run and what belongs to it."""
+
+    folder: Path
+    run: Run
+    params: dict
+    """In the training form (layers stacked), on the mesh."""
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+    step: int
+
+
+def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Trained:
+    """A run's checkpoint.
+
+    Args:
+      folder: the run's folder.
+      which: `best` by validation loss, `newest`, or a step.
+      mesh: devices to spread the model over.
+    """
+    run, folder = load_run(folder), Path(folder)
+    tokenizer, placed = load_tokenizer(folder / "tokenizer"), sampling_mesh(run, mesh)
+    params, step = load_params(folder, run, placed, which)
+    return Trained(folder, run, params, tokenizer, placed, step)
 
 
 def validation_loss(
@@ -43,17 +73,21 @@ def validation_loss(
     Returns:
       `loss` (nats a weighted target), `accuracy`, `targets` (their number), of text `bits_per_byte`.
     """
-    run = load_run(folder)
-    mesh = make_mesh(Mesh(data=1).resolve(1), jax.devices()[:1])
-    params, _ = load_params(folder, run, mesh, which)
-    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-    chosen = data or run.data
+    return loss_of(load_trained(folder, which=which), data, batch_size=batch_size, batches=batches)
+
+
+def loss_of(
+    trained: Trained, data: Data | None = None, *, batch_size: int = 32, batches: int = 0
+) -> dict[str, float]:
+    """As `validation_loss`, of a run that is loaded already."""
+    run, tokenizer, mesh = trained.run, trained.tokenizer, trained.mesh
+    batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in ROW_AXES)
     rows: Iterable[Batch] = validation_batches(
-        chosen, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task
+        data or run.data, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task
     )
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))
     step = jax.jit(functools.partial(eval_step, graphdef, objective))
     memory = init_memory(run.model, run.compute, batch_size, evaluation=True)
     with jax.set_mesh(mesh):
-        return evaluate(step, params, itertools.islice(rows, batches or None), memory)
+        return evaluate(step, trained.params, itertools.islice(rows, batches or None), memory)

@@ -1,0 +1,335 @@
+"""`jaxgpt eval RUN`: what a trained run is worth, on its own data, on texts and on tasks.
+
+jax is imported only once the command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from jaxgpt.config import Chat, MaskedLM, Mesh, Text, TransformerXL, UserError, require
+from jaxgpt.files import write_json
+from jaxgpt.report import run_report
+
+if TYPE_CHECKING:
+    from jaxgpt.evals.loss import Trained
+    from jaxgpt.evals.tasks import Figure
+
+ONE_DEVICE = Mesh(data=1)
+Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+NAMES = {
+    "loss": "Loss (nats a token)",
+    "accuracy": "Accuracy of the likeliest token",
+    "token_perplexity": "Perplexity of tokens (of this tokenizer alone)",
+    "word_perplexity": "Perplexity of whitespace-separated words",
+    "bits_per_byte": "Bits per byte of UTF-8",
+    "bits_per_character": "Bits per character",
+    "targets": "Predicted tokens",
+    "tokens": "Predicted tokens",
+    "words": "Words",
+    "bytes": "Bytes",
+    "characters": "Characters",
+    "last_word_accuracy": "Accuracy of the last word",
+    "last_word_perplexity": "Perplexity of the last word",
+    "acc": "Accuracy by log-likelihood",
+    "acc_norm": "Accuracy by log-likelihood a character",
+    "acc_bytes": "Accuracy by log-likelihood a byte",
+    "acc_tokens": "Accuracy by log-likelihood a token",
+}
+"""Every figure's name in full; what is not here, as the metrics of lm-evaluation-harness, names itself."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation was asked for; see `evaluate`."""
+
+    split: Literal["validation", "test"] = "validation"
+    stride: int | None = None
+    memory: int | None = None
+    limit: int = 0
+    batch_size: int = 32
+
+
+class Result(NamedTuple):
+    """One table.
+
+    Attributes:
+      name: of its file.
+      title: what was measured and how.
+      figures: by their keys in `NAMES`, in order.
+      truncated: contexts that lost their beginning, being longer than the model's.
+    """
+
+    name: str
+    title: str
+    figures: Mapping[str, Figure]
+    truncated: int = 0
+
+
+def evaluate(
+    run: Folder,
+    *,
+    split: Literal["validation", "test"] = "validation",
+    text: tuple[str, ...] = (),
+    stride: int | None = None,
+    memory: int | None = None,
+    tasks: str = "",
+    chat: Switch = False,
+    checkpoint: str = "best",
+    limit: int = 0,
+    batch_size: int = 32,
+    mesh: Mesh = ONE_DEVICE,
+    json: Switch = False,
+) -> None:
+    """Evaluate a trained run: on its own validation data, on raw text, or on tasks.
+
+    Without --text and --tasks it is the run's own data, as during training. The figures are printed,
+    written to RUN/eval and shown in RUN/report.html.
+
+    Args:
+      run: folder of the run.
+      split: which part of the run's own data.
+      text: files of raw text (.jsonl and .parquet hold a document a record), for perplexities of tokens
+        and words, and bits per byte and character.
+      stride: tokens a window of text moves on by: each token then sees at least context - stride + 1
+        before it; 1 is exact and slow. Without it the windows do not overlap.
+      memory: tokens that a Transformer-XL remembers, in place of its eval_memory.
+      tasks: separated by commas: .jsonl files (`text` for last words; `context`, `choices` and
+        `label` for multiple choice), names of tasks of lm-evaluation-harness, or paths of YAML
+        files that describe one.
+      chat: ask the tasks of lm-evaluation-harness as a user's turns.
+      checkpoint: `best` by validation loss, `newest`, or a step number.
+      limit: first records of each task, documents of text or batches of the run's own data; 0 means all.
+      batch_size: rows at a time.
+      mesh: devices to spread the model over.
+      json: print a JSON object for each table instead.
+
+    Raises:
+      UserError: a bad setting, data that are not there, or a run that they do not suit.
+    """
+    settings = Settings(split, stride, memory, limit, batch_size)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    _check(settings, bool(text), names)
+    trained = _load(run, checkpoint, mesh, settings)
+    kind = f"-{checkpoint}" if checkpoint != "best" else ""
+    part = f", limit {limit}" if limit else ""
+    for result in _results(trained, settings, text, names, chat):
+        result = result._replace(name=result.name + kind, title=result.title + part)
+        path = _save(trained, result, settings)
+        if json:
+            print(path.read_text("utf-8"), end="", flush=True)
+        else:
+            _print(result)
+        print(f"{result.title}: saved as {path}", file=sys.stderr)
+
+
+def _check(settings: Settings, text: bool, names: list[str]) -> None:
+    for name in ("batch_size", "stride"):
+        value = getattr(settings, name)
+        require(value is None or value >= 1, f"{name} is {value}; it must be at least 1.")
+    for name in ("limit", "memory"):
+        value = getattr(settings, name)
+        require(value is None or value >= 0, f"{name} is {value}; it must be at least 0.")
+    require(
+        settings.stride is None or settings.memory is None,
+        "stride and memory are two ways to give a token what is before it; set one of them.",
+    )
+    require(
+        not names or text or (settings.stride is None and settings.memory is None),
+        "stride and memory are for text; drop them, or name texts with --text.",
+    )
+    require(
+        settings.split == "validation" or not (text or names),
+        "split is of the run's own data; drop it, or --text and --tasks.",
+    )
+
+
+def _load(run: str, checkpoint: str, mesh: Mesh, settings: Settings) -> Trained:
+    require(Path(run).is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")
+    from jaxgpt.evals.loss import load_trained
+
+    trained = load_trained(run, which=checkpoint, mesh=mesh)
+    if settings.memory is None:
+        return trained
+    model = trained.run.model
+    require(
+        isinstance(model, TransformerXL),
+        f"memory is {settings.memory} but a {type(model).__name__} carries none; drop it, or use stride.",
+    )
+    assert isinstance(model, TransformerXL)
+    return trained._replace(run=replace(trained.run, model=replace(model, eval_memory=settings.memory)))
+
+
+def _results(
+    trained: Trained, settings: Settings, text: tuple[str, ...], names: list[str], chat: bool
+) -> Iterator[Result]:
+    if text:
+        yield _text(trained, settings, text)
+    if names:
+        yield from _tasks(trained, settings, names, chat)
+    if not text and not names:
+        data = trained.run.data
+        if type(data) not in OWN_DATA:
+            raise UserError(
+                f"`jaxgpt eval` has no report for {type(data).__name__} data; "
+                f"it has for {', '.join(kind.__name__ for kind in OWN_DATA)}."
+            )
+        yield OWN_DATA[type(data)](trained, settings)
+
+
+# --------------------------------------------------------------------------------- the run's own data
+
+
+def _own_text(trained: Trained, settings: Settings) -> Result:
+    """Loss as training measures it; with a stride, of documents read in sliding windows."""
+    _no_test(settings)
+    if settings.stride is not None:
+        from jaxgpt.evals.perplexity import read_split
+
+        path = trained.run.data.path if isinstance(trained.run.data, Text) else ""
+        documents = read_split(path, settings.split, trained.tokenizer)
+        return _perplexity(trained, settings, documents, "validation", "validation documents, ends included")
+    masked = isinstance(trained.run.objective, MaskedLM)
+    return _own_loss(trained, settings, "validation data" + (", hidden tokens" if masked else ""))
+
+
+def _own_chat(trained: Trained, settings: Settings) -> Result:
+    _no_test(settings)
+    require(
+        settings.stride is None, "stride is for text, but this run reads dialogues; drop it or use --text."
+    )
+    return _own_loss(trained, settings, "validation dialogues, answers alone")
+
+
+def _own_loss(trained: Trained, settings: Settings, title: str) -> Result:
+    from jaxgpt.evals.loss import loss_of
+    from jaxgpt.evals.tasks import Figure
+
+    found = loss_of(trained, batch_size=settings.batch_size, batches=settings.limit)
+    found["targets"] = round(found["targets"])
+    figures = {"loss": found["loss"], "token_perplexity": math.exp(min(found["loss"], 100.0))} | found
+    name = _named("validation", settings)
+    title += f" (memory of {settings.memory} tokens)" if settings.memory is not None else ""
+    return Result(name, f"The run's own {title}", {n: Figure(v) for n, v in figures.items()})
+
+
+def _no_test(settings: Settings) -> None:
+    require(
+        settings.split == "validation",
+        f"split is {settings.split!r} but this run's data have only a validation split; "
+        "name other texts with --text.",
+    )
+
+
+OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {Text: _own_text, Chat: _own_chat}
+"""What is measured on a run's own data, by the class of their config."""
+
+
+# ------------------------------------------------------------------------------------ texts and tasks
+
+
+def _text(trained: Trained, settings: Settings, files: tuple[str, ...]) -> Result:
+    from jaxgpt.evals.perplexity import read_texts
+
+    documents = read_texts(files, trained.tokenizer)[: settings.limit or None]
+    names = [Path(file).name.split(".jsonl")[0].removesuffix(".txt") for file in files]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    name = "text-" + names[0] + (f"-and-{len(names) - 1}-more" if more else "")
+    return _perplexity(trained, settings, documents, name, Path(files[0]).name + more)
+
+
+def _perplexity(trained: Trained, settings: Settings, documents: list, name: str, what: str) -> Result:
+    from jaxgpt.evals import perplexity
+    from jaxgpt.evals.scoring import Scorer
+    from jaxgpt.evals.tasks import Figure
+
+    scorer, stride, model = Scorer.of(trained), settings.stride, trained.run.model
+    if isinstance(model, TransformerXL) and stride is None:
+        total = perplexity.recurrent(scorer, documents, trained.run.length, settings.batch_size)
+        kept = model.memory if model.eval_memory is None else model.eval_memory
+        how = f"memory of {kept} tokens"
+    else:
+        total = perplexity.sliding(scorer, documents, stride or 0, settings.batch_size)
+        how = f"stride {stride}" if stride else "disjoint windows"
+        how += f", context {model.context}"
+    figures = {n: Figure(v) for n, v in total.figures().items()}
+    return Result(_named(name, settings), f"{what} ({how})", figures)
+
+
+def _tasks(trained: Trained, settings: Settings, names: list[str], chat: bool) -> Iterator[Result]:
+    from jaxgpt.evals.scoring import Scorer
+    from jaxgpt.evals.tasks import SUFFIXES, read_task, run_task
+
+    ours = {name: read_task(name) for name in names if name.endswith(SUFFIXES)}  # all before any is run
+    theirs = [name for name in names if name not in ours]
+    scorer, settings = Scorer.of(trained), replace(settings, stride=None, memory=None)  # which are for text
+    for path, questions in ours.items():
+        asked, name = questions[: settings.limit or None], Path(path).name.split(".jsonl")[0]
+        figures = run_task(scorer, asked, settings.batch_size, name)
+        if len(questions[0].choices) == 1:
+            figures = {f"last_word_{key}": figure for key, figure in figures.items()}
+        yield Result(
+            _named(f"task-{name}", settings), f"{name}, {len(asked)} records", figures, scorer.truncated
+        )
+        scorer.truncated = 0
+    if theirs:
+        from jaxgpt.evals.harness import run_lm_eval
+
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "limit": settings.limit, "chat": chat}
+        for task, figures in run_lm_eval(scorer, theirs, **options).items():
+            name = _named(f"lm-eval-{task}" + ("-chat" if chat else ""), settings)
+            title = f"{task} (lm-evaluation-harness{', chat' if chat else ''})"
+            yield Result(name, title, figures, scorer.truncated)  # of all these tasks together
+
+
+# --------------------------------------------------------------------------------------- what is left
+
+
+def _named(name: str, settings: Settings) -> str:
+    """A file's name, which other settings do not share."""
+    extra = {"stride": settings.stride, "memory": settings.memory, "limit": settings.limit or None}
+    parts = [name.replace("/", "-"), *(f"{k}-{v}" for k, v in extra.items() if v is not None)]
+    return "-".join(parts)
+
+
+def _save(trained: Trained, result: Result, settings: Settings) -> Path:
+    """RUN/eval/NAME.json, and the report with it."""
+    figures = {
+        key: {"name": NAMES.get(key, key), "value": figure.value, "standard_error": figure.stderr}
+        for key, figure in result.figures.items()
+    }
+    path = trained.folder / "eval" / f"{result.name}.json"
+    made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
+    write_json(path, {"title": result.title, **made, "figures": figures})
+    if (trained.folder / "metrics.jsonl").is_file():  # a run that was trained here has a page of its own
+        run_report(trained.folder)
+    return path
+
+
+def _print(result: Result) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    errors = any(figure.stderr is not None for figure in result.figures.values())
+    table = Table("", "value", *(["standard error"] if errors else []), title=result.title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for key, figure in result.figures.items():
+        cells = [_number(figure.value), *([_number(figure.stderr)] if errors else [])]
+        table.add_row(NAMES.get(key, key), *cells)
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"

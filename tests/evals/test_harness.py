@@ -1,0 +1,189 @@
+"""A run under lm-evaluation-harness: its figures are our own, without any network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import ROWS, TEXT
+
+from jaxgpt.config import UserError
+from jaxgpt.data.chat import prompt_ids, render
+from jaxgpt.evals.harness import MARK, as_lm, cut_at, run_lm_eval
+from jaxgpt.evals.scoring import Scorer
+from jaxgpt.evals.tasks import read_task, run_task
+from jaxgpt.sample.settings import Sampling
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{{text}}}}}"
+doc_to_target: {target}
+"""
+CHOICE = """doc_to_choice: choices
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+  - metric: acc_bytes
+"""
+UNTIL = """generation_kwargs:
+  until: []
+  max_gen_toks: 8
+metric_list:
+  - metric: exact_match
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """lm_eval, imported once, with neither network nor the user's caches."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            patch.setenv(name, "1")
+        folder = tmp_path_factory.mktemp("hf")
+        for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+            patch.setenv(name, str(folder))
+        pytest.importorskip("lm_eval")
+        yield
+
+
+def asked(*args: Any) -> list[Any]:
+    """Requests as the harness makes them."""
+    return [SimpleNamespace(args=pair) for pair in args]
+
+
+def test_log_likelihoods_are_those_of_the_scorer(scorer: Scorer) -> None:
+    lm, bos = as_lm(scorer, batch_size=ROWS), scorer.tokenizer.control["<|bos|>"]
+    pairs = [("the cat", " sat"), ("", "on a"), ("the ", "dog")]
+    tokens = [([bos, *b"the cat"], [*b" sat"]), ([bos], [*b"on a"]), ([bos, *b"the"], [*b" dog"])]
+    scores = scorer.token_logprobs(tokens, ROWS)
+    assert lm.loglikelihood(asked(*pairs)) == [(score.logprob, score.greedy) for score in scores]
+
+
+def test_rolling_log_likelihood_is_of_the_whole_text(scorer: Scorer) -> None:
+    lm, bos = as_lm(scorer, batch_size=ROWS), scorer.tokenizer.control["<|bos|>"]
+    short, long = "the cat sat", TEXT[:75]
+    whole, windows = lm.loglikelihood_rolling(asked((short,), (long,)))
+    (score, *_) = scorer.token_logprobs([([bos], [*short.encode()])] * ROWS, ROWS)
+    assert whole == pytest.approx(score.logprob, abs=1e-4)
+    ids = [bos, *long.encode()]
+    cuts = [0, 32, 64, len(ids) - 1]  # disjoint but for the last, which sees all that fits
+    tokens = [(ids[max(0, b - 32 if b > 64 else a) : a + 1], ids[a + 1 : b + 1]) for a, b in pairwise(cuts)]
+    assert windows == pytest.approx(sum(s.logprob for s in scorer.token_logprobs(tokens, ROWS)), abs=1e-3)
+
+
+def test_answers_are_the_generators_up_to_the_stop_string(
+    scorer: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm, bos = as_lm(scorer, batch_size=2), scorer.tokenizer.control["<|bos|>"]
+    contexts = ["the cat", "on"]
+    made = lm.generator.generate(
+        [[bos, *c.encode()] for c in contexts], Sampling(temperature=0), max_new_tokens=9
+    )
+    stop = made[0].text[3:5]
+    requests = asked(*((c, {"until": [stop], "max_gen_toks": 9}) for c in contexts))
+    expected = [completion.text.split(stop)[0] for completion in made]
+    assert lm.generate_until(requests) == expected
+    assert len(expected[0]) <= 3
+    # The last that fits: a context longer than the room loses its beginning.
+    before = scorer.truncated
+    long = asked((TEXT[:50], {"max_gen_toks": 9}), (TEXT[28:51], {"max_gen_toks": 9, "until": None}))
+    first, second = lm.generate_until(long)
+    kept = [*TEXT[:50].encode()][-23:]
+    assert first == lm.generator.generate([kept, kept], Sampling(temperature=0), max_new_tokens=9)[0].text
+    assert scorer.truncated == before + 2
+    assert "2 of 2 contexts lose their beginning" in caplog.text
+    assert isinstance(second, str)
+    with pytest.raises(UserError, match="max_gen_toks is 32 but the model's context is 32"):
+        lm.generate_until(asked(("a", {"max_gen_toks": 32})))
+
+
+def test_sampling_is_asked_for_as_tasks_do(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, seen = as_lm(scorer, batch_size=ROWS, seed=7), []
+
+    def stream(prompts: list, settings: list, **options: Any) -> Iterator[Any]:
+        seen.extend(zip(settings, options["seeds"], [options["max_new_tokens"]] * len(prompts), strict=True))
+        return iter(())
+
+    monkeypatch.setattr(lm.generator, "stream", stream)
+    given = [
+        {},
+        {"do_sample": False, "temperature": 0.7, "max_new_tokens": 3},
+        {"do_sample": True, "max_gen_toks": 3},
+        {"temperature": 0.5, "top_p": 0.9, "top_k": 4, "max_gen_toks": 3},
+    ]
+    lm.max_gen_toks = 5
+    lm.generate_until(asked(*(("a", kwargs) for kwargs in given)))
+    drawn = Sampling(temperature=0.5, top_p=0.9, top_k=4)
+    greedy = Sampling(temperature=0)
+    assert seen == [(greedy, 8, 3), (Sampling(temperature=1), 9, 3), (drawn, 10, 3), (greedy, 7, 5)]
+
+
+def test_the_earliest_stop_string_cuts() -> None:
+    assert cut_at("one two\nthree", ["three", "\n", "zzz"]) == "one two"
+    assert cut_at("one", ["two", ""]) == "one"
+    assert cut_at("one", []) == "one"
+
+
+def test_a_dialogue_is_rendered_as_in_training(scorer: Scorer) -> None:
+    lm, tokenizer = as_lm(scorer), scorer.tokenizer
+    messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "what is <|end|>? " + MARK}]
+    plain = [message | {"content": message["content"].replace(MARK, "")} for message in messages]
+    assert lm.tok_encode(lm.apply_chat_template(messages)) == prompt_ids(plain, tokenizer)
+    answer = [*plain, {"role": "assistant", "content": "an"}]
+    opened = lm.apply_chat_template(answer, add_generation_prompt=False)
+    assert (
+        lm.tok_encode(opened + "swer")
+        == render([*plain, {"role": "assistant", "content": "answer"}], tokenizer).tokens[:-1]
+    )
+    assert lm.tok_encode("plain") == scorer.encode("plain")
+    with pytest.raises(UserError, match="role 'usr' is unknown; did you mean 'user'"):
+        lm.apply_chat_template([{"role": "usr", "content": ""}])
+
+
+def test_tasks_of_yaml_files_give_our_own_figures(scorer: Scorer, tmp_path: Path) -> None:
+    contexts, words = ["the cat", "seven dogs"], ["sat", "ran over", "hills", "a"]
+    lm = as_lm(scorer, batch_size=2)
+    told, _ = lm.generate_until(asked(*((context, {"max_gen_toks": 8}) for context in contexts)))
+    records = [
+        {"context": context, "choices": words[i:] + words[:i], "label": i % 3, "said": told}
+        for i, context in enumerate(contexts * 3)
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "u.jsonl").write_text("\n".join(map(json.dumps, records[:2])))
+    part = {"text": "context"}
+    choice, until = tmp_path / "choice.yaml", tmp_path / "until.yaml"
+    file = tmp_path / "c.jsonl"
+    choice.write_text(
+        TASK.format(name="mine", kind="multiple_choice", target="label", file=file, **part) + CHOICE
+    )
+    file = tmp_path / "u.jsonl"
+    until.write_text(
+        TASK.format(name="told", kind="generate_until", target="said", file=file, **part) + UNTIL
+    )
+    found = run_lm_eval(scorer, [str(choice), str(until)], batch_size=2)
+    ours = run_task(scorer, read_task(tmp_path / "c.jsonl"), 2)
+    assert list(found) == ["mine", "told"]
+    for name in ("acc", "acc_norm", "acc_bytes"):
+        assert found["mine"][name] == pytest.approx(ours[name])
+    assert 0 < ours["acc"].value < 1
+    assert found["told"]["exact_match"].value == 0.5
+    one = run_task(scorer, read_task(tmp_path / "c.jsonl")[:1], 2)
+    assert run_lm_eval(scorer, [str(choice)], batch_size=2, limit=1)["mine"]["acc"].value == one["acc"].value
+
+
+def test_data_that_cannot_be_had_are_one_sentence(scorer: Scorer, tmp_path: Path) -> None:
+    path = tmp_path / "far.yaml"
+    text = TASK.format(name="far", kind="multiple_choice", target="label", text="context", file="x") + CHOICE
+    path.write_text(text.replace("dataset_path: json", "dataset_path: nobody/nothing"))
+    with pytest.raises(UserError, match=r"the data of .*far\.yaml could not be had \("):
+        run_lm_eval(scorer, [str(path)])
