@@ -7,10 +7,12 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import pytest
@@ -65,12 +67,45 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.py"
 
 
+class Swept(NamedTuple):
+    """A sweep that was stopped inside its second run, and the same command again."""
+
+    folder: Path
+    codes: list[int]
+    said: list[str]
+    states: list[str]
+    trained: list[str]
+
+
 @pytest.fixture(scope="module")
-def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the whole sweep, with one override, and what it printed beside it."""
-    runs = tmp_path_factory.mktemp("runs")
-    assert main(["sweep", str(config), "--runs", str(runs), "--train.seed", "5"]) == 3
-    return runs / "tiny"
+def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    runs, codes, said = tmp_path_factory.mktemp("runs"), list[int](), list[str]()
+    call = ["sweep", str(config), "--runs", str(runs), "--train.seed", "5"]
+    states, trained, train = list[str](), list[str](), loop.train
+    with pytest.MonkeyPatch.context() as patch:
+        for again in (False, True):
+            if again:
+                states += [row["state"] for row in rows(runs / "tiny").values()]
+                patch.setattr(loop, "train", lambda run: trained.append(run.name) or train(run))
+            else:
+                interrupt(patch, "relu", signal.SIGTERM)
+            with redirect_stdout(StringIO()) as out:
+                codes.append(main(call))
+            said.append(out.getvalue())
+            patch.undo()
+    return Swept(runs / "tiny", codes, said, states, trained)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Send this process a signal when the second step of a run is on record."""
+    plain = Metrics.write
+
+    def write(self: Metrics, step: int, record: Any) -> None:
+        plain(self, step, record)
+        if self.folder.name == name and step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Metrics, "write", write)
 
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
@@ -88,19 +123,19 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 # ----------------------------------------------------------------------------------- real runs
 
 
-def test_every_run_is_trained_and_one_that_cannot_is_noted(swept: Path) -> None:
-    found = rows(swept)
+def test_every_run_is_trained_and_one_that_cannot_is_noted(swept: Swept) -> None:
+    folder, found = swept.folder, rows(swept.folder)
     assert [(row["name"], row["state"]) for row in found.values()] == [
         ("plain", "finished"),
         ("relu", "finished"),
         ("lopsided", "failed"),
     ]
     assert found["lopsided"]["reason"].startswith(LOPSIDED)
-    assert not (swept / "lopsided").exists()
+    assert not (folder / "lopsided").exists()
     for name in ("plain", "relu"):
-        run = load(swept / name)
-        assert (run.train.seed, run.name, run.folder) == (5, name, swept / name)
-        records = list(map(json.loads, (swept / name / "metrics.jsonl").read_text().splitlines()))
+        run = load(folder / name)
+        assert (run.train.seed, run.name, run.folder) == (5, name, folder / name)
+        records = list(map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines()))
         losses = {r["step"]: r["val_loss"] for r in records if "val_loss" in r}
         row = found[name]
         assert row["run"] == to_json(run)
@@ -110,8 +145,8 @@ def test_every_run_is_trained_and_one_that_cannot_is_noted(swept: Path) -> None:
     assert found["plain"]["val_loss"] != found["relu"]["val_loss"]
 
 
-def test_the_table_says_what_differs_and_what_came_of_it(swept: Path) -> None:
-    shown, found = table(swept), rows(swept)
+def test_the_table_says_what_differs_and_what_came_of_it(swept: Swept) -> None:
+    shown, found = table(swept.folder), rows(swept.folder)
     assert list(shown) == ["plain", "relu", "lopsided"]
     differs = ["(the first)", "model.mlp relu", "train.batch_size 9"]
     assert [row["Differs in"] for row in shown.values()] == differs
@@ -123,42 +158,20 @@ def test_the_table_says_what_differs_and_what_came_of_it(swept: Path) -> None:
     assert shown["relu"]["Tokens"] == "768"
     assert shown["lopsided"]["Best validation loss"] == "–"
     assert shown["lopsided"]["State"].startswith(f"failed: {LOPSIDED}")
-    page = (swept / "sweep.html").read_text("utf-8")
+    page = (swept.folder / "sweep.html").read_text("utf-8")
     assert page.count("<svg") == 1
     assert all(words in page for words in ("model.mlp relu", "--train.seed 5", LOPSIDED))
     assert not re.search(r"<script|https?://|url\((?!#)", page)
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
-    """Send this process a signal when the second step of a run is on record."""
-    plain = Metrics.write
-
-    def write(self: Metrics, step: int, record: Any) -> None:
-        plain(self, step, record)
-        if self.folder.name == name and step == 2:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Metrics, "write", write)
-
-
-def test_a_sweep_stopped_inside_a_run_goes_on_there(
-    swept: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    call = ["sweep", str(config), "--runs", str(tmp_path), "--train.seed", "5"]
-    with monkeypatch.context() as patch:
-        interrupt(patch, "relu", signal.SIGTERM)
-        assert main(call) == 75
-    assert "1 of 3 runs done, lowest validation loss" in (out := capsys.readouterr().out)
-    assert re.search(r"; SIGTERM at step \d; run the same command to go on\n$", out)
-    states = [row["state"] for row in rows(tmp_path / "tiny").values()]
-    assert states == ["finished", "stopped", "waiting"]
-    trained, train = list[str](), loop.train
-    monkeypatch.setattr(loop, "train", lambda run: trained.append(run.name) or train(run))
-    assert main(call) == 3
-    assert trained == ["relu", "lopsided"]  # what is finished is not begun again
-    whole, pieces = rows(swept), rows(tmp_path / "tiny")
-    for name in ("plain", "relu"):
-        assert whole[name]["curve"] == pieces[name]["curve"]
+def test_a_sweep_stopped_inside_a_run_goes_on_there(swept: Swept) -> None:
+    assert swept.codes == [75, 3]
+    assert swept.states == ["finished", "stopped", "waiting"]
+    assert swept.trained == ["relu", "lopsided"]  # what is finished is not begun again
+    assert f"{swept.folder}: 1 of 3 runs done, lowest validation loss" in swept.said[0]
+    assert re.search(r" \(plain\); SIGTERM at step \d; run the same command to go on\n$", swept.said[0])
+    assert f"{swept.folder}: 2 of 3 runs done, 1 failed, lowest validation loss" in swept.said[1]
+    assert swept.said[1].endswith(f"; see {swept.folder}/sweep.html\n")
 
 
 # ---------------------------------------------------------------------------- runs that are acted
