@@ -219,26 +219,38 @@ def _write(folder: Path, rows: list[Row], words: str) -> None:
     write_json(folder / "sweep.json", {"runs": rows})
     write_text(folder / "sweep.md", markdown(rows))
     page = [
-        ("Validation loss", chart({r["name"]: r["curve"] for r in rows if r.get("curve")})),
+        (
+            "Validation loss",
+            report.Html(STYLE),
+            chart({r["name"]: r["curve"] for r in rows if r.get("curve")}),
+        ),
         ("Runs", report.table([_cells(row, rows[0]) for row in rows], "What differs, and what came of it")),
         ("Run it", report.commands(f"jaxgpt sweep {words}")),
     ]
     report.write(folder / "sweep.html", f"Sweep {folder.name}", page)
 
 
-def _cells(row: Row, first: Row) -> Row:
+WORDS = ("Run", "Differs in", "State")
+"""The columns of words; the others are numbers."""
+
+
+def _cells(row: Row, first: Row) -> dict[str, str]:
     """A row of the tables: what a person reads of a run."""
     differs = ", ".join(f"{name} {_value(value)}" for name, value in row["differs"].items())
+
+    def number(name: str, form: str = ",") -> str:
+        return format(row[name], form) if name in row else "–"
+
     return {
         "Run": row["name"],
         "Differs in": differs or ("(the first)" if row is first else "nothing"),
-        "Parameters": row.get("parameters"),
-        "Steps": row.get("steps"),
-        "Tokens": row.get("tokens"),
-        "Best validation loss": row.get("val_loss"),
-        "Bits per byte": row.get("val_bits_per_byte"),
-        "Seconds": row.get("seconds"),
-        "Tokens/s": row.get("tokens_per_second"),
+        "Parameters": number("parameters"),
+        "Steps": number("steps"),
+        "Tokens": number("tokens"),
+        "Best validation loss": number("val_loss", ".4f"),
+        "Bits per byte": number("val_bits_per_byte", ".4f"),
+        "Seconds": number("seconds", ",.1f"),
+        "Tokens/s": number("tokens_per_second"),
         "State": f"{row['state']}: {row['reason']}" if row["reason"] else row["state"],
     }
 
@@ -255,25 +267,20 @@ def markdown(rows: list[Row]) -> str:
     """The table in Markdown."""
     shown = [_cells(row, rows[0]) for row in rows]
     bar = "\\|"  # escaped, it does not end a cell
-    digits = {"Best validation loss": ".4f", "Bits per byte": ".4f", "Seconds": ",.1f"}
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(' '.join(c.replace('|', bar).split()) for c in cells)} |\n"
 
-    def cell(name: str, value: Any) -> str:
-        if isinstance(value, int | float):
-            return format(value, digits.get(name, ","))
-        return "–" if value is None else value
-
-    numbers = {name for row in shown for name, value in row.items() if isinstance(value, int | float)}
-    rule = line("---:" if name in numbers else "---" for name in shown[0])
-    return line(shown[0]) + rule + "".join(line(cell(*pair) for pair in row.items()) for row in shown)
+    rule = line("---" if name in WORDS else "---:" for name in shown[0])
+    return line(shown[0]) + rule + "".join(line(row.values()) for row in shown)
 
 
 # Okabe & Ito's colours, darkened on white so that each keeps a contrast of 3 to the page.
 STYLE = """<style>:root{--r0:#0072b2;--r1:#d55e00;--r2:#00805c;--r3:#b8478a;--r4:#a06a00;--r5:#4b5563}
 @media (prefers-color-scheme:dark){:root{--r0:#56b4e9;--r1:#ff8c42;--r2:#2fc79a;--r3:#e79cc6;--r4:#f0c040;
---r5:#cbd5e1}}svg.runs text{font-size:11px}svg.runs .name{fill:var(--ink)}</style>"""
+--r5:#cbd5e1}}svg.runs text{font-size:11px}svg.runs .name{fill:var(--ink)}main{max-width:1180px}table{
+font-size:.84rem}td,th{overflow-wrap:normal}td:nth-child(2){min-width:13em}td:nth-child(n+3):not(:last-child),th:nth-child(n+3):not(:last-child){
+text-align:right;font-variant-numeric:tabular-nums}td:last-child{min-width:11em}</style>"""
 COLOURS, DASHES = 6, ("none", "7 5", "2 5", "12 4 2 4")
 
 
@@ -313,7 +320,7 @@ def chart(curves: Mapping[str, Sequence[tuple[float, float]]]) -> report.Html:
     words = "nats a token, over the tokens trained on; at each line's end its last"
     picture = f'<svg class="runs" viewBox="0 0 900 {height:.0f}" role="img">{"".join(parts)}</svg>'
     head = f"<figcaption>Validation loss <small>{words}</small></figcaption>"
-    return report.Html(f'{STYLE}<figure class="card">{head}{picture}</figure>')
+    return report.Html(f'<figure class="card">{head}{picture}</figure>')
 
 
 def _spread(tops: list[tuple[float, str]], gap: float, floor: float) -> dict[str, float]:
