@@ -14,7 +14,7 @@ Activation = Literal["gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"]
 class RopeScaling:
     """How rotary wavelengths are stretched for contexts longer than those pretrained on."""
 
-    kind: Literal["linear", "llama3"] = "llama3"
+    form: Literal["linear", "llama3"] = "llama3"
     """All by the factor (Chen et al. 2023), or only the long ones (Llama 3.1)."""
     factor: float = 8.0
     """By how much."""
@@ -31,7 +31,7 @@ class RopeScaling:
             value = getattr(self, name)
             require(value > 0, f"model.rope_scaling.{name} is {value}; it must be above 0.")
         require(
-            self.kind != "llama3" or self.low_frequency < self.high_frequency,
+            self.form != "llama3" or self.low_frequency < self.high_frequency,
             f"model.rope_scaling.low_frequency {self.low_frequency} is not below high_frequency "
             f"{self.high_frequency}; exchange them.",
         )

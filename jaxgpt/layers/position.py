@@ -43,7 +43,7 @@ def frequencies(model: GPT, layer: int) -> np.ndarray:
     if scaling is None:
         return frequency_K
     slow_K = frequency_K / np.float32(scaling.factor)
-    if scaling.kind == "linear":
+    if scaling.form == "linear":
         return slow_K
     turns_K = scaling.original_context * frequency_K / (2 * math.pi)
     low, high = scaling.low_frequency, scaling.high_frequency
