@@ -37,10 +37,11 @@ class Experts(nnx.Module):
         self.up = GroupedLinear(keys[1], E, D, F, ("embed", "mlp"), std=0.02)
         self.gate = GroupedLinear(keys[2], E, D, F, ("embed", "mlp"), std=0.02) if gated else None
         self.down = GroupedLinear(keys[3], E, F, D, ("mlp", "embed"), std=0.02 * (2 * model.layers) ** -0.5)
-        self.shared = self.shared_gate = None
-        if model.moe.shared_width:
-            self.shared = MLP(keys[4], model, compute, model.moe.shared_width)
-            self.shared_gate = Linear(keys[5], (D,), (1,), routes, bias=False, std=0.02, dtype=self.dtype)
+        shared = model.moe.shared_width
+        self.shared = MLP(keys[4], model, compute, shared) if shared else None
+        self.shared_gate = (
+            Linear(keys[5], (D,), (1,), routes, bias=False, std=0.02, dtype=self.dtype) if shared else None
+        )
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Each token's experts, weighted.
