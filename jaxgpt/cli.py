@@ -43,6 +43,8 @@ COMMANDS = {
     "train": Command("jaxgpt.train.command", "train", "train a config, or resume it", jax=True, config=True),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
+    "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
+    "export": Command("jaxgpt.convert.commands", "export", "write a run as a Hugging Face model", jax=True),
 }
 
 USAGE_ERROR = 2

@@ -57,6 +57,7 @@ def read(f: Fields, **own: Any) -> GPT:
     f.only("use_bidirectional_attention", False, None)
     if "mlp" not in own:
         f.only("hidden_act", "silu")
+    head = f.get("head_dim")
     fields = {
         "vocab_size": f["vocab_size"],
         "context": f["max_position_embeddings"],
@@ -64,7 +65,8 @@ def read(f: Fields, **own: Any) -> GPT:
         "width": f["hidden_size"],
         "heads": f["num_attention_heads"],
         "kv_heads": f["num_key_value_heads"],
-        "head_width": f.get("head_dim"),
+        # Left out where it is the usual one, so that configs compare equal to those written by hand.
+        "head_width": None if head is None or head * f["num_attention_heads"] == f["hidden_size"] else head,
         "mlp_width": f["intermediate_size"],
         "norm_eps": f["rms_norm_eps"],
         "tied": f["tie_word_embeddings"],

@@ -7,6 +7,7 @@ every tensor's name to the parameters it holds, with a reversible view between t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -130,11 +131,16 @@ class Target:
         return array.T if self.inputs and self.transposed else array
 
 
+@functools.cache
+def abstract(model: Model) -> nnx.State:
+    """The model's parameters without arrays."""
+    return abstract_model(model, Compute(attention="xla"))[1]
+
+
 def tensors(family: Family, model: Model) -> dict[str, list[Target]]:
     """The tensors that a model of the family has, by name, each with the parameters in it."""
-    _, abstract = abstract_model(model, Compute(attention="xla"))
     table: dict[str, list[Target]] = {}
-    for path, variable in nnx.to_flat_state(abstract):
+    for path, variable in nnx.to_flat_state(abstract(model)):
         metadata = variable.get_metadata()
         place = family.places[".".join(map(str, path[:-1]))]
         leaf = "weight" if path[-1] == "scale" else path[-1]
