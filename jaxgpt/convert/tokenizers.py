@@ -30,7 +30,7 @@ SAMPLE = (
     "",
 )
 """What must get the same ids: spaces, lines, digits, scripts, repetitions, names of special pieces."""
-_BAR = "\u2581"
+_BAR, _NOWHERE = "\u2581", "\uffff"
 
 
 def write(folder: Path, words: Tokenizer, saved: Path, *, dialogues: bool) -> None:
@@ -132,6 +132,7 @@ def _sentencepiece(words: Tokenizer, path: Path) -> dict[str, Any]:
     else:
         chosen = set(plain)
         vocab = [[pieces[i], scores[i] if i in chosen else -1e6] for i in ids]
+        vocab[sp.unk_id()][0] = _NOWHERE  # a text may hold the usual name, <unk>
         model = {"type": "Unigram", "vocab": vocab, "unk_id": sp.unk_id(), "byte_fallback": True}
     return _spec(model, words, normalizer=normalizer, split=split)
 

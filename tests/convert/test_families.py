@@ -25,7 +25,7 @@ from jaxgpt.sample.settings import Sampling
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly():
     """Programs that run once: compiling them well takes most of the time."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
