@@ -47,6 +47,8 @@ COMMANDS = {
     "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
+    "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
+    "export": Command("jaxgpt.convert.commands", "export", "write a run as a Hugging Face model", jax=True),
 }
 
 USAGE_ERROR = 2

@@ -35,6 +35,11 @@ def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
       UserError: the folder holds another config or another tokenizer.
     """
     folder, path = run.folder, run.folder / "config.json"
+    require(
+        not (folder / "hf").is_dir(),
+        f"{folder} is an imported model without a state to resume from; "
+        f"give this run another name, and start it there with --init-from {folder}.",
+    )
     if path.exists():
         _check_same(run, load(path))
         require(

@@ -1,11 +1,10 @@
-"""The decoder: who may see whom, by gradient; packing; golden numbers; sizes."""
+"""The decoder: who may see whom, by gradient; packing; sizes. Golden numbers: tests/convert."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,6 @@ from tiny import (
     model_of,
     packed,
     place,
-    plain,
     sharp_params,
 )
 
@@ -35,7 +33,6 @@ from jaxgpt.config import GPT, CausalLM, Compute
 from jaxgpt.models import abstract_model, decoding_params, flops_per_token, parameter_counts
 from jaxgpt.objectives import causal_lm
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 OBJECTIVE = causal_lm(CausalLM(), VOCABULARY)
 forms = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 meshes = pytest.mark.parametrize("sizes", [ONE, MIXED], ids=["one device", "eight devices"])
@@ -237,101 +234,3 @@ def test_flops_count_the_output_projection_once_and_windows_by_their_span() -> N
     assert flops_per_token(model, 1024) == 6 * products + 12 * 12 * 768 * 1024
     narrow = replace(model, windows=(128, 0))
     assert flops_per_token(narrow, 1024) == 6 * products + 12 * 6 * 768 * (1024 + 128)
-
-
-# ---------------------------------------------------------------------------- golden numbers
-
-
-def gpt2_params(w: dict[str, np.ndarray], layers: int, heads: int) -> dict:
-    """Hugging Face GPT-2 weights as ours."""
-    D = w["transformer.wte.weight"].shape[1]
-
-    def stack(name: str) -> np.ndarray:
-        return np.stack([w[f"transformer.h.{i}.{name}"] for i in range(layers)])
-
-    def norm(name: str) -> dict:
-        return {"scale": stack(f"{name}.weight"), "bias": stack(f"{name}.bias")}
-
-    qkv, qkv_bias = stack("attn.c_attn.weight"), stack("attn.c_attn.bias")
-
-    def into_heads(i: int) -> dict:
-        part = slice(i * D, (i + 1) * D)
-        weight = qkv[:, :, part].reshape(layers, D, heads, D // heads)
-        return {"weight": weight, "bias": qkv_bias[:, part].reshape(layers, heads, D // heads)}
-
-    out = stack("attn.c_proj.weight").reshape(layers, heads, D // heads, D)
-    attention = {name: into_heads(i) for i, name in enumerate("qkv")}
-    attention["out"] = {"weight": out, "bias": stack("attn.c_proj.bias")}
-    mlp = {
-        ours: {"weight": stack(f"mlp.{theirs}.weight"), "bias": stack(f"mlp.{theirs}.bias")}
-        for ours, theirs in (("up", "c_fc"), ("down", "c_proj"))
-    }
-    blocks = {"attention_norm": norm("ln_1"), "attention": attention, "mlp_norm": norm("ln_2"), "mlp": mlp}
-    last = {"scale": w["transformer.ln_f.weight"], "bias": w["transformer.ln_f.bias"]}
-    tables = {"embed": "wte", "position": "wpe"}
-    return {
-        **{ours: {"weight": w[f"transformer.{name}.weight"]} for ours, name in tables.items()},
-        "blocks": blocks,
-        "norm": last,
-    }
-
-
-def llama_params(w: dict[str, np.ndarray], layers: int, heads: int, groups: int) -> dict:
-    """Hugging Face Llama weights as ours."""
-    D = w["model.norm.weight"].shape[0]
-    K = D // heads
-
-    def stack(name: str) -> np.ndarray:
-        return np.stack([w[f"model.layers.{i}.{name}.weight"].T for i in range(layers)])
-
-    def product(name: str, *shape: int) -> dict:
-        return {"weight": stack(name).reshape(layers, *shape) if shape else stack(name)}
-
-    attention = {
-        "q": product("self_attn.q_proj", D, heads, K),
-        "k": product("self_attn.k_proj", D, groups, K),
-        "v": product("self_attn.v_proj", D, groups, K),
-        "out": product("self_attn.o_proj", heads, K, D),
-    }
-    blocks = {
-        "attention_norm": {"scale": stack("input_layernorm")},
-        "attention": attention,
-        "mlp_norm": {"scale": stack("post_attention_layernorm")},
-        "mlp": {name: product(f"mlp.{name}_proj") for name in ("gate", "up", "down")},
-    }
-    return {
-        "embed": {"weight": w["model.embed_tokens.weight"]},
-        "blocks": blocks,
-        "norm": {"scale": w["model.norm.weight"]},
-        "head": {"weight": w["lm_head.weight"]},
-    }
-
-
-LLAMA = GPT(
-    vocab_size=V, context=24, layers=2, width=32, heads=4, kv_heads=2, mlp_width=64,
-    position="rope", norm="rmsnorm", mlp="swiglu", bias=False, tied=False, norm_eps=1e-6,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("file", "model", "convert"),
-    [
-        ("gpt2.npz", replace(GPT2, context=24), partial(gpt2_params, layers=2, heads=4)),
-        ("llama.npz", LLAMA, partial(llama_params, layers=2, heads=4, groups=2)),
-    ],
-    ids=["gpt2", "llama"],
-)
-def test_logits_equal_those_of_transformers(file: str, model: GPT, convert: partial) -> None:
-    stored = dict(np.load(GOLDENS / file))
-    tokens_BT, logits_BTV = jnp.asarray(stored.pop("tokens")), stored.pop("logits")
-    params = jax.tree.map(jnp.asarray, convert(stored))
-    expected = nnx.to_pure_dict(abstract_model(model, FLOAT32)[1])
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
-
-    @jax.jit
-    def logits(params: dict) -> jax.Array:
-        decoder = model_of(model)(params)
-        return decoder.logits(decoder.hidden(plain(tokens_BT)).x_BTD)
-
-    assert logits_BTV.std() > 0.5
-    np.testing.assert_allclose(np.asarray(logits(params)), logits_BTV, atol=1e-4)

@@ -1,0 +1,281 @@
+"""`jaxgpt import FOLDER RUN` and `jaxgpt export RUN FOLDER`.
+
+jax is imported only once a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxgpt.config import GPT, CausalLM, Chat, Compute, MaskedLM, Mesh, Run, Text, load, require, to_json
+from jaxgpt.files import write_json
+
+log = logging.getLogger(__name__)
+
+ONE_DEVICE = Mesh(data=1)
+HF = "hf"
+"""In a run's folder: where the imported config.json and generation_config.json are kept."""
+TENSORS = "tensors.json"
+"""Beside them: name and type of each tensor that was imported."""
+_REWRITTEN = ("rope_parameters", "sliding_window_pattern", "_sliding_window_pattern")
+"""Fields of config.json whose contents we write under other names."""
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+ModelFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: Mesh = ONE_DEVICE) -> None:
+    """Make a run of a Hugging Face model, to sample, chat, evaluate, or train from with init_from.
+
+    The parameters become float32; their first type and config.json are remembered for `export`.
+
+    Args:
+      folder: of the model: config.json, safetensors files and the tokenizer's.
+      run: folder to make.
+      tokenizer: folder of another tokenizer, or `byte`; empty for the model's own.
+      mesh: devices to spread the parameters over while they are converted.
+
+    Raises:
+      UserError: a family or a field that has no counterpart here, or tensors that do not fit it.
+    """
+    from jaxgpt.convert import files, weights
+    from jaxgpt.convert.registry import read_config, text_part
+    from jaxgpt.sample.generate import sampling_mesh
+
+    source, target = Path(folder), Path(run)
+    _refuse_filled(target, "a run")
+    original = files.read_json(source / files.CONFIG)
+    config = text_part(original)
+    family, model = read_config(config, str(source / files.CONFIG))
+    found = files.headers(source)
+    model = weights.with_rows(family, model, found)
+    used, unused = weights.check(family, model, found, folder)
+    words = _tokenizer(tokenizer or folder)
+    require(
+        words.vocab_size <= model.vocab_size,
+        f"the tokenizer of {tokenizer or folder} has {words.vocab_size} ids but the embedding only "
+        f"{model.vocab_size} rows; name the model's own with --tokenizer.",
+    )
+    made = _run(target, model, words, {found[name].dtype for name in used})
+    if unused:
+        log.info("not used: %s", files.shorten(unused))
+    placed = sampling_mesh(made, mesh)
+    with _whole(target) as work, _progress(sum(found[n].size for n in used)) as step:
+        words.save(work / "tokenizer")
+        _remember(source, work / HF, config, config == original)
+        names = {name: name if config == original else weights.usual(family, name) for name in used}
+        write_json(work / HF / TENSORS, {names[name]: found[name].dtype for name in used})
+        params = weights.load(family, model, found, used, placed, step)
+        _save(work, made, params)
+    print(f"{target}: {family.model_type} of {folder}; try `jaxgpt {_verb(made)} {target}`")
+
+
+def _tokenizer(name: str) -> Any:
+    from jaxgpt.data.tokenizer import ByteTokenizer, load_tokenizer
+
+    return ByteTokenizer() if name == "byte" else load_tokenizer(name)
+
+
+def _run(target: Path, model: Any, words: Any, dtypes: set[str]) -> Run:
+    """The config of an imported run.
+
+    Data stand in for those that were trained on: Chat where the tokenizer has a chat template, by
+    which `sample` and `chat` know a model tuned on dialogues.
+    """
+    dialogues = getattr(words, "template", None) is not None and isinstance(model, GPT)
+    half = dtypes <= {"BF16"}  # float16 has more digits: only float32 keeps them
+    return Run(
+        name=target.resolve().name,
+        runs=str(target.resolve().parent),
+        model=model,
+        data=Chat(train=("data.jsonl",)) if dialogues else Text(path="data/text"),
+        objective=CausalLM() if isinstance(model, GPT) else MaskedLM(),
+        compute=Compute(dtype="bfloat16" if half else "float32"),
+    )
+
+
+def _verb(run: Run) -> str:
+    if isinstance(run.objective, MaskedLM):
+        return "info"
+    return "chat" if isinstance(run.data, Chat) else "sample"
+
+
+def _remember(source: Path, folder: Path, config: dict[str, Any], same: bool) -> None:
+    """Keep config.json and generation_config.json, byte for byte where they are of this model alone."""
+    from jaxgpt.convert.files import CONFIG, GENERATION
+
+    folder.mkdir()
+    if same:
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
+    else:
+        write_json(folder / CONFIG, config)
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, folder / GENERATION)
+
+
+def _save(folder: Path, run: Run, params: dict[str, Any]) -> None:
+    """config.json and a checkpoint of the parameters at step 0, without an optimizer's state."""
+    import jax.numpy as jnp
+
+    from jaxgpt.train.checkpoint import Checkpoints
+    from jaxgpt.train.hooks import environment
+    from jaxgpt.train.state import State
+
+    write_json(folder / "config.json", {"run": to_json(run), "environment": environment()})
+    zero = jnp.zeros((), jnp.int32)
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(State(zero, zero, params, ()), {})
+
+
+# ------------------------------------------------------------------------------------------- export
+
+
+def export(
+    run: RunFolder,
+    folder: ModelFolder,
+    *,
+    checkpoint: str = "best",
+    dtype: Literal["", "float32", "bfloat16", "float16"] = "",
+    max_shard_size: str = "5GB",
+    mesh: Mesh = ONE_DEVICE,
+) -> None:
+    """Write a run as a Hugging Face model, which transformers loads without code of its own.
+
+    Args:
+      run: folder of the run.
+      folder: to make.
+      checkpoint: `best` by validation loss, `newest`, or a step number.
+      dtype: of the tensors; empty for those that were imported, or float32.
+      max_shard_size: of a file, such as 5GB or 500MB.
+      mesh: devices to spread the model over.
+
+    Raises:
+      UserError: a model that belongs to no family of Hugging Face.
+    """
+    from jaxgpt.convert import files, tokenizers, weights
+    from jaxgpt.convert.registry import family_of, read_config
+    from jaxgpt.data.tokenizer import load_tokenizer
+    from jaxgpt.sample.generate import sampling_mesh
+    from jaxgpt.train.checkpoint import load_params
+
+    source, target = Path(run), Path(folder)
+    require(source.is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")
+    most = _bytes(max_shard_size)
+    _refuse_filled(target, "a model")
+    held = load(source)
+    origin = _origin(source, held)
+    family, dtypes = family_of(held.model), {}
+    if origin is not None:
+        family = read_config(files.read_json(origin / files.CONFIG), str(origin / files.CONFIG))[0]
+        dtypes = files.read_json(origin / TENSORS)
+    placed = sampling_mesh(held, mesh)
+    words = load_tokenizer(source / "tokenizer")
+    params, step = load_params(source, held, placed, checkpoint)
+    log.info("checkpoint: step %s of %s", step, run)
+    entries = list(weights.entries(family, held.model, params, dtypes, files.NAMES.get(dtype, "")))
+    with _whole(target) as work, _progress(sum(entry.size for entry in entries)) as done:
+        _write_configs(work, origin, family, held, dtype, words)
+        files.write_model(work, entries, most, done)
+        tokenizers.write(work, words, source / "tokenizer", dialogues=isinstance(held.data, Chat))
+    print(f"{target}: {family.model_type}, {len(entries)} tensors")
+
+
+def _origin(folder: Path, run: Run) -> Path | None:
+    """What was remembered of the model that a run is, or began as."""
+    seen: set[Path] = set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        if (folder / HF / TENSORS).is_file():
+            return folder / HF
+        if not run.init_from or not (Path(run.init_from) / "config.json").is_file():
+            return None
+        folder = Path(run.init_from)
+        run = load(folder)
+    return None
+
+
+def _write_configs(work: Path, origin: Path | None, family: Any, run: Run, dtype: str, words: Any) -> None:
+    """config.json and generation_config.json: those imported where they still hold, else new ones."""
+    from jaxgpt.convert.family import canonical
+    from jaxgpt.convert.files import CONFIG, GENERATION, read_json
+    from jaxgpt.convert.registry import read_config
+
+    if origin is None:
+        ends = sorted({words.control["<|eos|>"], words.control.get("<|end|>", words.control["<|eos|>"])})
+        ids: dict[str, Any] = {f"{name}_token_id": words.control[f"<|{name}|>"] for name in ("bos", "pad")}
+        ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        if isinstance(run.model, GPT):
+            write_json(work / GENERATION, ids)
+        head = {"architectures": [family.architecture], "model_type": family.model_type}
+        write_json(work / CONFIG, head | ids | family.write(run.model) | {"torch_dtype": dtype or "float32"})
+        return
+    if (origin / GENERATION).is_file():
+        shutil.copyfile(origin / GENERATION, work / GENERATION)
+    config = read_json(origin / CONFIG)
+    same = canonical(read_config(config, CONFIG)[1]) == canonical(run.model)
+    if same and not dtype:
+        shutil.copyfile(origin / CONFIG, work / CONFIG)
+        return
+    if not same:
+        kept = {name: value for name, value in config.items() if name not in _REWRITTEN}
+        config = kept | family.write(run.model)
+    if dtype:
+        config = {name: value for name, value in config.items() if name != "dtype"} | {"torch_dtype": dtype}
+    write_json(work / CONFIG, config)
+
+
+def _bytes(text: str) -> int:
+    """`5GB` as a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B", text.strip(), re.IGNORECASE)
+    require(found is not None, f"max_shard_size is {text!r}; write it like 5GB or 500MB.")
+    assert found is not None
+    size = int(float(found[1]) * _UNITS[found[2].upper()])
+    require(size > 0, f"max_shard_size is {text!r}; it must be above 0.")
+    return size
+
+
+# ------------------------------------------------------------------------------------------ folders
+
+
+def _refuse_filled(target: Path, what: str) -> None:
+    require(
+        not target.exists() or (target.is_dir() and not any(target.iterdir())),
+        f"{target} exists and is not empty; {what} is written into a folder of its own.",
+    )
+
+
+@contextlib.contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its place only when all is written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        work.chmod(0o755)  # mkdtemp makes it private
+        yield work
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress(size: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on a terminal's standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=size)
+        yield lambda count: bar.advance(task, count)
