@@ -23,7 +23,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import Chat, Run, Text, load, require
 from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
 from jaxgpt.data.corpus import Corpus, read_manifest
-from jaxgpt.data.packing import ConcatRows, PackedExamples, Row, Rows
+from jaxgpt.data.packing import ConcatRows, PackedExamples, Row, Rows, StreamRows
 from jaxgpt.data.sources import expand
 from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -77,8 +77,8 @@ def train_iterator(
     Raises:
       UserError: no data, data of another tokenizer, less data than one batch of all processes.
     """
-    rows = packed_rows(data, tokenizer, model_length, seed)
     total = batch_size * process_count
+    rows = packed_rows(data, tokenizer, model_length, seed, total)
     have = rows.epoch_rows
     require(
         have >= total,
@@ -102,18 +102,26 @@ def validation_batches(
     Every token is predicted exactly once. The last batch is filled with rows of padding (weights
     and segments 0), so that every process has the same number of batches.
     """
-    rows = packed_rows(data, tokenizer, model_length, None)
+    rows = packed_rows(data, tokenizer, model_length, None, batch_size * process_count)
     return ValidationBatches(rows, batch_size, process_index, process_count)
 
 
 def packed_rows(
-    data: Text | Chat, tokenizer: Tokenizer, model_length: int, seed: int | None
+    data: Text | Chat, tokenizer: Tokenizer, model_length: int, seed: int | None, batch_size: int
 ) -> ConcatRows | PackedExamples:
-    """Packed rows by number, without batches: training's, or without a seed validation's, in order."""
+    """Packed rows by number, without batches: training's, or without a seed validation's, in order.
+
+    Args:
+      data, tokenizer, model_length, seed: as for `train_iterator`.
+      batch_size: rows of the global batch, the streams of contiguous text.
+    """
     length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
     split = "validation" if seed is None else "train"
     if isinstance(data, Text):
-        return ConcatRows(_corpus(data, split, tokenizer), length, seed, pad)
+        corpus = _corpus(data, split, tokenizer)
+        if data.contiguous:
+            return StreamRows(corpus, length, batch_size, seed, pad)
+        return ConcatRows(corpus, length, seed, pad)
     return PackedExamples(_chat_examples(data, tokenizer, length, split), length, data.bins, seed, pad)
 
 
@@ -290,7 +298,8 @@ class TrainIterator(Iterator[Batch]):
         require(
             state["data"] == self._rows.fingerprint,
             f"the checkpoint stopped in the data {state['data']}, but the config reads "
-            f"{self._rows.fingerprint}; restore data, data.length and train.seed or start anew.",
+            f"{self._rows.fingerprint}; restore data, data.length, train.seed and, of contiguous text, "
+            "train.batch_size, or start anew.",
         )
         self.close()
         self._at = int(state["row"])

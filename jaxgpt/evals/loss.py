@@ -12,7 +12,7 @@ import jax
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import Mesh
-from jaxgpt.config.data import Data
+from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_batches
 from jaxgpt.data.tokenizer import load_tokenizer
 from jaxgpt.data.vocabulary import Vocabulary
@@ -49,11 +49,13 @@ def validation_loss(
     tokenizer = load_tokenizer(Path(folder) / "tokenizer")
     chosen = data or run.data
     rows: Iterable[Batch] = validation_batches(
-        chosen, tokenizer, model_length=run.model.context, batch_size=batch_size
+        chosen, tokenizer, model_length=run.model.row, batch_size=batch_size
     )
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))
     step = jax.jit(functools.partial(eval_step, graphdef, objective))
-    memory = init_memory(run.model, run.compute, batch_size, evaluation=True)
+    # Rows that do not go on from batch to batch have nothing to remember.
+    carried = isinstance(chosen, Text) and chosen.contiguous
+    memory = init_memory(run.model, run.compute, batch_size, evaluation=True) if carried else None
     with jax.set_mesh(mesh):
         return evaluate(step, params, itertools.islice(rows, batches or None), memory)

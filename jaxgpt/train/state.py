@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from jaxgpt.config import Run
 from jaxgpt.layers.fusion import on_cpu
-from jaxgpt.models import abstract_model, init_memory, init_params
+from jaxgpt.models import abstract_model, frozen_paths, init_memory, init_params
 from jaxgpt.optim import make_optimizer, state_shardings
 from jaxgpt.sharding import param_shardings, replicated, spec
 
