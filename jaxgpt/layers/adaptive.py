@@ -54,9 +54,7 @@ class Tables(nnx.Module):
         if not self.projections:
             return self.tables[0](ids, dtype)
         y = jnp.zeros((), dtype)
-        for (start, end, _), table, project in zip(
-            self.clusters, self.tables, self.projections, strict=True
-        ):
+        for (start, end, _), table, project in zip(self.clusters, self.tables, self.projections, strict=True):
             inside = (ids >= start) & (ids < end)
             y = jnp.where(inside[..., None], project(table(jnp.where(inside, ids - start, 0), dtype)), y)
         return y
@@ -117,9 +115,7 @@ class AdaptiveSoftmax(nnx.Module):
           embed: the embedding, read where the two are tied.
         """
         head, end = self.head(x, embed), self.clusters[0][1]
-        tails = [
-            head[..., end + i - 1, None] + self.tail(i, x, embed) for i in range(1, len(self.clusters))
-        ]
+        tails = [head[..., end + i - 1, None] + self.tail(i, x, embed) for i in range(1, len(self.clusters))]
         return jnp.concatenate([head[..., :end], *tails], axis=-1)
 
     def of(self, targets: jax.Array, x: jax.Array, embed: Tables) -> tuple[jax.Array, jax.Array]:

@@ -160,9 +160,7 @@ class RelativeAttention(nnx.Module):
             k_BSHK, v_BSHK = cache
             back_B1TS = jnp.clip(seen.distance_BTS, 0, len(r_NHK) - 1)[:, None]
             bias_BHTS = jnp.take_along_axis(by_distance(r_NHK), back_B1TS, axis=-1)
-        y_BTHK = attend(
-            q_BTHK + u_HK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS
-        )
+        y_BTHK = attend(q_BTHK + u_HK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS)
         return self.out(y_BTHK), cache
 
 

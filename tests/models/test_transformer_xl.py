@@ -29,18 +29,19 @@ from tiny import (
     model_of,
     plain,
     sharp_params,
-    steps,
 )
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import CausalLM, Compute, Optim, Run, Text, Train, TransformerXL, UserError
+from jaxgpt.config import CausalLM, Compute, Optim, Text, Train, TransformerXL, UserError
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.layers.cache import init_cache
 from jaxgpt.models import abstract_model, decoding_params, flops_per_token, init_memory, parameter_counts
 from jaxgpt.models.transformer_xl import Memory, Recurrent, relative_shift, sinusoids
 from jaxgpt.objectives import causal_lm
 from jaxgpt.sample.generate import Generator
-from jaxgpt.train.state import init_state, make_program
+from jaxgpt.sample.settings import Sampling
+from jaxgpt.sharding import batch_sharding
+from jaxgpt.train.state import State, init_state, make_program
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 T = 8
@@ -280,7 +281,9 @@ def test_later_tokens_and_other_documents_have_no_gradient() -> None:
     model = replace(XL, tied=False)
     params, tokens = sharp_params(model), jnp.arange(1, T + 1)[None]
     segments = np.array([1] * 3 + [2] * 5)
-    batch = replace(plain(tokens), segments_BT=jnp.asarray(segments[None]), memory=init_memory(model, COMPUTE, 1))
+    batch = replace(
+        plain(tokens), segments_BT=jnp.asarray(segments[None]), memory=init_memory(model, COMPUTE, 1)
+    )
 
     @jax.jit
     def jacobian(table_VD: jax.Array) -> jax.Array:
@@ -299,63 +302,67 @@ def test_later_tokens_and_other_documents_have_no_gradient() -> None:
 # -------------------------------------------------------------------------------- training
 
 
-def xl_run(model: TransformerXL, **train: Any) -> Run:
-    return make_run(
-        model,
-        data=Text(path="none", contiguous=True),
-        optim=Optim(peak_lr=1e-2, warmup_steps=2),
-        train=Train(**({"steps": 20, "batch_size": 8} | train)),
-        compute=COMPUTE,
-    )
-
-
 BATCHES = cut(streams(8, 4 * T))
 
 
 @cache
-def trained(model: TransformerXL, sizes: str, accumulate: int = 1) -> tuple[dict, Memory, list[dict]]:
-    run = xl_run(model, accumulate=accumulate)
-    state, seen = steps(run, MESHES.get(sizes, ONE), BATCHES)
-    return jax.device_get(state.params), jax.device_get(state.memory), seen
+def stepper(sizes: str = "one", accumulate: int = 1) -> tuple[State, Callable[..., Any], jax.sharding.Mesh]:
+    """A fresh state and the compiled step of `ADAPTIVE` on a mesh."""
+    run = make_run(
+        ADAPTIVE,
+        data=Text(path="none", contiguous=True),
+        optim=Optim(peak_lr=1e-2, warmup_steps=2),
+        train=Train(steps=20, batch_size=8, accumulate=accumulate),
+        compute=COMPUTE,
+    )
+    program = make_program(run, mesh(MESHES.get(sizes, ONE)))
+    return init_state(run, program), compile_step(run, program), program.mesh
+
+
+def train(batches: list[Batch], sizes: str = "one", accumulate: int = 1) -> tuple[State, list[dict]]:
+    (state, step, on), seen = stepper(sizes, accumulate), []
+    with jax.set_mesh(on):
+        for batch in batches:
+            state, metrics = step(state, jax.device_put(batch, batch_sharding(on)))
+            seen.append({name: float(value) for name, value in metrics.items()})
+    return jax.device_get(state), seen
+
+
+@cache
+def four_steps(sizes: str = "one", accumulate: int = 1) -> tuple[State, list[dict]]:
+    return train(BATCHES, sizes, accumulate)
+
+
+def assert_equal_runs(a: tuple[State, list[dict]], b: tuple[State, list[dict]]) -> None:
+    for name in ("loss", "grad_norm", "accuracy", "weight"):
+        np.testing.assert_allclose([s[name] for s in a[1]], [s[name] for s in b[1]], rtol=2e-5)
+    assert_close(a[0].memory, b[0].memory, 2e-4)
 
 
 def test_accumulation_equals_the_full_batch_memory_included() -> None:
-    (_, kept, whole), (_, kept_too, parts) = trained(XL, "one"), trained(XL, "one", 2)
-    for name in ("loss", "grad_norm", "accuracy", "weight"):
-        np.testing.assert_allclose([s[name] for s in parts], [s[name] for s in whole], rtol=2e-5)
-    assert_close(kept, kept_too, 2e-4)
+    assert_equal_runs(four_steps(), four_steps(accumulate=2))
+    kept = four_steps()[0].memory
     np.testing.assert_array_equal(kept.segments_BM, BATCHES[-1].segments_BT)
-    assert kept.x_BLMD.shape == (8, 2, T, 16)
+    assert kept.x_BLMD.shape == (8, 2, T, 32)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_eight_devices_equal_one(sizes: str) -> None:
-    (_, kept, one), (_, kept_too, eight) = trained(ADAPTIVE, "one"), trained(ADAPTIVE, sizes)
-    for name in ("loss", "grad_norm", "weight"):
-        np.testing.assert_allclose([s[name] for s in eight], [s[name] for s in one], rtol=2e-5)
-    assert_close(kept, kept_too, 2e-4)
+    assert_equal_runs(four_steps(), four_steps(sizes))
 
 
 def test_a_bad_step_leaves_no_memory() -> None:
-    run = xl_run(XL)
-    program = make_program(run, mesh(ONE))
-    state, step = init_state(run, program), compile_step(run, program)
     bad = replace(BATCHES[0], weights_BT=BATCHES[0].weights_BT.at[0, 0].set(jnp.nan))
-    with jax.set_mesh(program.mesh):
-        state, _ = step(state, BATCHES[0])
-        assert state.memory.segments_BM.all()
-        after, metrics = step(state, bad)
-        again, _ = step(after, BATCHES[0])
-    assert int(metrics["bad_steps"]) == 1
-    assert not after.memory.segments_BM.any() and not after.memory.x_BLMD.any()
-    assert again.memory.segments_BM.all()
+    state, seen = train([BATCHES[0], bad])
+    assert seen[-1]["bad_steps"] == 1
+    assert not state.memory.segments_BM.any() and not state.memory.x_BLMD.any()
+    assert four_steps()[0].memory.segments_BM.all()
 
 
-def test_twenty_steps_give_the_stored_loss() -> None:
+def test_twenty_steps_give_the_stored_losses() -> None:
     # What this very test gave when it was written (jax 0.10.2, one CPU device): it guards against
     # changes, not against mistakes made then. Five times through four segments.
-    run = xl_run(replace(XL, dropout=0.1))
-    _, seen = steps(run, ONE, BATCHES * 5)
+    _, seen = train(BATCHES * 5)
     assert [seen[0]["loss"], seen[-1]["loss"]] == pytest.approx([0.0, 0.0], abs=2e-3)
 
 
@@ -402,13 +409,17 @@ def test_without_a_memory_decoding_sees_the_whole_row() -> None:
 
 
 def test_greedy_generation_takes_the_likeliest_next_token_of_the_forward_pass() -> None:
-    tokenizer = ByteTokenizer()
-    model = replace(ADAPTIVE, vocab_size=264, cutoffs=(100, 200), memory=4, context=32, layers=1)
-    params = jax.tree.map(lambda p: p * 3, sharp_params(model))
-    made = Generator(model, COMPUTE, params, tokenizer).generate(["ab", "hello you"], max_new_tokens=5)
-    for prompt, completion in zip(["ab", "hello you"], made, strict=True):
-        ids = [*tokenizer.encode(prompt), *completion.ids]
-        assert len(completion.ids) == 5 and ids
+    """Of a model with adaptive softmax; of ids beyond the tokenizer's none."""
+    model = replace(ADAPTIVE, vocab_size=280, cutoffs=(100, 200), memory=4, context=32, layers=1)
+    params, tokenizer = sharp_params(model), ByteTokenizer()
+    prompts = [tokenizer.encode("ab"), tokenizer.encode("hello you")]
+    greedy = Sampling(temperature=0.0)
+    made = Generator(model, COMPUTE, params, tokenizer).generate(prompts, greedy, max_new_tokens=5, stop=[])
+    for prompt, completion in zip(prompts, made, strict=True):
+        row = jnp.asarray([[*prompt, *completion.ids]])
+        logits_TV = in_turn(model, params, plain(row), 1, 4)[0, :, : tokenizer.vocab_size]
+        assert completion.ids == logits_TV.argmax(-1)[len(prompt) - 1 : -1].tolist()
+        assert len(completion.ids) == 5
 
 
 # ---------------------------------------------------------------------------- what is refused
@@ -421,11 +432,10 @@ def test_impossible_configs_are_refused() -> None:
         replace(XL, width=15, head_width=4)
     with pytest.raises(UserError, match=r"contiguous=True"):
         make_run(XL)
-    run, memory = xl_run(ADAPTIVE), init_memory(ADAPTIVE, COMPUTE, 8)
     objective = causal_lm(CausalLM(z_loss=0.1), VOCABULARY)
-    decoder = model_of(ADAPTIVE, run.compute)(sharp_params(ADAPTIVE))
+    decoder = model_of(ADAPTIVE, COMPUTE)(sharp_params(ADAPTIVE))
     with pytest.raises(UserError, match="z_loss"):
-        objective(decoder, replace(BATCHES[0], memory=memory), None)
+        jax.eval_shape(lambda batch: objective(decoder, batch, None).loss, BATCHES[0])
 
 
 def test_a_kernel_that_takes_no_bias_is_refused_under_strict() -> None:
