@@ -22,8 +22,10 @@ class Batch:
       tokens_BT: inputs.
       targets_BT: the token that follows each input in the same document.
       weights_BT: share of each target in the loss; 0 on padding, on a document's end, on untrained text.
-      segments_BT: 1, 2, ... for the documents of a row, 0 on padding; attention stays within one.
-      positions_BT: 0, 1, ... from the start of each document's piece in the row.
+      segments_BT: 1, 2, ... for the documents of a row, 0 on padding; attention stays within one. In
+        rows that go on from batch to batch the numbers do, too.
+      positions_BT: 0, 1, ... from the start of each document's piece in the row; of the document
+        itself in rows that go on.
       types_BT: kind of text each token belongs to, of a model that tells them apart; None means all 0.
       memory: what a recurrent model keeps of the batch before, [B, ...] arrays; None for others.
     """

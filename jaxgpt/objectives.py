@@ -113,6 +113,8 @@ def make_objective(objective: config.Objective, vocabulary: Vocabulary) -> Objec
 def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> Sums:
     """Cross-entropy of the batch's targets under the model's output projection, and the balancing loss."""
     chunk = max(1, model.compute.loss_chunk // batch.tokens_BT.shape[0])
+    if getattr(model, "adaptive", None) is not None:
+        return _score_adaptive(model, features, batch, z_loss, chunk)
     loss, nll, correct = cross_entropy(
         model.transform(features.x_BTD),
         model.unembedding,
@@ -125,6 +127,28 @@ def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> 
     )
     weight = jnp.sum(batch.weights_BT)
     metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(())}
+    return Sums(loss + features.balance * weight, weight, metrics, features.memory)
+
+
+def _score_adaptive(model: Any, features: Features, batch: Batch, z_loss: float, chunk: int) -> Sums:
+    """`score` where the output projection is an `AdaptiveSoftmax`: chunks are computed again backward."""
+    require(
+        z_loss == 0,
+        f"objective.z_loss is {z_loss} but the adaptive softmax of model.cutoffs has no one log-partition; "
+        "set it to 0.",
+    )
+
+    @jax.checkpoint
+    def losses(part: tuple[jax.Array, ...]) -> Losses:
+        x_BTD, targets_BT, weights_BT = part
+        hit_BT, top_BT = model.scores(targets_BT, x_BTD)
+        nll = -jnp.sum(weights_BT * hit_BT)
+        return nll, nll, jnp.sum(weights_BT * (hit_BT >= top_BT))
+
+    split = _chunks(chunk, model.transform(features.x_BTD), batch.targets_BT, batch.weights_BT)
+    loss, nll, correct = _scan_sums(losses, split)
+    metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(())}
+    weight = jnp.sum(batch.weights_BT)
     return Sums(loss + features.balance * weight, weight, metrics, features.memory)
 
 

@@ -56,6 +56,10 @@ COUNTS = {
     # Tables; norms, attention and MLP of each layer; the last norm. No biases.
     "shakespeare_char": (264 + 64) * 128 + 4 * (2 * 128 + (4 + 8) * 128**2) + 128,
     "quickstart_pretrain": 2048 * 160 + 4 * (2 * 160 + 2 * 40 + 4 * 160**2 + 3 * 160 * 448) + 160,
+    # Table, gates and their biases; square matrices, norms and MLP of each layer; u and v.
+    "transformer_xl_wt103": (267_735 + 3) * 411 + 16 * (5 * 410**2 + 4 * 410 + 2 * 410 * 2100 + 2510) + 820,
+    # Table and output bias; the same of each layer; u and v; the last norm.
+    "transformer_xl_shakespeare": 264 * 129 + 4 * (5 * 128**2 + 4 * 128 + 2 * 128 * 448 + 576) + 256 + 256,
 }
 COUNTS["quickstart_tune"] = COUNTS["quickstart_pretrain"]
 COUNTS |= dict.fromkeys((path.stem for path in ABLATIONS), BASE)

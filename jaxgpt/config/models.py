@@ -367,6 +367,14 @@ class TransformerXL(_Blocks):
             value = getattr(self, name)
             require(value is None or value >= 0, f"model.{name} is {value}; it must be at least 0.")
         require(
+            self.memory > 0 or not self.eval_memory,
+            f"model.eval_memory is {self.eval_memory} but model.memory is 0; give it a memory in training too.",
+        )
+        require(
+            self.width % 2 == 0,
+            f"model.width is {self.width}; the sinusoids of relative positions need an even one.",
+        )
+        require(
             not self.same_length or self.memory > 0,
             "model.same_length is True but model.memory is 0; give it a memory or set same_length=False.",
         )

@@ -25,7 +25,7 @@ from jaxgpt.config.data import Data
 from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
 from jaxgpt.data.corpus import Corpus, read_manifest
 from jaxgpt.data.labelled import encode_labelled, read_labelled
-from jaxgpt.data.packing import ConcatRows, Item, PackedExamples, Row, Rows
+from jaxgpt.data.packing import ConcatRows, Item, PackedExamples, Row, Rows, StreamRows
 from jaxgpt.data.sources import expand
 from jaxgpt.data.tagging import align, read_conll
 from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -82,8 +82,8 @@ def train_iterator(
     Raises:
       UserError: no data, data of another tokenizer, less data than one batch of all processes.
     """
-    rows = packed_rows(data, tokenizer, model_length, seed, task)
     total = batch_size * process_count
+    rows = packed_rows(data, tokenizer, model_length, seed, total, task)
     have = rows.epoch_rows
     require(
         have >= total,
@@ -108,18 +108,32 @@ def validation_batches(
     Every token is predicted exactly once. The last batch is filled with rows of padding (weights
     and segments 0), so that every process has the same number of batches.
     """
-    rows = packed_rows(data, tokenizer, model_length, None, task)
+    rows = packed_rows(data, tokenizer, model_length, None, batch_size * process_count, task)
     return ValidationBatches(rows, batch_size, process_index, process_count)
 
 
 def packed_rows(
-    data: Data, tokenizer: Tokenizer, model_length: int, seed: int | None, task: Classifier | None = None
+    data: Data,
+    tokenizer: Tokenizer,
+    model_length: int,
+    seed: int | None,
+    batch_size: int,
+    task: Classifier | None = None,
 ) -> ConcatRows | PackedExamples:
-    """Packed rows by number, without batches: training's, or without a seed validation's, in order."""
+    """Packed rows by number, without batches: training's, or without a seed validation's, in order.
+
+    Args:
+      data, tokenizer, model_length, seed: as for `train_iterator`.
+      batch_size: rows of the global batch, the streams of contiguous text.
+      task: as for `train_iterator`.
+    """
     length, pad = data.length or model_length, tokenizer.control["<|pad|>"]
     split = "validation" if seed is None else "train"
     if isinstance(data, Text):
-        return ConcatRows(_corpus(data, split, tokenizer), length, seed, pad)
+        corpus = _corpus(data, split, tokenizer)
+        if data.contiguous:
+            return StreamRows(corpus, length, batch_size, seed, pad)
+        return ConcatRows(corpus, length, seed, pad)
     if isinstance(data, Chat):
         items = [example.item() for example in _chat_examples(data, tokenizer, length, split)]
     else:
@@ -330,7 +344,8 @@ class TrainIterator(Iterator[Batch]):
         require(
             state["data"] == self._rows.fingerprint,
             f"the checkpoint stopped in the data {state['data']}, but the config reads "
-            f"{self._rows.fingerprint}; restore data, data.length and train.seed or start anew.",
+            f"{self._rows.fingerprint}; restore data, data.length, train.seed and, of contiguous text, "
+            "train.batch_size, or start anew.",
         )
         self.close()
         self._at = int(state["row"])

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,6 +42,7 @@ class Item(NamedTuple):
 
 ENDLESS = 1 << 48
 """Rows of a training stream: more than any run reads."""
+_NUMBERS = (1 << 31) - 1  # positive int32
 
 
 class Rows(Protocol):
@@ -72,6 +73,12 @@ class _Epoch(NamedTuple):
     ends_D: np.ndarray
     offset: int
     rows: np.ndarray | None
+
+
+class _Piece(NamedTuple):
+    place: int
+    begin: int
+    tokens: np.ndarray
 
 
 class ConcatRows(Sendable):
@@ -133,29 +140,34 @@ class ConcatRows(Sendable):
         epoch, row = divmod(int(index), self.epoch_rows)
         plan = self._plan(epoch)
         row = int(plan.rows[row]) if plan.rows is not None else row
-        start = (plan.offset + row * self.length) % self.tokens
-        place, left = int(np.searchsorted(plan.ends_D, start, side="right")), self.length + 1
-        pieces = []
-        while left and place < len(plan.ends_D):
+        pieces = self._read(plan, plan.offset + row * self.length, self.length + 1)
+        return self._row([(number, 0, piece) for number, (_, _, piece) in enumerate(pieces, 1)])
+
+    def _read(self, plan: _Epoch, start: int, count: int) -> Iterator[_Piece]:
+        """Tokens [start, start + count) of an epoch's order, which a seed makes a circle."""
+        turn, start = divmod(start, self.tokens)
+        place = int(np.searchsorted(plan.ends_D, start, side="right"))
+        while count > 0 and place < len(plan.ends_D):
             document = int(plan.order_D[place]) if plan.order_D is not None else place
             size = int(self.corpus.lengths_D[document])
             begin = start - (int(plan.ends_D[place]) - size)
-            piece = self.corpus.read(document, begin, min(size, begin + left))
-            pieces.append(piece)
-            left, start, place = left - len(piece), start + len(piece), place + 1
+            tokens = self.corpus.read(document, begin, min(size, begin + count))
+            yield _Piece(turn * len(plan.ends_D) + place, begin, tokens)
+            count, start, place = count - len(tokens), start + len(tokens), place + 1
             if place == len(plan.ends_D) and self.seed is not None:
-                place = start = 0
-        return self._row(pieces)
+                turn, place, start = turn + 1, 0, 0
 
-    def _row(self, pieces: list[np.ndarray]) -> Row:
+    def _row(self, pieces: list[tuple[int, int, np.ndarray]]) -> Row:
+        """A row of (document number, position of its first token, tokens)."""
         segments, positions = (np.zeros(self.length + 1, np.int32) for _ in range(2))
         tokens, used = np.full(self.length + 1, self.pad, np.int32), 0
-        for number, piece in enumerate(pieces, 1):
+        for number, first, piece in pieces:
             here, used = slice(used, used + len(piece)), used + len(piece)
-            tokens[here], segments[here], positions[here] = piece, number, self._count[: len(piece)]
+            tokens[here], segments[here] = piece, number
+            positions[here] = self._count[: len(piece)] + first
         same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
         # In the padded last row the final token has no target, so as an input it is padding too.
-        last = used - 1
+        last = max(used - 1, 0)
         inputs = tokens[:-1].copy()
         inputs[last:], segments[last:], positions[last:] = self.pad, 0, 0
         return {
@@ -165,6 +177,62 @@ class ConcatRows(Sendable):
             "segments": segments[:-1],
             "positions": positions[:-1],
         }
+
+
+# ------------------------------------------------------------------------------------------ streams
+
+
+class StreamRows(ConcatRows):
+    """Documents laid end to end and cut into N streams, for a model with a memory.
+
+    Row r is step r // N of stream r % N, so that in batches of N rows, row b of a batch goes on where
+    row b of the batch before ended. With a seed, an epoch orders the documents anew, makes a circle
+    of them and cuts it at a random place into streams of equal length, whole rows each: fewer than
+    N T tokens are left out, others every time. Without one, the streams hold every token's
+    prediction exactly once in order, and end in padding.
+
+    Segments number the documents, uniquely along a stream (up to 2^31 of them), and positions count
+    from each document's beginning.
+
+    Args:
+      corpus, length, seed, pad: as for `ConcatRows`.
+      streams: N, rows of the global batch.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, streams: int, seed: int | None, pad: int = 0) -> None:
+        super().__init__(corpus, length, seed, pad)
+        predictions = self.tokens - 1
+        self.streams = streams
+        self.span = self.tokens // streams if seed is not None else -(-predictions // streams)
+        steps = self.span // length if seed is not None else -(-self.span // length)
+        require(
+            steps >= 1,
+            f"{corpus.folder}/{corpus.split} holds {self.tokens} tokens, fewer than one row of "
+            f"{length} for each of {streams} streams; add text, or lower train.batch_size or data.length.",
+        )
+        self.epoch_rows = steps * streams
+        self.fingerprint += f"-streams-{streams}"
+
+    def _make_plan(self, epoch: int) -> _Epoch:
+        plan = super()._make_plan(epoch)
+        if self.seed is None:
+            return plan
+        offset = int(np.random.default_rng([self.seed, epoch, 1]).integers(self.tokens))
+        return plan._replace(offset=offset, rows=None)
+
+    def __getitem__(self, index: int) -> Row:
+        epoch, row = divmod(int(index), self.epoch_rows)
+        step, stream = divmod(row, self.streams)
+        plan, start = self._plan(epoch), stream * self.span + step * self.length
+        end = (stream + 1) * self.span  # of training data beyond it, as rows are whole
+        end = end if self.seed is not None else min(end, self.tokens - 1)
+        count = max(0, min(self.length, end - start))
+        if count == 0:
+            return self._row([])
+        # An epoch's circle is gone round less than twice.
+        before = 2 * epoch * len(plan.ends_D) + 1
+        pieces = self._read(plan, plan.offset + start, count + 1)
+        return self._row([((before + p.place - 1) % _NUMBERS + 1, p.begin, p.tokens) for p in pieces])
 
 
 # ---------------------------------------------------------------------------------------- first fit

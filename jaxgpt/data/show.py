@@ -40,7 +40,7 @@ def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
     """
     from jaxgpt.data.loader import packed_rows
 
-    rows = packed_rows(run.data, tokenizer, run.length, run.train.seed, run.task)
+    rows = packed_rows(run.data, tokenizer, run.length, run.train.seed, run.train.batch_size, run.task)
     return [_example(rows[i], tokenizer) for i in range(n)]
 
 
@@ -48,8 +48,9 @@ def _example(row: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     tokens: list[int] = []
     weights: list[float] = []
     segments: list[int] = []
-    for segment in range(1, int(row["segments"].max(initial=0)) + 1):
-        here = row["segments"] == segment
+    documents = dict.fromkeys(row["segments"][row["segments"] > 0].tolist())  # in order
+    for segment, document in enumerate(documents, 1):
+        here = row["segments"] == document
         inputs, targets = row["tokens"][here].tolist(), row["targets"][here].tolist()
         trained = row["weights"][here].tolist()
         last = [targets[-1]] if trained[-1] > 0 else []

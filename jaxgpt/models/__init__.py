@@ -97,6 +97,11 @@ def flops_per_token(model: Model, length: int) -> int:
         experts = sum(v.size for _, v in flat if "experts" in v.get_metadata()["axes"])
         products -= experts * (model.moe.experts - model.moe.per_token) // model.moe.experts
     if not isinstance(model, Classifier) and model.tied:
-        products += model.vocab_size * model.width
-    spans = [min(length, model.window(i)) for i in range(model.layers)]
-    return 6 * products + 12 * model.heads * model.head * sum(spans)
+        products += sum(v.size for path, v in nnx.to_flat_state(state) if "embed" in path)
+    spans, factor = [min(length, model.window(i)) for i in range(model.layers)], 12
+    if isinstance(model, TransformerXL):
+        # Its keys are the memory's too and scores have a second product, by distance; the sinusoids'
+        # projection serves all rows of a batch at once.
+        products -= sum(v.size for path, v in nnx.to_flat_state(state) if "relative" in path)
+        spans, factor = [length + model.memory] * model.layers, 18
+    return 6 * products + factor * model.heads * model.head * sum(spans)

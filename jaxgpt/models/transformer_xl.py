@@ -1,11 +1,310 @@
-"""To come."""
+"""Transformer-XL (Dai et al. 2019): relative positions, and a memory from segment to segment.
 
-from typing import Any
+Every layer keeps the features that entered it for the last M tokens, and the next segment attends
+to them as to its own, without a gradient. A score of a query i and a key j is, before its scaling,
+(q_i + u) . k_j + (q_i + v) . r_(i - j), with r a projection of a sinusoid of the distance and u, v
+learned (section 3.3).
+
+Shapes: B batch, T length, M memory, S = M + T keys (or cache slots), N distances, D width, H heads,
+K head width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.batch import Batch, Features
+from jaxgpt.config import Compute, TransformerXL
+from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
+from jaxgpt.layers.attention import Mask, Seen, attend, pick_kernel
+from jaxgpt.layers.cache import Cache, LayerCache
+from jaxgpt.layers.fusion import pin, stream_dtype
+from jaxgpt.layers.linear import Embedding, Linear, unembed
+from jaxgpt.layers.mlp import MLP
+from jaxgpt.layers.norm import model_norm
+from jaxgpt.layers.stack import run_layers, stacked
+from jaxgpt.models.gpt import dropout
+from jaxgpt.sharding import constrain
 
 
-class Recurrent:
-    """To come."""
+class Memory(NamedTuple):
+    """What is kept of the tokens before (a pytree).
+
+    Attributes:
+      x_BLMD: features that entered each layer.
+      segments_BM: their document numbers as in `Batch`; 0 where there is nothing.
+    """
+
+    x_BLMD: jax.Array
+    segments_BM: jax.Array
 
 
-def init_memory(*args: Any) -> Any:
-    """To come."""
+def init_memory(model: TransformerXL, compute: Compute, rows: int, length: int) -> Memory:
+    """A memory of nothing: `length` tokens of each of `rows` rows."""
+    shape = (rows, model.layers, length, model.width)
+    dtype = stream_dtype(jnp.dtype(compute.dtype))
+    return Memory(jnp.zeros(shape, dtype), jnp.zeros((rows, length), jnp.int32))
+
+
+def decoding_window(model: TransformerXL) -> int:
+    """Tokens that a token sees in decoding, itself included; 0 for all, where there is no memory.
+
+    As many as a segment of this one token sees with the memory of evaluation.
+    """
+    memory = model.memory if model.eval_memory is None else model.eval_memory
+    if model.same_length:
+        return memory or model.memory
+    return memory + 1 if memory else 0
+
+
+def sinusoids(count: int, width: int, clamp: int) -> jax.Array:
+    """Embeddings [N, D] of the distances 0, 1, ...: sines, then cosines (section 3.3's R).
+
+    Args:
+      count: N.
+      width: D, even.
+      clamp: distances above it count as it; 0 clamps none.
+    """
+    distance_N = jnp.arange(count, dtype=jnp.float32)
+    distance_N = jnp.minimum(distance_N, clamp) if clamp else distance_N
+    frequency_K = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle_NK = distance_N[:, None] * frequency_K
+    return jnp.concatenate([jnp.sin(angle_NK), jnp.cos(angle_NK)], axis=-1)
+
+
+def relative_shift(x_BHTS: jax.Array) -> jax.Array:
+    """Scores by distance as scores by key, in O(T S): padded by a column and read in another rhythm.
+
+    Appendix B of the paper. Column c holds distance S - 1 - c, and in the result column j of row i
+    holds distance S - T + i - j; keys ahead of their query hold rubbish.
+    """
+    B, H, T, S = x_BHTS.shape
+    padded = jnp.pad(x_BHTS, ((0, 0), (0, 0), (0, 0), (1, 0)))
+    return padded.reshape(B, H, S + 1, T)[:, :, 1:].reshape(B, H, T, S)
+
+
+class Biases(nnx.Module):
+    """The learned u of content and v of position, [H, K] each."""
+
+    def __init__(self, key: jax.Array, model: TransformerXL) -> None:
+        u_key, v_key = jax.random.split(key)
+        shape, axes = (model.heads, model.head), ("heads", "head")
+        self.u = nnx.Param(0.02 * jax.random.normal(u_key, shape), axes=axes)
+        self.v = nnx.Param(0.02 * jax.random.normal(v_key, shape), axes=axes)
+
+
+class RelativeAttention(nnx.Module):
+    """Attention with relative positions over a memory and the segment, or over a cache."""
+
+    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute) -> None:
+        D, H, K = model.width, model.heads, model.head
+        keys, dtype = jax.random.split(key, 6), jnp.dtype(compute.dtype)
+
+        def into_heads(key: jax.Array, name: str) -> Linear:
+            return Linear(key, (D,), (H, K), ("embed", name, "head"), bias=False, std=0.02, dtype=dtype)
+
+        self.q, self.relative = into_heads(keys[0], "heads"), into_heads(keys[1], "heads")
+        self.k, self.v = into_heads(keys[2], "kv_heads"), into_heads(keys[3], "kv_heads")
+        std = 0.02 * (2 * model.layers) ** -0.5
+        axes = ("heads", "head", "embed")
+        self.out = Linear(keys[4], (H, K), (D,), axes, bias=False, std=std, dtype=dtype)
+        self.biases = None if model.shared_biases else Biases(keys[5], model)
+        self.scale = K**-0.5
+        # Says, or under `strict` raises, that no other kernel takes scores by distance.
+        pick_kernel(replace(model.blocks, position="relative"), compute)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        keys_BSD: jax.Array,
+        seen: Seen,
+        sinusoid_ND: jax.Array,
+        shared: Biases | None,
+        cache: LayerCache | None = None,
+        start_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Attend to `keys_BSD`, or to a cache to which they are appended at slots `start_B` first.
+
+        Args:
+          x_BTD: features that ask: the last T of those that answer.
+          keys_BSD: features that answer, in order.
+          seen: who sees whom; with distances where there is a cache.
+          sinusoid_ND: of the distances from 0 on; of all S where there is no cache.
+          shared: the biases of all layers, where a layer has none of its own.
+          cache, start_B: see above.
+
+        Returns:
+          [B, T, D], and the cache with the new tokens (None without one).
+        """
+        biases = self.biases or shared
+        assert biases is not None
+        q_BTHK, k_BSHK, v_BSHK = self.q(x_BTD), self.k(keys_BSD), self.v(keys_BSD)
+        u_HK, v_HK = (b[...].astype(q_BTHK.dtype) for b in (biases.u, biases.v))
+        r_NHK = self.relative(sinusoid_ND.astype(x_BTD.dtype))
+
+        def by_distance(r_NHK: jax.Array) -> jax.Array:
+            q = (q_BTHK + v_HK) * self.scale
+            return jnp.einsum("bthk,nhk->bhtn", q, r_NHK, preferred_element_type=jnp.float32)
+
+        if cache is None:
+            bias_BHTS = relative_shift(by_distance(r_NHK[::-1]))
+        else:
+            assert start_B is not None
+            cache = cache.append(k_BSHK, v_BSHK, start_B)
+            k_BSHK, v_BSHK = cache
+            back_B1TS = jnp.clip(seen.distance_BTS, 0, len(r_NHK) - 1)[:, None]
+            bias_BHTS = jnp.take_along_axis(by_distance(r_NHK), back_B1TS, axis=-1)
+        y_BTHK = attend(q_BTHK + u_HK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS)
+        return self.out(y_BTHK), cache
+
+
+class Layer(nnx.Module):
+    """Attention, then the MLP, each on a residual branch with its norm after the sum or on its input."""
+
+    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute) -> None:
+        attention_key, mlp_key = jax.random.split(key)
+        self.attention_norm, self.mlp_norm = model_norm(model.blocks), model_norm(model.blocks)
+        self.attention = RelativeAttention(attention_key, model, compute)
+        self.mlp = MLP(mlp_key, model.blocks, compute)
+        self.rate, self.post = model.dropout, model.norm_at == "post"
+
+    def __call__(
+        self, x_BTD: jax.Array, keys_BSD: jax.Array, *how: Any, key: jax.Array | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """The layer's output and cache; `how` is what `RelativeAttention` takes beside the features."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        if self.post:
+            y_BTD, cache = self.attention(x_BTD, keys_BSD, *how)
+            x_BTD = self.attention_norm(pin(x_BTD + dropout(y_BTD, self.rate, keys[0])))
+            x_BTD = self.mlp_norm(pin(x_BTD + dropout(self.mlp(x_BTD), self.rate, keys[1])))
+        else:
+            keys_BSD = self.attention_norm(keys_BSD)
+            y_BTD, cache = self.attention(keys_BSD[:, -x_BTD.shape[1] :], keys_BSD, *how)
+            x_BTD = pin(x_BTD + dropout(y_BTD, self.rate, keys[0]))
+            x_BTD = pin(x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.rate, keys[1]))
+        return constrain(x_BTD, "batch", "length", "features"), cache
+
+
+class Recurrent(nnx.Module):
+    """A causal language model with a memory; see `Decoder` for the arguments.
+
+    Embeddings are multiplied by the root of the width, and the output has a bias, as in the released
+    code. Its dropout inside the MLP and on the sinusoids and last features is left out.
+    """
+
+    def __init__(
+        self, model: TransformerXL, compute: Compute, key: jax.Array, *, scanned: bool = True
+    ) -> None:
+        self.model, self.compute = model, compute
+        keys, V, D = jax.random.split(key, 5), model.vocab_size, model.width
+        plain = not model.cutoffs
+        self.embed = Embedding(keys[0], V, D, std=0.02) if plain else Tables(keys[0], model, compute)
+        self.biases = Biases(keys[1], model) if model.shared_biases else None
+
+        def make(key: jax.Array) -> Layer:
+            return Layer(key, model, compute)
+
+        layers = jax.random.split(keys[2], model.layers)
+        self.blocks = stacked(make, keys[2], model.layers) if scanned else nnx.List(map(make, layers))
+        self.norm = None if model.norm_at == "post" else model_norm(model.blocks)
+        self.head = Embedding(keys[3], V, D, std=0.02) if plain and not model.tied else None
+        self.bias = nnx.Param(jnp.zeros(V), axes=("vocab",)) if plain else None
+        self.adaptive = None if plain else AdaptiveSoftmax(keys[4], model, compute)
+
+    @property
+    def unembedding(self) -> jax.Array:
+        """The output projection [V, D]; there is no single one where it is adaptive."""
+        assert self.adaptive is None
+        return (self.head or cast(Embedding, self.embed)).weight[...]
+
+    @property
+    def output_bias(self) -> jax.Array | None:
+        """Its bias [V]."""
+        return None if self.bias is None else self.bias[...]
+
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        dtype = stream_dtype(jnp.dtype(self.compute.dtype))
+        x_BTD = self.embed(tokens_BT, dtype) * jnp.asarray(self.model.width**0.5, dtype)
+        return constrain(x_BTD, "batch", "length", "features")
+
+    def _last(self, x_BTD: jax.Array) -> jax.Array:
+        return (x_BTD if self.norm is None else self.norm(x_BTD)).astype(self.compute.dtype)
+
+    def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
+        """Final features of rows, after `batch.memory` where there is one; a key turns dropout on.
+
+        A token sees its own document alone, in the memory too. Under `same_length` it sees as many
+        tokens as the memory holds, itself included.
+        """
+        model, memory = self.model, batch.memory
+        T, M = batch.tokens_BT.shape[1], 0 if memory is None else memory.segments_BM.shape[1]
+        embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
+        x_BTD = dropout(self._embed(batch.tokens_BT), model.dropout, embed_key)
+        segments_BS, per_layer = batch.segments_BT, {}
+        if memory is not None:
+            segments_BS = jnp.concatenate([memory.segments_BM, segments_BS], axis=1)
+            x_BLMD = jax.lax.stop_gradient(memory.x_BLMD).astype(x_BTD.dtype)
+            per_layer["memory"] = jnp.moveaxis(x_BLMD, 1, 0)
+        if key is not None and model.dropout:
+            per_layer["key"] = jax.random.split(layers_key, model.layers)
+        index_1S = jnp.arange(M + T)[None]
+        window = (M or model.memory) if model.same_length else 0
+        seen = Seen(Mask(index_1S[:, M:], index_1S, batch.segments_BT, segments_BS, window=window).dense())
+        sinusoid_ND = sinusoids(M + T, model.width, model.clamp)
+
+        def call(layer: Layer, x_BTD: jax.Array, given: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+            keys_BSD = x_BTD
+            if memory is not None:
+                keys_BSD = jnp.concatenate([given["memory"], x_BTD], axis=1)
+            kept_BMD = None if memory is None else jax.lax.stop_gradient(keys_BSD[:, T:])
+            y_BTD, _ = layer(x_BTD, keys_BSD, seen, sinusoid_ND, self.biases, key=given.get("key"))
+            return y_BTD, kept_BMD
+
+        x_BTD, kept_LBMD = run_layers(self.blocks, x_BTD, per_layer, call, self.compute)
+        if memory is not None:
+            memory = Memory(jnp.moveaxis(kept_LBMD, 0, 1), segments_BS[:, T:])
+        return Features(self._last(x_BTD), memory=memory)
+
+    def transform(self, x_BTD: jax.Array) -> jax.Array:
+        """What the output projection reads of the features: they themselves."""
+        return x_BTD
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of features [..., D]; log-probabilities where it is adaptive."""
+        if self.adaptive is not None:
+            return self.adaptive(x_BTD, cast(Tables, self.embed))
+        return unembed(x_BTD, self.unembedding) + cast(jax.Array, self.output_bias)
+
+    def scores(self, targets: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Adaptive: log-probabilities of the targets [...], and of each place's likeliest id."""
+        assert self.adaptive is not None
+        return self.adaptive.of(targets, x, cast(Tables, self.embed))
+
+    def decode(
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Append tokens to every row of the cache and return their features; as `Decoder.decode`.
+
+        A token sees what it would as a segment of its own: itself and as many tokens before it as
+        the memory of evaluation holds, whatever came with it in one call. Without a memory it sees
+        all before it.
+        """
+        model, slots = self.model, cache[0].k_BSGK.shape[1]
+        index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        slot_1S = jnp.arange(slots)[None]
+        ones_BT, ones_1S = jnp.ones_like(index_BT), jnp.ones_like(slot_1S)
+        window = decoding_window(model)
+        mask = Mask(index_BT, slot_1S, ones_BT, ones_1S, window=window)
+        seen = Seen(mask.dense(), mask.distance())
+        sinusoid_ND = sinusoids(min(window or slots, slots), model.width, model.clamp)
+        x_BTD, layers = self._embed(tokens_BT), list[LayerCache]()
+        for layer, held in zip(cast("Iterable[Layer]", self.blocks), cache, strict=True):
+            x_BTD, new = layer(x_BTD, x_BTD, seen, sinusoid_ND, self.biases, held, start_B)
+            layers.append(cast(LayerCache, new))
+        return self._last(x_BTD), tuple(layers)

@@ -117,6 +117,7 @@ class Loop:
     metrics: Metrics
     step_fn: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
     eval_fn: Callable[[dict, Batch], tuple[dict[str, jax.Array], Any]]
+    memory_fn: Callable[[], Any]
 
     def __init__(
         self,
@@ -170,6 +171,13 @@ class Loop:
         self.eval_fn = jax.jit(
             functools.partial(eval_step, program.graphdef, objective),
             in_shardings=(program.shardings.params, self.layout),
+            # The memory goes in again as it came out.
+            out_shardings=(replicated(program.mesh), self.layout),
+        )
+        # A fresh memory of every device's own rows, made anew for each evaluation.
+        self.memory_fn = jax.jit(
+            lambda: init_memory(self.run.model, self.run.compute, train.batch_size, evaluation=True),
+            out_shardings=self.layout,
         )
 
     def ended(self, step: int) -> str:
@@ -257,8 +265,7 @@ class Loop:
         """Validation loss in nats a target, over every validation token or `eval_batches` batches."""
         run = self.run
         batches = map(self.put, itertools.islice(self.validation, run.train.eval_batches or None))
-        memory = init_memory(run.model, run.compute, run.train.batch_size, evaluation=True)
-        means = evaluate(self.eval_fn, state.params, batches, memory)
+        means = evaluate(self.eval_fn, state.params, batches, self.memory_fn())
         loss = means.pop("loss")
         del means["targets"]
         self.metrics.write(step, {"val_loss": loss} | {f"val_{name}": mean for name, mean in means.items()})

@@ -30,7 +30,8 @@ def train_step(
     """One update from a batch.
 
     The loss is the total over all devices and microbatches divided by the total weight. An update
-    whose loss or gradient norm is not finite is skipped: parameters and optimizer stay as they were.
+    whose loss or gradient norm is not finite is skipped: parameters and optimizer stay as they were,
+    and a memory is emptied.
 
     Returns:
       The next state, and scalars: `loss` and `nll` (nats a target), `grad_norm`, `accuracy`,
@@ -57,11 +58,11 @@ def train_step(
     # Pinned: the old moments are then dead before the parameters change, and need no copy.
     updates, opt = pin(program.optimizer.update(grads, state.opt, state.params))
     params = optax.apply_updates(state.params, updates)
-    params, opt, memory = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (params, opt, memory),
-        (state.params, state.opt, state.memory),
+    params, opt = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt), (state.params, state.opt)
     )
+    # The old memory does not end where the next batch begins, so after a bad step there is none.
+    memory = jax.tree.map(lambda new: jnp.where(good, new, 0).astype(new.dtype), memory)
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)
     metrics = {
         "loss": sums["loss"] / weight,

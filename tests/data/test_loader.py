@@ -32,10 +32,10 @@ def chat_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["text", "chat"])
+@pytest.fixture(params=["text", "streams", "chat"])
 def data(request, corpus, chat_file, tmp_path):
-    if request.param == "text":
-        return Text(path=str(corpus))
+    if request.param != "chat":
+        return Text(path=str(corpus), contiguous=request.param == "streams")
     BYTES.save(tmp_path / "tok")
     return Chat(train=(str(chat_file),), tokenizer=str(tmp_path / "tok"), bins=8)
 
@@ -122,6 +122,27 @@ def test_validation_predicts_every_token_once_in_any_layout(corpus):
         np.testing.assert_array_equal(np.concatenate(rows), np.concatenate(expected))
         again = [np.asarray(b.targets_BT) for b in layout[0]]
         assert len(again) == len(layout[0])
+
+
+def test_streams_of_another_batch_size_are_refused(corpus):
+    data = Text(path=str(corpus), contiguous=True)
+    state = iterator(data).get_state()
+    with pytest.raises(UserError, match=r"train\.batch_size"):
+        iterator(data, batch_size=2).set_state(state)
+    with pytest.raises(UserError, match="for each of 4000 streams"):
+        iterator(data, batch_size=4000)
+
+
+def test_validation_streams_are_the_same_for_any_number_of_processes(corpus):
+    data = Text(path=str(corpus), contiguous=True)
+    shape = {"model_length": 64, "batch_size": 2}
+    whole = list(map(arrays, validation_batches(data, BYTES, model_length=64, batch_size=4)))
+    parts = [validation_batches(data, BYTES, **shape, process_index=i, process_count=2) for i in range(2)]
+    joined = [np.concatenate(both, axis=1) for both in zip(*(map(arrays, p) for p in parts), strict=True)]
+    np.testing.assert_array_equal(joined, whole)
+    held = Corpus(corpus, "validation")
+    learned = sum((batch[2] > 0).sum() for batch in whole)
+    assert learned == held.lengths_D.sum() - len(held)
 
 
 def test_validation_dialogues_are_held_out_and_complete(chat_file):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
 from jaxgpt.data.chat import Example
-from jaxgpt.data.packing import ConcatRows, PackedExamples, first_fit
+from jaxgpt.data.packing import ConcatRows, PackedExamples, StreamRows, first_fit
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -132,6 +132,100 @@ def test_one_huge_document_is_mixed_and_never_joined_to_itself():
         row = rows[i]
         wrong = row["weights"] * (row["targets"] != row["tokens"] + 1)
         assert not wrong.any()
+
+
+# ------------------------------------------------------------------------------------------ streams
+
+
+def along(rows: StreamRows, stream: int, first: int, count: int) -> dict[str, np.ndarray]:
+    """Steps of one stream laid end to end."""
+    parts = [rows[(first + step) * rows.streams + stream] for step in range(count)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+stream_counts = st.integers(1, 5)
+
+
+@quick
+@given(sizes=lengths, length=st.integers(2, 9), streams=stream_counts)
+def test_validation_streams_predict_every_token_once_in_order(sizes, length, streams):
+    memory = Memory(sizes)
+    rows = StreamRows(memory, length, streams, None, pad=-1)
+    assert len(rows) % streams == 0
+    laid = [along(rows, b, 0, len(rows) // streams) for b in range(streams)]
+    joined = {n: np.concatenate([a[n][a["segments"] > 0] for a in laid]) for n in laid[0]}
+    tokens = np.concatenate(memory.documents)
+    np.testing.assert_array_equal(joined["tokens"], tokens[:-1])
+    np.testing.assert_array_equal(joined["targets"], tokens[1:])
+    documents = np.repeat(np.arange(len(sizes)), sizes)
+    np.testing.assert_array_equal(joined["weights"], documents[:-1] == documents[1:])
+    np.testing.assert_array_equal(joined["segments"], documents[:-1] + 1)
+    np.testing.assert_array_equal(joined["positions"], np.concatenate([np.arange(n) for n in sizes])[:-1])
+    for a in laid:
+        padding = a["segments"] == 0
+        assert not a["weights"][padding].any()
+        assert (a["tokens"][padding] == -1).all()
+        assert (np.diff(padding.astype(int)) >= 0).all()  # at the end
+
+
+@quick
+@given(sizes=lengths, length=st.integers(2, 9), streams=stream_counts, seed=st.integers(0, 9))
+def test_training_streams_go_on_from_row_to_row_over_epochs(sizes, length, streams, seed):
+    total = sum(sizes)
+    if total // streams < length:
+        with pytest.raises(UserError, match="fewer than one row"):
+            StreamRows(Memory(sizes), length, streams, seed)
+        return
+    rows = StreamRows(Memory(sizes), length, streams, seed)
+    steps = rows.epoch_rows // streams
+    document = np.repeat(np.arange(len(sizes)), sizes)  # of each token, which is its own number
+    begins = np.cumsum([0, *sizes])[:-1]
+    for b in range(streams):
+        a = along(rows, b, 0, 3 * steps)
+        follows = np.diff(a["segments"]) == 0
+        for epoch_end in range(steps * length, 3 * steps * length, steps * length):
+            assert not follows[epoch_end - 1]  # an epoch ends, and so does what may be remembered
+        np.testing.assert_array_equal(a["tokens"][1:][follows], a["tokens"][:-1][follows] + 1)
+        assert (document[a["tokens"][1:]][follows] == document[a["tokens"][:-1]][follows]).all()
+        # What is learned is the next token of the same document, and that is also the next input.
+        learned = a["weights"] > 0
+        np.testing.assert_array_equal(a["targets"][learned], a["tokens"][learned] + 1)
+        inside = np.delete(np.arange(3 * steps * length - 1), np.arange(1, 3) * steps * length - 1)
+        np.testing.assert_array_equal(a["targets"][inside], a["tokens"][inside + 1])
+        np.testing.assert_array_equal(learned[inside], follows[inside])
+        np.testing.assert_array_equal(a["positions"], a["tokens"] - begins[document[a["tokens"]]])
+        stretches = a["segments"][np.flatnonzero(np.diff(a["segments"], prepend=-1))]
+        assert len(set(stretches.tolist())) == len(stretches)  # a number never comes back
+        assert a["segments"].min() >= 1
+
+
+@quick
+@given(sizes=lengths, length=st.integers(2, 9), streams=stream_counts, seed=st.integers(0, 9))
+def test_an_epoch_of_streams_reads_no_token_twice(sizes, length, streams, seed):
+    if sum(sizes) // streams < length:
+        return
+    rows = StreamRows(Memory(sizes), length, streams, seed)
+    for epoch in range(2):
+        ids = range(epoch * rows.epoch_rows, (epoch + 1) * rows.epoch_rows)
+        counts = Counter(t for i in ids for t in rows[i]["tokens"].tolist())
+        assert set(counts.values()) == {1}
+        assert sum(sizes) - len(counts) < streams * length
+
+
+def test_streams_differ_by_epoch_and_seed_and_say_so():
+    memory = Memory([20, 30, 25, 40])
+    a, b = StreamRows(memory, 8, 2, 0), StreamRows(memory, 8, 2, 1)
+    assert a[0]["tokens"].tolist() != b[0]["tokens"].tolist()
+    assert a[0]["tokens"].tolist() != a[a.epoch_rows]["tokens"].tolist()
+    others = (b, StreamRows(memory, 8, 3, 0), StreamRows(memory, 9, 2, 0), ConcatRows(memory, 8, 0))
+    assert len({rows.fingerprint for rows in (a, *others)}) == 5
+
+
+def test_numbers_of_documents_stay_in_range_after_billions():
+    rows = StreamRows(Memory([5, 6]), 4, 1, 0)
+    far = 2**31 // 4  # epochs of four numbers each
+    numbers = [rows[epoch * rows.epoch_rows]["segments"] for epoch in (far - 1, far, far + 1)]
+    assert all(n.min() >= 1 for n in numbers)
 
 
 # ---------------------------------------------------------------------------------------- first fit
