@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 Point, Record, NAN = tuple[float, float], dict[str, Any], float("nan")
 LOSSES = {"loss": "Loss (nats a token)", "bits_per_byte": "Bits per byte"}
@@ -378,6 +380,12 @@ def _evaluations(folder: Path) -> list[Html]:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads(path.read_bytes())
             tables.append(table(list(found["figures"].values()), f"{found['title']}, step {found['step']}"))
+            if found.get("report"):
+                from jaxgpt.report_confusion import confusion_picture  # late: it draws with what is here
+
+                tables.append(Html(f"<pre>{_escape(found['report'])}</pre>"))
+                labels, counts = found["confusion"]
+                tables.append(confusion_picture(labels, np.asarray(counts)))
     return tables
 
 

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxgpt.config import Chat, MaskedLM, Mesh, Text, TransformerXL, UserError, require
+from jaxgpt.config import (
+    Chat,
+    Labelled,
+    MaskedLM,
+    Mesh,
+    Tagged,
+    Text,
+    TransformerXL,
+    UserError,
+    require,
+)
 from jaxgpt.files import write_json
 from jaxgpt.report import run_report
 
@@ -40,6 +50,10 @@ NAMES = {
     "characters": "Characters",
     "last_word_accuracy": "Accuracy of the last word",
     "last_word_perplexity": "Perplexity of the last word",
+    "strict_micro_f1-score": "F1 of entities, strict mode, micro average",
+    "default_micro_f1-score": "F1 of entities, default mode, micro average",
+    "token_accuracy": "Accuracy of tags, O among them",
+    "macro_f1-score": "F1 of labels, macro average",
     "acc": "Accuracy by log-likelihood",
     "acc_norm": "Accuracy by log-likelihood a character",
     "acc_bytes": "Accuracy by log-likelihood a byte",
@@ -67,12 +81,16 @@ class Result(NamedTuple):
       title: what was measured and how.
       figures: by their keys in `NAMES`, in order.
       truncated: contexts that lost their beginning, being longer than the model's.
+      report: more of it as text, in lines.
+      confusion: labels and their counts, rows gold and columns predicted.
     """
 
     name: str
     title: str
     figures: Mapping[str, Figure]
     truncated: int = 0
+    report: str = ""
+    confusion: tuple[list[str], list[list[int]]] | None = None
 
 
 def evaluate(
@@ -230,7 +248,28 @@ def _no_test(settings: Settings) -> None:
     )
 
 
-OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {Text: _own_text, Chat: _own_chat}
+def _own_labels(trained: Trained, settings: Settings) -> Result:
+    require(
+        settings.stride is None and not settings.limit,
+        "stride and limit are for text and tasks, but this run tells labels apart; drop them.",
+    )
+    from jaxgpt.evals.labels import label_report
+    from jaxgpt.evals.tasks import Figure
+
+    found = label_report(trained, settings.split, settings.batch_size)
+    figures = {name: Figure(value) for name, value in found.figures.items()}
+    labels = list(trained.run.task.labels) if trained.run.task else []
+    title = f"The run's own {settings.split} labels"
+    confusion = (labels, found.counts.tolist())
+    return Result(settings.split, title, figures, report=found.text, confusion=confusion)
+
+
+OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
+    Text: _own_text,
+    Chat: _own_chat,
+    Tagged: _own_labels,
+    Labelled: _own_labels,
+}
 """What is measured on a run's own data, by the class of their config."""
 
 
@@ -309,7 +348,8 @@ def _save(trained: Trained, result: Result, settings: Settings) -> Path:
     }
     path = trained.folder / "eval" / f"{result.name}.json"
     made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
-    write_json(path, {"title": result.title, **made, "figures": figures})
+    more = {"report": result.report, "confusion": result.confusion} if result.report else {}
+    write_json(path, {"title": result.title, **made, "figures": figures, **more})
     if (trained.folder / "metrics.jsonl").is_file():  # a run that was trained here has a page of its own
         run_report(trained.folder)
     return path
@@ -327,6 +367,8 @@ def _print(result: Result) -> None:
         cells = [_number(figure.value), *([_number(figure.stderr)] if errors else [])]
         table.add_row(NAMES.get(key, key), *cells)
     Console().print(table)
+    if result.report:
+        print(result.report)
 
 
 def _number(value: float | None) -> str:
