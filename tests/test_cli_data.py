@@ -13,7 +13,7 @@ from jaxgpt.data.show import show
 from jaxgpt.data.tokenizer import ByteTokenizer
 
 HEAD = """from jaxgpt.config import *
-small = GPT(layers=1, width=8, heads=1, vocab_size=263, context=96)
+small = GPT(layers=1, width=8, heads=1, vocab_size=264, context=96)
 """
 
 
@@ -86,7 +86,7 @@ def test_text_rows_show_documents(tmp_path, capsys):
 
 
 def test_the_commands_do_not_import_jax():
-    modules = ("prepare", "train_tokenizer", "show", "chat", "corpus", "packing")
+    modules = ("prepare", "train_tokenizer", "show", "chat", "corpus", "packing", "hf_tokenizer")
     code = "import sys\n" + "".join(f"import jaxgpt.data.{m}\n" for m in modules)
     code += "sys.exit(bool({'jax', 'grain'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

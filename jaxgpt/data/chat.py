@@ -3,7 +3,8 @@
 Template: `<|bos|>`, then each turn as `<|role|> content <|end|>`, where the four names are control
 tokens and the content is encoded by itself, so that no content can write a control token. The loss
 weight is 1 on the content of every assistant turn and on the `<|end|>` that closes it (a model not
-trained on it never stops), 0 on everything else.
+trained on it never stops), 0 on everything else. A tokenizer with a chat template of its own (Hugging
+Face's) is used with that one: see chat_template.py.
 """
 
 from __future__ import annotations
@@ -41,9 +42,16 @@ def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
     """The tokens and weights of a whole dialogue.
 
     Raises:
-      UserError: a role that is not one of `ROLES`.
+      UserError: a role that is not one of `ROLES`, or what the tokenizer's own template refuses.
     """
+    if tokenizer.template is not None:
+        return Example(*tokenizer.template.example(messages))
     control = tokenizer.control
+    require(
+        "<|user|>" in control,
+        "this tokenizer has no chat template, so it cannot write dialogues; add a chat_template.jinja to "
+        "its folder.",
+    )
     tokens, weights = [control["<|bos|>"]], [0.0]
     for message in messages:
         role = message["role"]
@@ -57,8 +65,11 @@ def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
 def prompt_ids(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
     """The tokens after which the assistant's next answer begins.
 
-    A strict prefix of what `render` gives for the same messages followed by that answer.
+    A strict prefix of what `render` gives for the same messages followed by that answer, as far as a
+    template of the tokenizer's own allows.
     """
+    if tokenizer.template is not None:
+        return tokenizer.template.prompt_ids(messages)
     return [*render(messages, tokenizer).tokens, tokenizer.control["<|assistant|>"]]
 
 

@@ -128,7 +128,8 @@ class _Split:
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
     """(piece, whether it is the last): cut after a line end where there is one.
 
-    Newlines are tokens of their own, so such a cut does not change the ids.
+    Newlines are tokens of their own to our tokenizers, so such a cut does not change the ids; a Hugging
+    Face one may join several, or begin each piece with its space, once in so many characters.
     """
     at = 0
     while len(text) - at > _PIECE:

@@ -64,7 +64,7 @@ def _runs(
     tokens: list[int], weights: list[float], segments: list[int], tokenizer: Tokenizer
 ) -> list[tuple[str, bool, int]]:
     """(text, trained, segment) of each stretch of tokens alike; control tokens show their names."""
-    names = {i: name for name, i in tokenizer.control.items()}
+    names = tokenizer.names
     runs: list[tuple[bytes, bool, int]] = []
     for token, weight, segment in zip(tokens, weights, segments, strict=True):
         piece = names[token].encode() if token in names else tokenizer.piece_bytes(token)

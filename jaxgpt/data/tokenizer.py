@@ -17,15 +17,20 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from jaxgpt.config import UserError, require
 
-CONTROL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+if TYPE_CHECKING:
+    from jaxgpt.data.chat_template import ChatTemplate
+
+NEEDED = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+CONTROL = (*NEEDED, "<|mask|>")  # the mask is last and optional: older tokenizers lack it
 META_FILE = "tokenizer_config.json"
 MODEL_FILE = "tokenizer.model"
+HF_FOLDER = "hf"  # in a saved folder: the files of a Hugging Face tokenizer, as they came
 _BAR = "\u2581"  # SentencePiece writes a space as this character, so text must not hold it raw
 _PARTS = re.compile(f"[\n{_BAR}]| *[^ \n{_BAR}]+| +")
 _REMEMBERED, _SHORT = 1 << 17, 24  # parts remembered and their longest: some 30 MB
@@ -38,6 +43,23 @@ class Tokenizer(Protocol):
     vocab_size: int
     control: dict[str, int]
     """Name of each control token to its id."""
+    strips_space: bool
+    """Whether `decode` drops one space at the start of the text, which `encode` had put there."""
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The tokenizer's own chat template; None where dialogues are written with `control`."""
+        ...
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Id of each control token of any sort to the name that shows it."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end what a model writes."""
+        ...
 
     @property
     def digest(self) -> str:
@@ -79,6 +101,7 @@ class _Table:
     kind = ""
     vocab_size: int
     control: dict[str, int]
+    strips_space = False
     _pieces: list[bytes]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -88,7 +111,8 @@ class _Table:
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        return b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", "replace")
+        text = b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.strips_space else text
 
     def piece_bytes(self, token: int) -> bytes:
         require(
@@ -104,12 +128,29 @@ class _Table:
     def word_starts(self) -> np.ndarray:
         return np.array([piece[:1] in (b" ", b"\n", b"") for piece in self._pieces])
 
+    @property
+    def names(self) -> dict[int, str]:
+        return {i: name for name, i in self.control.items()}
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self.control.values()))  # none of them is text
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        return None
+
     def _model(self) -> bytes:
         return b""
 
+    def _saved(self) -> dict[str, bytes]:
+        """The files of a saved folder beside META_FILE."""
+        return {MODEL_FILE: self._model()} if self._model() else {}
+
     @cached_property
     def digest(self) -> str:
-        head = json.dumps([self.kind, list(CONTROL)]).encode()
+        # Without the mask, which changes no text's ids: folders from before it stay valid.
+        head = json.dumps([self.kind, list(NEEDED)]).encode()
         return hashlib.sha256(head + self._model()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -122,7 +163,7 @@ class _Table:
         target = Path(folder)
         if (target / META_FILE).is_file():
             require(
-                load_tokenizer(target).digest == self.digest,
+                load_tokenizer(target) == self,
                 f"{target} holds another tokenizer; name another folder or remove that one.",
             )
             return
@@ -135,8 +176,9 @@ class _Table:
         try:
             work.chmod(0o755)  # mkdtemp makes it private; a tokenizer is as readable as its run
             meta = {"kind": self.kind, "digest": self.digest, "vocab_size": self.vocab_size}
-            if self._model():
-                (work / MODEL_FILE).write_bytes(self._model())
+            for name, data in self._saved().items():
+                (work / name).parent.mkdir(exist_ok=True)
+                (work / name).write_bytes(data)
             (work / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
             os.replace(work, target)
         finally:
@@ -154,14 +196,18 @@ def _utf8(text: str) -> bytes:
 
 
 class ByteTokenizer(_Table):
-    """Ids 0..255 are the bytes of UTF-8; the control tokens follow."""
+    """Ids 0..255 are the bytes of UTF-8; the control tokens follow.
+
+    Args:
+      control: their names; those saved before `<|mask|>` lack it, and models of theirs its id.
+    """
 
     kind = "byte"
 
-    def __init__(self) -> None:
-        self.vocab_size = 256 + len(CONTROL)
-        self.control = {name: 256 + i for i, name in enumerate(CONTROL)}
-        self._pieces = [bytes([i]) for i in range(256)] + [b""] * len(CONTROL)
+    def __init__(self, control: Sequence[str] = CONTROL) -> None:
+        self.vocab_size = 256 + len(control)
+        self.control = {name: 256 + i for i, name in enumerate(control)}
+        self._pieces = [bytes([i]) for i in range(256)] + [b""] * len(control)
 
     def encode(self, text: str) -> list[int]:
         return list(_utf8(text))
@@ -192,7 +238,7 @@ class SentencePiece(_Table):
         self.vocab_size = int(sp.get_piece_size())
         names = [sp.id_to_piece(i) for i in range(self.vocab_size)]
         self.control = {n: i for i, n in enumerate(names) if n in CONTROL and sp.is_control(i)}
-        missing = [name for name in CONTROL if name not in self.control]
+        missing = [name for name in NEEDED if name not in self.control]
         require(
             not missing and any(sp.is_byte(i) for i in range(self.vocab_size)),
             f"{where} lacks {', '.join(missing) or 'byte fallback'}; make it with `jaxgpt tokenizer train`.",
@@ -234,38 +280,63 @@ class SentencePiece(_Table):
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer saved in `folder`.
+    """The tokenizer saved in `folder`, or that of a Hugging Face folder.
 
     Raises:
-      UserError: when the folder holds none, or one whose digest is not the one it was saved with.
+      UserError: when the folder holds none, a damaged one, or one whose digest is not the one it was
+        saved with.
     """
     folder = Path(folder)
-    require(
-        (folder / META_FILE).is_file(),
-        f"{folder} holds no {META_FILE}; give a folder written by `jaxgpt tokenizer train`.",
-    )
-    try:
-        meta = json.loads((folder / META_FILE).read_text("utf-8"))
-        kind, digest = meta["kind"], meta["digest"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / META_FILE} is damaged; train the tokenizer again.") from None
-    require(
-        kind in ("byte", "sentencepiece"),
-        f"{folder / META_FILE}: kind is {kind!r}; allowed: 'byte', 'sentencepiece'.",
-    )
+    meta = _meta(folder)
+    if meta is None:
+        from jaxgpt.data.hf_files import holds_tokenizer
+
+        require(
+            holds_tokenizer(folder),
+            f"{folder} holds no {META_FILE}; give a folder written by `jaxgpt tokenizer train` or a "
+            "Hugging Face one.",
+        )
+        return _hugging_face(folder)
+    kind, digest = meta.get("kind"), str(meta.get("digest"))
     tokenizer: Tokenizer
     if kind == "byte":
-        tokenizer = ByteTokenizer()
-    else:
+        older = meta.get("vocab_size") == 256 + len(NEEDED)
+        tokenizer = ByteTokenizer(NEEDED if older else CONTROL)
+    elif kind == "sentencepiece":
         path = folder / MODEL_FILE
         require(path.is_file(), f"{path} is missing; train the tokenizer again.")
         tokenizer = SentencePiece(path.read_bytes(), str(path))
+    else:
+        require(
+            kind == "hf",
+            f"{folder / META_FILE}: kind is {kind!r}; allowed: 'byte', 'sentencepiece', 'hf'.",
+        )
+        tokenizer = _hugging_face(folder / HF_FOLDER)
     require(
         tokenizer.digest == digest,
         f"{folder}: the tokenizer is not the one that was saved there (digest "
         f"{tokenizer.digest[:12]}, saved {digest[:12]}); restore it or train it again.",
     )
     return tokenizer
+
+
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """What `save` wrote about a tokenizer; None where it did not (Hugging Face has that file too)."""
+    if not (folder / META_FILE).is_file():
+        return None
+    try:
+        meta = json.loads((folder / META_FILE).read_text("utf-8"))
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{folder / META_FILE} is damaged; restore it or train it again.")
+    return meta if {"kind", "digest"} <= meta.keys() else None
+
+
+def _hugging_face(folder: Path) -> Tokenizer:
+    from jaxgpt.data.hf_tokenizer import HFTokenizer
+
+    return HFTokenizer.from_folder(folder)
 
 
 class StreamDecoder:
@@ -277,13 +348,21 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strips = tokenizer.strips_space
 
     def feed(self, token: int) -> str:
         """The characters that this id completes; possibly none."""
-        return self._decoder.decode(self._tokenizer.piece_bytes(int(token)))
+        return self._begun(self._decoder.decode(self._tokenizer.piece_bytes(int(token))))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD where a character was never completed."""
-        text = self._decoder.decode(b"", final=True)
+        text = self._begun(self._decoder.decode(b"", final=True))
         self._decoder.reset()
+        self._strips = self._tokenizer.strips_space
+        return text
+
+    def _begun(self, text: str) -> str:
+        if self._strips and text:
+            self._strips = False
+            return text.removeprefix(" ")
         return text

@@ -93,8 +93,8 @@ class Generator:
         # Neither remat nor a training kernel plays a part here: one form shares compiled programs.
         self.model, self.compute = model, Compute(dtype=compute.dtype, attention="xla")
         self.tokenizer, self.mesh = tokenizer, mesh
-        self.stop = tuple(sorted(tokenizer.control.values()))
-        """Ids that end a row unless a call says otherwise: every control token, none being text."""
+        self.stop = tokenizer.stop_ids
+        """Ids that end a row unless a call says otherwise."""
         self._told = False
         self.update(params)
 

@@ -124,8 +124,8 @@ def test_too_little_text_names_the_largest_vocabulary():
         train_sentencepiece(["hello world"] * 5, 5000, threads=1)
     largest = int(str(caught.value).split("at most ")[1].split()[0])
     assert train_sentencepiece(["hello world"] * 5, largest, threads=1).vocab_size == largest
-    with pytest.raises(UserError, match="above 264"):
-        train_sentencepiece(["hello"], 264)
+    with pytest.raises(UserError, match="above 265"):
+        train_sentencepiece(["hello"], 265)
     with pytest.raises(UserError, match="no text"):
         train_sentencepiece([], 500)
 

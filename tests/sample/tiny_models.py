@@ -15,7 +15,7 @@ from jaxgpt.config import GPT
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.models import abstract_model, init_params
 
-VOCAB = ByteTokenizer().vocab_size + 1  # one padding row, so that it is even and must stay unused
+VOCAB = ByteTokenizer().vocab_size + 2  # two padding rows, which must stay unused
 SIZE = {"vocab_size": VOCAB, "context": 96}
 MODELS = {
     "gpt2": replace(GPT2, **SIZE),

@@ -1,0 +1,216 @@
+"""The files of a Hugging Face tokenizer folder: what they name, in whichever layout they come.
+
+Layouts: `tokenizer.json` (the tokenizers library), or alone `tokenizer.model` (SentencePiece),
+`vocab.json` with `merges.txt` or `vocab.bpe` (GPT-2), `vocab.txt` (BERT). Beside them stand
+`tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and
+`chat_template.jinja`, of which older folders lack some and newer ones others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config import UserError, require
+
+DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""A folder holds a tokenizer when it has one of these; the first there is decides the ids."""
+MERGES = ("merges.txt", "vocab.bpe")
+CONFIG = "tokenizer_config.json"
+KEPT = (
+    *DECIDING, *MERGES, CONFIG, "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_USUAL = {
+    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "unk_token": ("<unk>", "[UNK]"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "mask_token": ("<mask>", "[MASK]"),
+}
+Files = dict[str, bytes]
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer in one of the layouts."""
+    return any((folder / name).is_file() for name in DECIDING)
+
+
+def read_files(folder: Path) -> Files:
+    """The tokenizer's files in a folder, byte for byte.
+
+    Raises:
+      UserError: when none of them decides ids, or one cannot be read.
+    """
+    try:
+        files = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    require(
+        any(name in files for name in DECIDING),
+        f"{folder} holds no tokenizer; a Hugging Face one has {' or '.join(DECIDING)}.",
+    )
+    return files
+
+
+def parse(files: Files, name: str, where: str) -> dict[str, Any]:
+    """The JSON object of a file; empty where there is no such file."""
+    if name not in files:
+        return {}
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise UserError(f"{where}/{name} is damaged ({error}); download it again.") from None
+    require(isinstance(value, dict), f"{where}/{name} is not a JSON object; download it again.")
+    return value
+
+
+def roles(files: Files, ids: Mapping[str, int], where: str) -> dict[str, str]:
+    """Special tokens by role (`bos_token`, ...), as far as the vocabulary has them.
+
+    Where no file gives any role (GPT-2's, BERT's and Llama's oldest folders), the usual names count.
+    """
+    given: dict[str, Any] = parse(files, "special_tokens_map.json", where) | {
+        k: v for k, v in parse(files, CONFIG, where).items() if v is not None
+    }
+    found = {role: _content(given.get(role)) for role in ROLES}
+    if not any(found.values()):
+        found = {r: next((n for n in names if n in ids), None) for r, names in _USUAL.items()}
+        if found["cls_token"]:
+            found["bos_token"] = found["eos_token"] = None
+    return {role: name for role, name in found.items() if name is not None and name in ids}
+
+
+def _content(token: Any) -> str | None:
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) and value else None
+
+
+def extra_special(files: Files, where: str) -> list[str]:
+    """Further special tokens that the configuration lists."""
+    names = list[str]()
+    for name in ("special_tokens_map.json", CONFIG):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            value = parse(files, name, where).get(key) or []
+            values = value.values() if isinstance(value, dict) else value
+            names += [n for n in map(_content, values) if n]
+    return names
+
+
+def added_tokens(files: Files, where: str) -> dict[str, dict[str, Any]]:
+    """Tokens that the configuration adds to the vocabulary: content -> `id` and matching flags."""
+    added: dict[str, dict[str, Any]] = {}
+    for name, token in parse(files, "added_tokens.json", where).items():
+        added[name] = {"id": token}
+    for token, entry in (parse(files, CONFIG, where).get("added_tokens_decoder") or {}).items():
+        if (name := _content(entry)) is not None:
+            flags = entry if isinstance(entry, dict) else {}
+            added[name] = flags | {"id": int(token)}
+    return {name: added_entry(name, entry) for name, entry in added.items()}
+
+
+def added_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A token in the form of `added_tokens` of tokenizer.json."""
+    flags = {k: bool(entry.get(k)) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    return {"id": int(entry["id"]), "content": name, **flags}
+
+
+def generation_ids(files: Files, key: str, where: str) -> list[int]:
+    """Ids that generation_config.json gives for `eos_token_id` or `bos_token_id`."""
+    value = parse(files, "generation_config.json", where).get(key)
+    values = value if isinstance(value, list) else [value]
+    return [i for i in values if isinstance(i, int)]
+
+
+def chat_template(files: Files, where: str) -> str | None:
+    """The chat template's source: a file of its own, else the configuration's (its "default")."""
+    if "chat_template.jinja" in files:
+        try:
+            return files["chat_template.jinja"].decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{where}/chat_template.jinja is not UTF-8; download it again.") from None
+    for name in ("chat_template.json", CONFIG):
+        value = parse(files, name, where).get("chat_template")
+        if isinstance(value, list):
+            named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
+            value = named.get("default")
+        if isinstance(value, str):
+            return value
+    return None
+
+
+def library_spec(files: Files, where: str) -> dict[str, Any]:
+    """The tokenizer as an object of the tokenizers library's JSON, whatever layout it came in."""
+    if "tokenizer.json" in files:
+        spec = parse(files, "tokenizer.json", where)
+        require(
+            isinstance(spec.get("model"), dict) and "vocab" in spec["model"],
+            f"{where}/tokenizer.json holds no model; download it again.",
+        )
+        return spec
+    config = parse(files, CONFIG, where)
+    if "vocab.json" in files:
+        return _gpt2(files, where, bool(config.get("add_prefix_space", False)))
+    return _bert(files, where, config)
+
+
+def _text(files: Files, name: str, where: str) -> str:
+    try:
+        return files[name].decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{where}/{name} is not UTF-8; download it again.") from None
+
+
+def _gpt2(files: Files, where: str, prefix: bool) -> dict[str, Any]:
+    name = next((n for n in MERGES if n in files), None)
+    if name is None:
+        raise UserError(f"{where} has vocab.json but neither {' nor '.join(MERGES)}; add the merges.")
+    lines = [line for line in _text(files, name, where).split("\n") if line.strip()]
+    merges = [line.rstrip("\r").split(" ") for line in lines if not line.startswith("#version")]
+    require(
+        all(len(pair) == 2 for pair in merges),
+        f"{where}/{name} is damaged: a line is not two pieces; download it again.",
+    )
+    level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": False, "use_regex": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": parse(files, "vocab.json", where), "merges": merges},
+    }
+
+
+def _bert(files: Files, where: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    lines = _text(files, "vocab.txt", where).split("\n")
+    vocab = {line.rstrip("\r"): i for i, line in enumerate(lines) if line or i < len(lines) - 1}
+    unknown = _content(config.get("unk_token")) or "[UNK]"
+    require(unknown in vocab, f"{where}/vocab.txt lacks {unknown}; download it again.")
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
+        "strip_accents": config.get("strip_accents"),
+        "lowercase": config.get("do_lower_case", True),
+    }
+    model = {
+        "type": "WordPiece",
+        "unk_token": unknown,
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": vocab,
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": model,
+    }
