@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import DECODERS, NAMES, Imported, Numbers, golden, load_folder, write_folder
+from families import NAMES, Imported, Numbers, golden, load_folder, write_folder
 from tiny import FLOAT32, assert_same, model_of, plain
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Bert, RopeScaling, UserError
 from jaxgpt.convert import files, weights
 from jaxgpt.convert.family import canonical, misfits
-from jaxgpt.convert.registry import FAMILIES, family_of, read_config, text_part
+from jaxgpt.convert.registry import family_of, read_config, text_part
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 
@@ -223,8 +223,3 @@ def test_names_of_older_files_are_understood(tmp_path: Path) -> None:
         assert tensors.keys() != stored["tensors"].keys()
         before = load_folder(write_folder(tmp_path / f"{name}-older", stored["config"], tensors))
         assert_same(before.params, today.params)
-
-
-def test_every_family_has_a_golden() -> None:
-    assert set(NAMES) == set(FAMILIES)
-    assert set(DECODERS) == set(NAMES) - {"bert"}
