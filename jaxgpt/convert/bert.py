@@ -8,7 +8,12 @@ from jaxgpt.config import Bert
 from jaxgpt.convert.family import Family, Fields, Place
 
 _BLOCK = "bert.encoder.layer.{layer}."
-_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
+_ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+}
 _DEFAULTS = {
     "vocab_size": 30522,
     "max_position_embeddings": 512,

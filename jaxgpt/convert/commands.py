@@ -94,7 +94,7 @@ def _run(target: Path, model: Any, words: Any, dtypes: set[str]) -> Run:
     Data stand in for those that were trained on: Chat where the tokenizer has a chat template, by
     which `sample` and `chat` know a model tuned on dialogues.
     """
-    dialogues = getattr(words, "template", None) is not None and isinstance(model, GPT)
+    dialogues = words.template is not None and isinstance(model, GPT)
     half = dtypes <= {"BF16"}  # float16 has more digits: only float32 keeps them
     return Run(
         name=target.resolve().name,
@@ -177,6 +177,7 @@ def export(
     held = load(source)
     origin = _origin(source, held)
     family, dtypes = family_of(held.model), {}
+    model: Any = held.model
     if origin is not None:
         family = read_config(files.read_json(origin / files.CONFIG), str(origin / files.CONFIG))[0]
         dtypes = files.read_json(origin / TENSORS)
@@ -184,9 +185,9 @@ def export(
     words = load_tokenizer(source / "tokenizer")
     params, step = load_params(source, held, placed, checkpoint)
     log.info("checkpoint: step %s of %s", step, run)
-    entries = list(weights.entries(family, held.model, params, dtypes, files.NAMES.get(dtype, "")))
+    entries = list(weights.entries(family, model, params, dtypes, files.NAMES.get(dtype, "")))
     with _whole(target) as work, _progress(sum(entry.size for entry in entries)) as done:
-        _write_configs(work, origin, family, held, dtype, words)
+        _write_configs(work, origin, family, model, dtype, words)
         files.write_model(work, entries, most, done)
         tokenizers.write(work, words, source / "tokenizer", dialogues=isinstance(held.data, Chat))
     print(f"{target}: {family.model_type}, {len(entries)} tensors")
@@ -206,7 +207,7 @@ def _origin(folder: Path, run: Run) -> Path | None:
     return None
 
 
-def _write_configs(work: Path, origin: Path | None, family: Any, run: Run, dtype: str, words: Any) -> None:
+def _write_configs(work: Path, origin: Path | None, family: Any, model: Any, dtype: str, words: Any) -> None:
     """config.json and generation_config.json: those imported where they still hold, else new ones."""
     from jaxgpt.convert.family import canonical
     from jaxgpt.convert.files import CONFIG, GENERATION, read_json
@@ -216,21 +217,21 @@ def _write_configs(work: Path, origin: Path | None, family: Any, run: Run, dtype
         ends = sorted({words.control["<|eos|>"], words.control.get("<|end|>", words.control["<|eos|>"])})
         ids: dict[str, Any] = {f"{name}_token_id": words.control[f"<|{name}|>"] for name in ("bos", "pad")}
         ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-        if isinstance(run.model, GPT):
+        if isinstance(model, GPT):
             write_json(work / GENERATION, ids)
         head = {"architectures": [family.architecture], "model_type": family.model_type}
-        write_json(work / CONFIG, head | ids | family.write(run.model) | {"torch_dtype": dtype or "float32"})
+        write_json(work / CONFIG, head | ids | family.write(model) | {"torch_dtype": dtype or "float32"})
         return
     if (origin / GENERATION).is_file():
         shutil.copyfile(origin / GENERATION, work / GENERATION)
     config = read_json(origin / CONFIG)
-    same = canonical(read_config(config, CONFIG)[1]) == canonical(run.model)
+    same = canonical(read_config(config, CONFIG)[1]) == canonical(model)
     if same and not dtype:
         shutil.copyfile(origin / CONFIG, work / CONFIG)
         return
     if not same:
         kept = {name: value for name, value in config.items() if name not in _REWRITTEN}
-        config = kept | family.write(run.model)
+        config = kept | family.write(model)
     if dtype:
         config = {name: value for name, value in config.items() if name != "dtype"} | {"torch_dtype": dtype}
     write_json(work / CONFIG, config)

@@ -41,10 +41,11 @@ LLAMA = COMMON | MLP | {"blocks.mlp_norm": Place(BLOCK + "post_attention_layerno
 
 def family(model_type: str, name: str, **parts: Any) -> Family:
     """A family whose tensors have Llama's names unless `places` says otherwise."""
+    own: dict[str, Any] = {"defaults": DEFAULTS, "places": LLAMA} | parts
     return Family(
         model_type=model_type,
         architecture=f"{name}ForCausalLM",
-        **{"defaults": DEFAULTS, "places": LLAMA} | parts,
+        **own,
         # The text model within one that also sees, as transformers 4 and 5 name it (Gemma 3).
         renames=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
         unused=r"\.rotary_emb\.inv_freq$|^(model\.)?(vision_tower|multi_modal_projector)\.",
@@ -58,7 +59,7 @@ def read(f: Fields, **own: Any) -> GPT:
     if "mlp" not in own:
         f.only("hidden_act", "silu")
     head = f.get("head_dim")
-    fields = {
+    fields: dict[str, Any] = {
         "vocab_size": f["vocab_size"],
         "context": f["max_position_embeddings"],
         "layers": f["num_hidden_layers"],
@@ -72,7 +73,7 @@ def read(f: Fields, **own: Any) -> GPT:
         "tied": f["tie_word_embeddings"],
         "windows": _windows(f),
     }
-    form = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False}
+    form: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False}
     return GPT(**fields | form | _rope(f) | own)
 
 

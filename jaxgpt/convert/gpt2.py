@@ -8,7 +8,12 @@ from jaxgpt.config import GPT
 from jaxgpt.convert.family import Family, Fields, Place
 
 _BLOCK = "transformer.h.{layer}."
-_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu"}
+_ACTIVATIONS: dict[str, Any] = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "gelu_exact",
+    "relu": "relu",
+}
 _DEFAULTS = {
     "vocab_size": 50257,
     "n_positions": 1024,

@@ -53,7 +53,7 @@ def write_experts(model: GPT, count: str) -> dict[str, Any]:
 
 def expert_width(model: GPT) -> int:
     """Hidden width of an expert."""
-    return (model.moe and model.moe.width) or model.hidden
+    return (model.moe.width if model.moe else None) or model.hidden
 
 
 _MISTRAL = DEFAULTS | {

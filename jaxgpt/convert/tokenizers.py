@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.data.hf_tokenizer import HFTokenizer
 from jaxgpt.data.tokenizer import MODEL_FILE, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,8 @@ def write(folder: Path, words: Tokenizer, saved: Path, *, dialogues: bool) -> No
       saved: the folder it was saved in.
       dialogues: whether the run was tuned on them: its template is then written too.
     """
-    original: dict[str, bytes] | None = getattr(words, "files", None)
-    if original is not None:
-        for name, data in original.items():
+    if isinstance(words, HFTokenizer):
+        for name, data in words.files.items():
             if not (folder / name).exists():
                 (folder / name).write_bytes(data)
         return

@@ -121,9 +121,17 @@ def load(
             params[target.path].block_until_ready()
         step(tensor.nbytes)
     twins.check()
+    return _nested(params)
+
+
+def _nested(flat: dict[Path, jax.Array]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
     tree: dict[str, Any] = {}
-    for path, array in params.items():
-        functools.reduce(lambda node, key: node.setdefault(key, {}), path[:-1], tree)[path[-1]] = array
+    for path, array in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = array
     return tree
 
 

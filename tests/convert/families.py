@@ -17,14 +17,13 @@ from tiny import FLOAT32, ONE, mesh, sharp_params
 from jaxgpt.config import GPT, Bert, Run, to_json
 from jaxgpt.convert import files, weights
 from jaxgpt.convert.family import Family
-from jaxgpt.convert.registry import read_config
+from jaxgpt.convert.registry import FAMILIES, read_config
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.train.checkpoint import Checkpoints
 from jaxgpt.train.state import State
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(path.stem for path in GOLDENS.glob("*.npz"))
-DECODERS = [name for name in NAMES if name != "bert"]
+NAMES = sorted(FAMILIES)
 
 
 class Numbers(ByteTokenizer):

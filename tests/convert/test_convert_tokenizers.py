@@ -53,12 +53,3 @@ def test_one_that_would_differ_is_not_exported(
     tokenizers.write(tmp_path, words, tmp_path / "ours", dialogues=False)
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     assert "not exported" in caplog.text
-
-
-def test_files_of_hugging_face_are_written_as_they_came(tmp_path: Path) -> None:
-    words = make("byte")
-    words.files = {"tokenizer.json": b"{}", "config.json": b"theirs"}  # type: ignore[attr-defined]
-    (tmp_path / "config.json").write_bytes(b"ours")
-    tokenizers.write(tmp_path, words, tmp_path, dialogues=True)
-    assert (tmp_path / "tokenizer.json").read_bytes() == b"{}"
-    assert (tmp_path / "config.json").read_bytes() == b"ours"

@@ -10,25 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import DECODERS, NAMES, Imported, Numbers, golden, load_folder, write_folder
+from families import NAMES, Imported, Numbers, golden, load_folder, write_folder
 from tiny import FLOAT32, assert_same, model_of, plain
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Bert, RopeScaling, UserError
 from jaxgpt.convert import files, weights
 from jaxgpt.convert.family import canonical, misfits
-from jaxgpt.convert.registry import FAMILIES, family_of, read_config, text_part
+from jaxgpt.convert.registry import family_of, read_config, text_part
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs that run once: compiling them well takes most of the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+GENERATED = ("gpt2", "llama", "mixtral", "gemma3_text")
+"""Families whose decoding differs: learned positions, grouped heads, experts, windows."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -42,23 +36,31 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_logits_and_greedy_tokens_are_those_of_transformers(imported: tuple[str, Imported]) -> None:
     name, (_, model, params) = imported
     stored = golden(name)
-    batch = plain(jnp.asarray(stored["tokens"]))
-    seen = np.ones(batch.tokens_BT.shape, bool)
+    tokens, seen = stored["tokens"], np.ones(stored["tokens"].shape, bool)
+    made = stored.get("greedy", np.zeros((len(tokens), 0), np.int32))
     if name == "bert":
         seen = stored["seen"].astype(bool)
-        segments, types = jnp.asarray(stored["seen"]), jnp.asarray(stored["types"])
-        batch = replace(batch, segments_BT=segments, types_BT=types)
+        types = jnp.asarray(stored["types"])
+        batch = replace(plain(jnp.asarray(tokens)), segments_BT=jnp.asarray(stored["seen"]), types_BT=types)
+    else:  # the rows, and below them their first halves with what was made of these
+        batch = plain(jnp.asarray(np.concatenate([tokens, np.hstack([tokens[:, : made.shape[1]], made])])))
 
     @jax.jit
     def logits(params: dict, batch: Batch) -> jax.Array:
         built = model_of(model)(params)
         return built.logits(built.hidden(batch).x_BTD)
 
+    got = np.asarray(logits(params, batch))
     assert stored["logits"].std() > 0.5
-    assert np.abs(np.asarray(logits(params, batch)) - stored["logits"])[seen].max() < 1e-4
-    if name == "bert":
-        return
-    generator = Generator(model, FLOAT32, params, Numbers())
+    assert np.abs(got[: len(tokens)] - stored["logits"])[seen].max() < 1e-4
+    start = tokens.shape[1] - made.shape[1] - 1
+    np.testing.assert_array_equal(got[len(tokens) :, start:-1].argmax(-1), made[: len(got) - len(tokens)])
+
+
+@pytest.mark.parametrize("imported", GENERATED, indirect=True)
+def test_the_generator_makes_the_tokens_of_transformers(imported: tuple[str, Imported]) -> None:
+    name, (_, model, params) = imported
+    stored, generator = golden(name), Generator(model, FLOAT32, params, Numbers())
     prompts = stored["tokens"][:, : stored["greedy"].shape[1]].tolist()
     made = generator.generate(prompts, Sampling(temperature=0), max_new_tokens=len(prompts[0]))
     assert [completion.ids for completion in made] == stored["greedy"].tolist()
@@ -221,8 +223,3 @@ def test_names_of_older_files_are_understood(tmp_path: Path) -> None:
         assert tensors.keys() != stored["tensors"].keys()
         before = load_folder(write_folder(tmp_path / f"{name}-older", stored["config"], tensors))
         assert_same(before.params, today.params)
-
-
-def test_every_family_has_a_golden() -> None:
-    assert set(NAMES) == set(FAMILIES)
-    assert set(DECODERS) == set(NAMES) - {"bert"}

@@ -13,11 +13,13 @@ from families import Imported, golden, load_folder, native_run, write_folder
 from tiny import ONE, assert_same, mesh
 
 from jaxgpt.cli import main
-from jaxgpt.config import GPT, CausalLM, Run, Text, UserError, load
+from jaxgpt.config import GPT, CausalLM, Chat, Run, Text, UserError, load
 from jaxgpt.convert import commands, files, weights
 from jaxgpt.convert.registry import read_config
+from jaxgpt.data.chat import prompt_ids
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.sample.generate import Generator
+from jaxgpt.sample.settings import Sampling
 from jaxgpt.train.checkpoint import load_params
 from jaxgpt.train.hooks import check_base, claim_folder
 
@@ -159,13 +161,12 @@ def run(llama: Path) -> Path:
     return target
 
 
-def test_an_import_is_a_run_to_sample_and_to_start_from(run: Path, capfd: pytest.CaptureFixture) -> None:
+def test_an_import_is_a_run_to_sample_and_to_start_from(run: Path) -> None:
     held = load(run)
     assert (held.name, held.folder, held.model) == (run.name, run, MODERN)
     assert (held.data, held.objective, held.compute.dtype) == (Text(path="data/text"), CausalLM(), "bfloat16")
     completion = Generator.load(run).generate([[1, 2]], max_new_tokens=3)[0]
     assert len(completion.ids) == 3
-    assert main(["sample", str(run), "--prompt", "a", "--max-new-tokens", "2"]) == 0
     after = Run(name="after", model=held.model, init_from=str(run))
     check_base(after, ByteTokenizer())
     with pytest.raises(UserError, match=f"--init-from {run}"):
@@ -208,3 +209,24 @@ def test_the_embeddings_rows_are_the_vocabulary(tmp_path: Path) -> None:
     stored = golden("llama")
     folder = write_folder(tmp_path, stored["config"] | {"vocab_size": 60}, stored["tensors"])
     assert load_folder(folder).model.vocab_size == 64
+
+
+def test_a_chat_model_goes_out_and_comes_in_with_its_tokenizer(tmp_path: Path) -> None:
+    native_run(tmp_path / "run", MODERN, data=Chat(train=("dialogues.jsonl",)))
+    commands.export(str(tmp_path / "run"), str(tmp_path / "hf"))
+    commands.import_(str(tmp_path / "hf"), str(tmp_path / "back"))
+    assert isinstance(load(tmp_path / "back").data, Chat)
+    before, after = (Generator.load(tmp_path / name) for name in ("run", "back"))
+    assert after.tokenizer.kind == "hf"
+    turns = [{"role": "user", "content": "Hé <|end|>?"}]
+    ids = prompt_ids(turns, before.tokenizer)
+    assert prompt_ids(turns, after.tokenizer) == ids
+    greedy = {"sampling": Sampling(temperature=0), "max_new_tokens": 8, "stop": []}
+    made = [generator.generate([ids], **greedy)[0].ids for generator in (before, after)]
+    assert made[0] == made[1]
+    commands.export(str(tmp_path / "back"), str(tmp_path / "again"))
+    names = {path.name for path in (tmp_path / "hf").iterdir()}
+    assert names == {path.name for path in (tmp_path / "again").iterdir()}
+    assert {"tokenizer.json", "chat_template.jinja", files.ONE, files.GENERATION} < names
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes(), name
