@@ -1,6 +1,6 @@
 """What does a small encoder learn from seeing Chinese text with some of its characters hidden?
 
-    jaxgpt tokenizer train 'data/zh_text/*.txt' --out tokenizers/zh_char --vocab-size 4096 --model-type char
+    jaxgpt tokenizer train 'data/zh_text/*.txt' --out tokenizers/zh_char --vocab-size 3200 --model-type char
     jaxgpt data prepare 'data/zh_text/*.txt' --out data/zh --tokenizer tokenizers/zh_char --split tail
     jaxgpt train configs/mlm_zh.py
 
@@ -16,10 +16,10 @@ from jaxgpt.config import Bert, Compute, MaskedLM, Optim, Run, Text, Train
 def config() -> Run:
     return Run(
         name="mlm_zh",
-        model=Bert(vocab_size=4096, context=128, layers=4, width=192, heads=6, dropout=0.1),
+        model=Bert(vocab_size=3200, context=128, layers=3, width=128, heads=4, dropout=0.1),
         data=Text(path="data/zh"),
         objective=MaskedLM(),
-        optim=Optim(peak_lr=1.5e-3, final_lr=1.5e-5, warmup_steps=150, weight_decay=0.05, b2=0.98),
-        train=Train(steps=3000, batch_size=32, eval_every=250, eval_batches=10, save_every=1000),
+        optim=Optim(peak_lr=1.5e-3, final_lr=1.5e-5, warmup_steps=100, weight_decay=0.05, b2=0.98),
+        train=Train(steps=1500, batch_size=32, eval_every=250, eval_batches=10, save_every=1500),
         compute=Compute(dtype="float32"),
     )

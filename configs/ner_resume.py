@@ -20,7 +20,7 @@ def config() -> Run:
     return Run(
         name="ner_resume",
         model=Classifier(
-            backbone=Bert(vocab_size=4096, context=128, layers=4, width=192, heads=6, dropout=0.1),
+            backbone=Bert(vocab_size=3200, context=128, layers=3, width=128, heads=4, dropout=0.1),
             labels=LABELS,
             head_dropout=0.2,
         ),

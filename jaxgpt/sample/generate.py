@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import ROW_AXES, Compute, Mesh, Model, Run, require
+from jaxgpt.config import ROW_AXES, CausalLM, Compute, Mesh, Model, Run, require
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
@@ -115,6 +115,12 @@ class Generator:
         from jaxgpt.train.checkpoint import load_params, load_run
 
         run = load_run(folder)
+        writes = isinstance(run.objective, CausalLM) and run.task is None
+        require(
+            writes,
+            f"{folder} holds a {type(run.model).__name__} trained on {type(run.objective).__name__}(), which "
+            "writes no text; `jaxgpt eval` measures it, and sampling needs a run of CausalLM().",
+        )
         tokenizer = load_tokenizer(Path(folder) / "tokenizer")
         placed = sampling_mesh(run, mesh or Mesh(data=1))
         params, step = load_params(folder, run, placed, which)

@@ -262,7 +262,7 @@ some_words = st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_siz
 def test_every_word_has_one_target_in_order_and_nothing_is_lost(tokenizer, words, data, length, joiner):
     tags = data.draw(st.lists(st.sampled_from(LABELS), min_size=len(words), max_size=len(words)))
     pieces = align(TaggedSentence(tuple(words), tuple(tags)), tokenizer, LABELS, length, joiner)
-    bos, eos, pad = (tokenizer.control[f"<|{name}|>"] for name in ("bos", "eos", "pad"))
+    bos, eos, mask = (tokenizer.control[f"<|{name}|>"] for name in ("bos", "eos", "mask"))
     targets, runs = [], []
     for tokens, numbers, weights, kinds in pieces:
         assert len(tokens) == len(numbers) == len(weights) <= length
@@ -276,7 +276,7 @@ def test_every_word_has_one_target_in_order_and_nothing_is_lost(tokenizer, words
             runs[-1].append(token)
     assert targets == tags
     for i, (word, run) in enumerate(zip(words, runs, strict=True)):
-        assert run == (tokenizer.encode(joiner * (i > 0) + word)[: length - 2] or [pad])
+        assert run == (tokenizer.encode(joiner * (i > 0) + word)[: length - 2] or [mask])
     for piece, after in pairwise(pieces):  # cut only where the next word would not fit
         first = 1 + [*after.weights[2:-1], 1.0].index(1.0)
         assert len(piece.tokens) + first > length
