@@ -85,7 +85,7 @@ def make_optimizer(
             return "frozen"
         return "muon" if optim.name == "muon" and dims(path, variable) else "adamw"
 
-    parts = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
+    parts: Any = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
     return optax.chain(clip, optax.partition(parts, tree(group)))
 
 

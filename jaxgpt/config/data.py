@@ -104,6 +104,6 @@ class Labelled(_Files):
 Data = Text | Chat | Tagged | Labelled
 
 
-def _check_reading(data: Data) -> None:
+def _check_reading(data: Text | Chat | _Files) -> None:
     require(data.length is None or data.length >= 2, f"data.length is {data.length}; it must be at least 2.")
     require(data.workers >= 0, f"data.workers is {data.workers}; it must be at least 0.")

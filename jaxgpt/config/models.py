@@ -368,7 +368,7 @@ class TransformerXL(_Blocks):
             require(value is None or value >= 0, f"model.{name} is {value}; it must be at least 0.")
         require(
             self.memory > 0 or not self.eval_memory,
-            f"model.eval_memory is {self.eval_memory} but model.memory is 0; give it a memory in training too.",
+            f"model.eval_memory is {self.eval_memory} but model.memory is 0; training needs one too.",
         )
         require(
             self.width % 2 == 0,

@@ -20,7 +20,7 @@ import grain
 import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, load, require
+from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, UserError, load, require
 from jaxgpt.config.data import Data
 from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
 from jaxgpt.data.corpus import Corpus, read_manifest
@@ -163,7 +163,8 @@ def labelled_items(
     Raises:
       UserError: the split names no files; a label that the model does not know.
     """
-    require(task is not None, "labels need a model that knows them; set model to Classifier(...).")
+    if task is None:
+        raise UserError("labels need a model that knows them; set model to Classifier(...).")
     return [item for items in encode_split(data, tokenizer, length, split, task)[1] for item in items]
 
 
@@ -176,6 +177,7 @@ def encode_split(
     if isinstance(data, Tagged):
         sentences = read_conll(files)
         return sentences, [align(s, tokenizer, task.labels, length, data.joiner) for s in sentences]
+    assert task.pool != "token", "Run pairs Tagged data with it"
     texts = read_labelled(files, data.text, data.pair, data.label)
     return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]
 

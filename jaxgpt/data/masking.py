@@ -26,6 +26,7 @@ def mask_tokens(config: MaskedLM, vocabulary: Vocabulary, batch: Batch, key: jax
     Returns:
       The batch with new `tokens_BT`, the old ones as `targets_BT`, and weight 1 on the chosen alone.
     """
+    assert vocabulary.mask is not None, "the objective asks for it"
     text_V = vocabulary.bytes_V > 0
     ids_M = jnp.asarray(np.flatnonzero(text_V))
     choose_key, how_key, random_key = jax.random.split(key, 3)

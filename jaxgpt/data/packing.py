@@ -15,7 +15,7 @@ import logging
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -282,7 +282,7 @@ class PackedExamples(Sendable):
         self.length, self.bins, self.seed, self.pad = length, bins, seed, pad
         self.sizes_E = np.array([len(item.tokens) for item in items], np.int64)
         self.starts_E = np.cumsum(self.sizes_E) - self.sizes_E
-        dtypes = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
+        dtypes: dict[str, Any] = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
         if any(item.types for item in items):
             dtypes["types"] = np.int32
         self.columns = {

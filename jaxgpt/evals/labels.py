@@ -53,20 +53,24 @@ def label_report(trained: Trained, split: str, batch_size: int = 32) -> Labels:
     if isinstance(run.data, Tagged):
         gold = [sentence.tags for sentence in examples]
         report = tagging_report(gold, named)
-        flat = [[tag for tags in side for tag in tags] for side in (gold, named)]
+        right, made_up = ([tag for tags in side for tag in tags] for side in (gold, named))
         figures = {
             f"{mode}_{average}_{key}": scores[f"{average} avg"][key]
             for mode, scores in (("strict", report.strict), ("default", report.default))
             for average in ("micro", "macro")
             for key in ("precision", "recall", "f1-score")
         }
-        figures["token_accuracy"] = float(np.mean([a == b for a, b in zip(*flat, strict=True)]))
+        figures["token_accuracy"] = _share(right, made_up)
     else:
-        flat = [[text.label for text in examples], [labels[0] for labels in named]]
-        report = classification_report(*flat)
-        figures = {"accuracy": float(np.mean([a == b for a, b in zip(*flat, strict=True)]))}
-        figures["macro_f1-score"] = report.scores["macro avg"]["f1-score"]
-    return Labels(figures, report.text, confusion(*flat, task.labels))
+        right, made_up = [text.label for text in examples], [labels[0] for labels in named]
+        report = classification_report(right, made_up)
+        macro = report.scores["macro avg"]["f1-score"]
+        figures = {"accuracy": _share(right, made_up), "macro_f1-score": macro}
+    return Labels(figures, report.text, confusion(right, made_up, task.labels))
+
+
+def _share(gold: list[str], predicted: list[str]) -> float:
+    return sum(a == b for a, b in zip(gold, predicted, strict=True)) / max(1, len(gold))
 
 
 def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> list[list[int]]:

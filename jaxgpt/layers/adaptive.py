@@ -9,6 +9,8 @@ Shapes: V ids, D width, C later clusters, E width of one cluster.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,8 +22,7 @@ from jaxgpt.layers.linear import Embedding, Linear, unembed
 def clusters(model: TransformerXL) -> list[tuple[int, int, int]]:
     """First id, end and width of each cluster."""
     edges = (0, *model.cutoffs, model.vocab_size)
-    spans = zip(edges, edges[1:], strict=False)
-    return [(start, end, model.width // model.div**i) for i, (start, end) in enumerate(spans)]
+    return [(start, end, model.width // model.div**i) for i, (start, end) in enumerate(pairwise(edges))]
 
 
 def projection(key: jax.Array, width: int, model: TransformerXL, compute: Compute) -> Linear:

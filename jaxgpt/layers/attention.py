@@ -288,7 +288,8 @@ class Attention(nnx.Module):
             k_BTGK = rotate(k_BTGK, positions_BT, frequency_K)
         mask = seen if isinstance(seen, Mask) else seen.mask_BTS
         bias_BHTS = None
-        if self.bias is not None and isinstance(seen, Seen):
+        if self.bias is not None:
+            assert isinstance(seen, Seen) and seen.distance_BTS is not None, "pick_kernel sees to it"
             bias_BHTS = self.bias(seen.distance_BTS)
         how = {"scale": self.scale, "bias_BHTS": bias_BHTS, "cap": self.cap}
         if cache is None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.config import GPT, TransformerXL
+from jaxgpt.config import Model
 
 
 class LayerCache(NamedTuple):
@@ -32,7 +32,7 @@ class LayerCache(NamedTuple):
 Cache = tuple[LayerCache, ...]
 
 
-def init_cache(model: GPT | TransformerXL, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
+def init_cache(model: Model, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
     """An empty cache: one `LayerCache` a layer, never stacked, since a scan would copy it."""
     shape = (batch, slots, model.groups, model.head)
     return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers))

@@ -129,9 +129,11 @@ def _mix_sharded(
 
     The rows are gathered along that axis, and the sums scattered back to their devices.
     """
-    rows = [jax.lax.all_gather(a, "expert", tiled=True) for a in (x_BTD, experts_BTK, weights_BTK)]
+    x, experts, shares = (
+        jax.lax.all_gather(a, "expert", tiled=True) for a in (x_BTD, experts_BTK, weights_BTK)
+    )
     up, gate, down = weights
     assert up is not None and down is not None
     first = jax.lax.axis_index("expert") * up.shape[0]
-    y_BTD = _mix(activation, dtype, *rows, up, gate, down, first)
+    y_BTD = _mix(activation, dtype, x, experts, shares, up, gate, down, first)
     return jax.lax.psum(jax.lax.psum_scatter(y_BTD, "expert", tiled=True), "tensor")

@@ -6,6 +6,7 @@ Shapes: N places, D width, V ids.
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def parts(name: str) -> tuple[Tables, AdaptiveSoftmax, jax.Array]:
     model, keys = FORMS[name], jax.random.split(jax.random.key(0), 3)
     modules = Tables(keys[0], model, FLOAT32), AdaptiveSoftmax(keys[1], model, FLOAT32)
     for module in modules:
-        graph, state = nnx.split(module)
+        state = nnx.state(module)
         random = np.random.default_rng(1)
         state = jax.tree.map(lambda a, r=random: jnp.float32(0.5 * r.standard_normal(a.shape)), state)
         nnx.update(module, state)
@@ -102,6 +103,6 @@ def test_an_id_is_embedded_by_its_clusters_table(name: str) -> None:
         np.testing.assert_array_equal(vectors_VD, embed.tables[0].weight[...])
         return
     assert [t.weight.shape for t in embed.tables] == [(10, 8), (8, 4), (12, 2)]
-    for i, (start, end) in enumerate(zip(EDGES, EDGES[1:], strict=False)):
+    for i, (start, end) in enumerate(pairwise(EDGES)):
         expected = np.asarray(embed.tables[i].weight[...]) @ np.asarray(embed.projections[i].weight[...])
         np.testing.assert_allclose(vectors_VD[start:end], expected, rtol=1e-5, atol=1e-6)
