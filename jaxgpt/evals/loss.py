@@ -14,7 +14,7 @@ import jax
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import ROW_AXES, Mesh, Run
-from jaxgpt.config.data import Data
+from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_batches
 from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.data.vocabulary import Vocabulary
@@ -82,12 +82,15 @@ def loss_of(
     """As `validation_loss`, of a run that is loaded already."""
     run, tokenizer, mesh = trained.run, trained.tokenizer, trained.mesh
     batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    chosen = data or run.data
     rows: Iterable[Batch] = validation_batches(
-        data or run.data, tokenizer, model_length=run.model.row, batch_size=batch_size
+        chosen, tokenizer, model_length=run.model.row, batch_size=batch_size
     )
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))
     step = jax.jit(functools.partial(eval_step, graphdef, objective))
-    memory = init_memory(run.model, run.compute, batch_size, evaluation=True)
+    # Rows that do not go on from batch to batch have nothing to remember.
+    carried = isinstance(chosen, Text) and chosen.contiguous
+    memory = init_memory(run.model, run.compute, batch_size, evaluation=True) if carried else None
     with jax.set_mesh(mesh):
         return evaluate(step, trained.params, itertools.islice(rows, batches or None), memory)
