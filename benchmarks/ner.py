@@ -27,7 +27,7 @@ class Args:
     workdir: Path
     steps: int = 0
     """Steps of pretraining; 0 means the config's."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0,)
     """Of the NER runs, from scratch and tuned alike."""
 
 

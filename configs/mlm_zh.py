@@ -19,7 +19,7 @@ def config() -> Run:
         model=Bert(vocab_size=3200, context=128, layers=3, width=128, heads=4, dropout=0.1),
         data=Text(path="data/zh"),
         objective=MaskedLM(),
-        optim=Optim(peak_lr=1.5e-3, final_lr=1.5e-5, warmup_steps=100, weight_decay=0.05, b2=0.98),
-        train=Train(steps=1500, batch_size=32, eval_every=250, eval_batches=10, save_every=1500),
+        optim=Optim(peak_lr=1.5e-3, final_lr=1.5e-5, warmup_steps=60, weight_decay=0.05, b2=0.98),
+        train=Train(steps=800, batch_size=32, eval_every=200, eval_batches=10, save_every=800),
         compute=Compute(dtype="float32"),
     )
