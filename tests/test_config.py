@@ -273,7 +273,7 @@ def test_what_is_impossible_is_refused(make: type, fields: dict[str, Any], messa
 )
 def test_wrong_types_are_named_where_a_class_is_called(make: type, fields: dict, message: str) -> None:
     """Python checks no annotation, so that a config file would fail on a comparison or much later."""
-    assert refused(make, **fields) == message
+    assert refused(make, **fields).startswith(message)
 
 
 def test_every_class_checks_its_types() -> None:
