@@ -251,7 +251,7 @@ class Recurrent(nnx.Module):
             segments_BS = jnp.concatenate([memory.segments_BM, segments_BS], axis=1)
             x_BLMD = jax.lax.stop_gradient(memory.x_BLMD).astype(x_BTD.dtype)
             per_layer["memory"] = jnp.moveaxis(x_BLMD, 1, 0)
-        if key is not None and model.dropout:
+        if layers_key is not None and model.dropout:
             per_layer["key"] = jax.random.split(layers_key, model.layers)
         index_1S = jnp.arange(M + T)[None]
         window = (M or model.memory) if model.same_length else 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -451,3 +451,23 @@ def test_impossible_configs_are_refused() -> None:
 def test_a_kernel_that_takes_no_bias_is_refused_under_strict() -> None:
     with pytest.raises(UserError, match="cannot run here"):
         Recurrent(XL, Compute(attention="splash", strict=True), jax.random.key(0))
+
+
+def test_chunks_of_the_adaptive_loss_change_neither_loss_nor_gradients() -> None:
+    batch, params = streams(2, T), sharp_params(ADAPTIVE)
+
+    @partial(jax.jit, static_argnums=0)
+    def losses(chunk: int, params: dict) -> tuple[tuple[jax.Array, dict], dict]:
+        def loss(params: dict) -> tuple[jax.Array, dict]:
+            sums = OBJECTIVE(model_of(ADAPTIVE, replace(COMPUTE, loss_chunk=chunk))(params), batch, None)
+            return sums.loss, sums.metrics
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    whole, parts = losses(2 * T, params), losses(4, params)
+    assert_close(whole, parts, 1e-5)
+    logits_BTV, _ = forward(ADAPTIVE)(params, batch)
+    logprobs_BT = jnp.take_along_axis(logits_BTV, batch.targets_BT[..., None], -1)[..., 0]
+    hits = (logits_BTV.argmax(-1) == batch.targets_BT) * batch.weights_BT
+    assert float(whole[0][0]) == pytest.approx(float(-(logprobs_BT * batch.weights_BT).sum()), rel=1e-5)
+    assert float(whole[0][1]["correct"]) == float(hits.sum())
