@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ COMPUTE = replace(FLOAT32, unroll=1)  # compiles in half the time
 XL = TransformerXL(
     vocab_size=V, context=32, segment=T, memory=T, layers=2, width=16, heads=4, mlp_width=32, dropout=0.0
 )
-ADAPTIVE = replace(XL, cutoffs=(8, 24), div=2, shared_biases=True, norm_at="pre", width=32)
+# Without ReLU, whose kink turns rounding into another gradient.
+ADAPTIVE = replace(XL, cutoffs=(16,), mlp="gelu", div=2, shared_biases=True, norm_at="pre", width=32)
 OBJECTIVE = causal_lm(CausalLM(), VOCABULARY)
 
 
@@ -311,12 +312,21 @@ def stepper(sizes: str = "one", accumulate: int = 1) -> tuple[State, Callable[..
     run = make_run(
         ADAPTIVE,
         data=Text(path="none", contiguous=True),
-        optim=Optim(peak_lr=1e-2, warmup_steps=2),
+        # With Adam's own eps, signs of gradients that are rounding alone would count.
+        optim=Optim(peak_lr=1e-2, warmup_steps=2, eps=1e-3),
         train=Train(steps=20, batch_size=8, accumulate=accumulate),
         compute=COMPUTE,
     )
     program = make_program(run, mesh(MESHES.get(sizes, ONE)))
-    return init_state(run, program), compile_step(run, program), program.mesh
+    if sizes == "one" and accumulate == 1:
+        state = init_state(run, program)
+    else:
+        state = jax.device_put(jax.device_get(stepper()[0]), program.shardings)
+    batch = Batch.abstract(8, T, batch_sharding(program.mesh))
+    with jax.set_mesh(program.mesh):
+        lowered = compile_step(run, program).lower(program.abstract, batch)
+    # It runs a few steps only: optimising it takes longer than what it then saves.
+    return state, lowered.compile({"xla_backend_optimization_level": 0}), program.mesh
 
 
 def train(batches: list[Batch], sizes: str = "one", accumulate: int = 1) -> tuple[State, list[dict]]:
@@ -335,7 +345,7 @@ def four_steps(sizes: str = "one", accumulate: int = 1) -> tuple[State, list[dic
 
 def assert_equal_runs(a: tuple[State, list[dict]], b: tuple[State, list[dict]]) -> None:
     for name in ("loss", "grad_norm", "accuracy", "weight"):
-        np.testing.assert_allclose([s[name] for s in a[1]], [s[name] for s in b[1]], rtol=2e-5)
+        np.testing.assert_allclose([s[name] for s in a[1]], [s[name] for s in b[1]], rtol=1e-5)
     assert_close(a[0].memory, b[0].memory, 2e-4)
 
 
@@ -363,7 +373,7 @@ def test_twenty_steps_give_the_stored_losses() -> None:
     # What this very test gave when it was written (jax 0.12.0.1, one CPU device): it guards against
     # changes, not against mistakes made then. Five times through four segments.
     _, seen = train(BATCHES * 5)
-    assert [seen[0]["loss"], seen[-1]["loss"]] == pytest.approx([5.0424, 3.9798], abs=2e-3)
+    assert [seen[0]["loss"], seen[-1]["loss"]] == pytest.approx([5.5835, 4.0108], abs=2e-3)
 
 
 # ------------------------------------------------------------------------------- decoding
@@ -441,3 +451,23 @@ def test_impossible_configs_are_refused() -> None:
 def test_a_kernel_that_takes_no_bias_is_refused_under_strict() -> None:
     with pytest.raises(UserError, match="cannot run here"):
         Recurrent(XL, Compute(attention="splash", strict=True), jax.random.key(0))
+
+
+def test_chunks_of_the_adaptive_loss_change_neither_loss_nor_gradients() -> None:
+    batch, params = streams(2, T), sharp_params(ADAPTIVE)
+
+    @partial(jax.jit, static_argnums=0)
+    def losses(chunk: int, params: dict) -> tuple[tuple[jax.Array, dict], dict]:
+        def loss(params: dict) -> tuple[jax.Array, dict]:
+            sums = OBJECTIVE(model_of(ADAPTIVE, replace(COMPUTE, loss_chunk=chunk))(params), batch, None)
+            return sums.loss, sums.metrics
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    whole, parts = losses(2 * T, params), losses(4, params)
+    assert_close(whole, parts, 1e-5)
+    logits_BTV, _ = forward(ADAPTIVE)(params, batch)
+    logprobs_BT = jnp.take_along_axis(logits_BTV, batch.targets_BT[..., None], -1)[..., 0]
+    hits = (logits_BTV.argmax(-1) == batch.targets_BT) * batch.weights_BT
+    assert float(whole[0][0]) == pytest.approx(float(-(logprobs_BT * batch.weights_BT).sum()), rel=1e-5)
+    assert float(whole[0][1]["correct"]) == float(hits.sum())
