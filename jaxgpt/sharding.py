@@ -8,6 +8,7 @@ used twice in one array, raises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgpt.config import ROW_AXES
+from jaxgpt.config import ROW_AXES, Mesh
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     # parameters
@@ -57,7 +58,8 @@ def spec(axes: Sequence[str]) -> P:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh of these sizes, by the names of `config.Mesh`, all axes under automatic partitioning."""
+    """A mesh with the axes of `config.Mesh`, 1 where no size is given, all under automatic partitioning."""
+    sizes = {axis.name: 1 for axis in fields(Mesh)} | dict(sizes)
     names = tuple(sizes)
     return jax.make_mesh(
         tuple(sizes.values()), names, axis_types=(AxisType.Auto,) * len(names), devices=devices
