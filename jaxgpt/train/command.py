@@ -7,7 +7,7 @@ import math
 import sys
 
 from jaxgpt import config
-from jaxgpt.config import Chat, Run, UserError
+from jaxgpt.config import CausalLM, Chat, Run, UserError
 
 
 def read_args(args: list[str], command: str) -> Run:
@@ -48,7 +48,8 @@ def train(args: list[str]) -> int:
         )
         return 3
     stopped = result.reason not in ("finished", "patience")
-    talk = "chat" if isinstance(run.data, Chat) else "sample"
+    writes = isinstance(run.objective, CausalLM)
+    talk = "eval" if not writes else "chat" if isinstance(run.data, Chat) else "sample"
     then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}`"
     measured = math.isfinite(result.best_loss)
     loss = f", best validation loss {result.best_loss:.4f}" if measured else ""
