@@ -6,7 +6,7 @@ or scores capped at 50 (Gemma 2).
 
     jaxgpt sweep configs/ablations/attention.py
 
-Expected: see benchmarks/results.
+Expected: not measured yet.
 """
 
 from collections.abc import Iterator

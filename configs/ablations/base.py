@@ -7,7 +7,7 @@ million tokens in 500 steps, about a minute on two cores.
         --validation 0.1 --split tail
     jaxgpt train configs/ablations/base.py
 
-Expected: see benchmarks/results.
+Expected: not measured yet.
 """
 
 from jaxgpt.config import GPT, Compute, Optim, Run, Text, Train

@@ -6,7 +6,7 @@ which is 0.1 % less.
 
     jaxgpt sweep configs/ablations/mlps.py
 
-Expected: see benchmarks/results.
+Expected: not measured yet.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ normalised too. The matrices are the same in all.
 
     jaxgpt sweep configs/ablations/norms.py
 
-Expected: see benchmarks/results.
+Expected: not measured yet.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ others lack, the buckets 32 a head and layer.
 
     jaxgpt sweep configs/ablations/positions.py
 
-Expected: see benchmarks/results.
+Expected: not measured yet.
 """
 
 from collections.abc import Iterator
