@@ -112,25 +112,23 @@ def make_objective(objective: Any, vocabulary: Vocabulary) -> Objective:
 def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> Sums:
     """Cross-entropy of the batch's targets under the model's output projection, and the balancing loss."""
     chunk = max(1, model.compute.loss_chunk // batch.tokens_BT.shape[0])
+    x_BTD, targets_BT, weights_BT = model.transform(features.x_BTD), batch.targets_BT, batch.weights_BT
     if getattr(model, "adaptive", None) is not None:
-        return _score_adaptive(model, features, batch, z_loss, chunk)
-    loss, nll, correct = cross_entropy(
-        model.transform(features.x_BTD),
-        model.unembedding,
-        model.output_bias,
-        batch.targets_BT,
-        batch.weights_BT,
-        model.model.logit_softcap,
-        z_loss,
-        chunk,
-    )
-    weight = jnp.sum(batch.weights_BT)
+        loss, nll, correct = _adaptive_losses(model, x_BTD, targets_BT, weights_BT, z_loss, chunk)
+    else:
+        how = (model.model.logit_softcap, z_loss, chunk)
+        loss, nll, correct = cross_entropy(
+            x_BTD, model.unembedding, model.output_bias, targets_BT, weights_BT, *how
+        )
+    weight = jnp.sum(weights_BT)
     metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(())}
     return Sums(loss + features.balance * weight, weight, metrics, features.memory)
 
 
-def _score_adaptive(model: Any, features: Features, batch: Batch, z_loss: float, chunk: int) -> Sums:
-    """`score` where the output projection is an `AdaptiveSoftmax`: chunks are computed again backward."""
+def _adaptive_losses(
+    model: Any, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, chunk: int
+) -> Losses:
+    """As `cross_entropy`, of an `AdaptiveSoftmax`: each chunk is computed again in the backward pass."""
     require(
         z_loss == 0,
         f"objective.z_loss is {z_loss} but the adaptive softmax of model.cutoffs has no one log-partition; "
@@ -144,11 +142,7 @@ def _score_adaptive(model: Any, features: Features, batch: Batch, z_loss: float,
         nll = -jnp.sum(weights_BT * hit_BT)
         return nll, nll, jnp.sum(weights_BT * (hit_BT >= top_BT))
 
-    split = _chunks(chunk, model.transform(features.x_BTD), batch.targets_BT, batch.weights_BT)
-    loss, nll, correct = _scan_sums(losses, split)
-    metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(())}
-    weight = jnp.sum(batch.weights_BT)
-    return Sums(loss + features.balance * weight, weight, metrics, features.memory)
+    return _scan_sums(losses, _chunks(chunk, x_BTD, targets_BT, weights_BT))
 
 
 Losses = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]

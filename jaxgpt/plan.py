@@ -16,7 +16,7 @@ from rich.table import Table
 from jaxgpt.batch import Batch
 from jaxgpt.config import ROW_AXES, Compute, Mesh, Run
 from jaxgpt.data.vocabulary import Vocabulary
-from jaxgpt.models import abstract_model, flops_per_token, init_memory, parameter_counts
+from jaxgpt.models import abstract_model, flops_per_token, frozen_paths, init_memory, parameter_counts
 from jaxgpt.objectives import make_objective
 from jaxgpt.optim import make_optimizer
 from jaxgpt.train.command import read_args
@@ -66,7 +66,7 @@ def cost(run: Run) -> Cost:
     run.check_mesh(devices)
     _, model = abstract_model(run.model, run.compute)
     params = nnx.to_pure_dict(model)
-    optimizer = make_optimizer(run.optim, run.train.steps, model)
+    optimizer = make_optimizer(run.optim, run.train.steps, model, frozen=frozen_paths(run.model))
     counts = parameter_counts(run.model)
     rows = run.train.batch_size // run.train.accumulate // math.prod(axes[a] for a in ROW_AXES)
     return Cost(

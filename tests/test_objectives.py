@@ -28,8 +28,8 @@ def inputs() -> tuple[jax.Array, ...]:
     return x_BTD, w_VD, targets_BT, weights_BT
 
 
-def reference(x_BTD, w_VD, targets_BT, weights_BT, cap, z_loss):
-    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, w_VD)
+def reference(x_BTD, w_VD, bias_V, targets_BT, weights_BT, cap, z_loss):
+    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, w_VD) + bias_V
     if cap is not None:
         logits_BTV = cap * jnp.tanh(logits_BTV / cap)
     nll_BT = optax.losses.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
@@ -41,17 +41,19 @@ def reference(x_BTD, w_VD, targets_BT, weights_BT, cap, z_loss):
 
 @pytest.mark.parametrize(("cap", "z_loss"), [(None, 0.0), (5.0, 0.1)])
 def test_the_chunked_loss_is_optax_cross_entropy(inputs, cap, z_loss):
+    """The gradient of an output bias, as BERT and labels have, included."""
     x, w, targets, weights = inputs
+    bias_V = jnp.linspace(-1, 1, V)
 
     def ours(chunk):
-        def loss(x, w):
-            loss, *rest = cross_entropy(x, w, None, targets, weights, cap, z_loss, chunk)
+        def loss(x, w, bias_V):
+            loss, *rest = cross_entropy(x, w, bias_V, targets, weights, cap, z_loss, chunk)
             return loss, tuple(rest)
 
-        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, w)
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(x, w, bias_V)
 
-    grad = jax.value_and_grad(reference, (0, 1), has_aux=True)
-    expected = jax.jit(grad, static_argnums=(4, 5))(x, w, targets, weights, cap, z_loss)
+    grad = jax.value_and_grad(reference, (0, 1, 2), has_aux=True)
+    expected = jax.jit(grad, static_argnums=(5, 6))(x, w, bias_V, targets, weights, cap, z_loss)
     for chunk in (1, 5, T, 100):  # 5 does not divide 16, 100 is more than all
         assert_close(ours(chunk), expected, 1e-6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -41,7 +42,19 @@ def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
     from jaxgpt.data.loader import packed_rows
 
     rows = packed_rows(run.data, tokenizer, run.length, run.train.seed, run.train.batch_size, run.task)
+    if run.task:
+        return [_labelled(rows[i], tokenizer, run.task.labels) for i in range(n)]
     return [_example(rows[i], tokenizer) for i in range(n)]
+
+
+def _labelled(row: dict[str, Any], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, Any]:
+    """A row whose weighted tokens have labels of their own; `labels` is None at the others."""
+    used = row["segments"] > 0
+    columns = {name: row[name][used].tolist() for name in ("tokens", "weights", "segments")}
+    named = zip(row["targets"][used].tolist(), columns["weights"], strict=True)
+    names = [labels[target] if weight > 0 else None for target, weight in named]
+    text = "".join(text for text, _, _ in _runs(**columns, tokenizer=tokenizer))
+    return {"text": text, **columns, "labels": names}
 
 
 def _example(row: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -77,6 +90,17 @@ def _runs(
     return [(data.decode("utf-8", "replace"), trained, segment) for data, trained, segment in runs]
 
 
+def _with_labels(example: dict[str, Any], tokenizer: Tokenizer) -> list[tuple[str, bool, int]]:
+    """The row token by token, the labels that say something in brackets behind theirs."""
+    columns = zip(*(example[n] for n in ("tokens", "weights", "segments", "labels")), strict=True)
+    runs = []
+    for token, weight, segment, label in columns:
+        runs += _runs([token], [weight], [segment], tokenizer)
+        if label not in (None, "O"):
+            runs.append((f"[{label}]", False, segment))
+    return runs
+
+
 def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer) -> None:
     from rich.console import Console
     from rich.rule import Rule
@@ -89,7 +113,10 @@ def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer) -> None:
     title = f"row {number}: {len(weights)} tokens, {trained} trained, {count} segments"
     console.print(Rule(title, style="bold"))
     before, line = 1, Text()
-    for text, is_trained, segment in _runs(example["tokens"], weights, segments, tokenizer):
+    runs = _runs(example["tokens"], weights, segments, tokenizer)
+    if "labels" in example:
+        runs = _with_labels(example, tokenizer)
+    for text, is_trained, segment in runs:
         if segment != before:
             console.print(line, soft_wrap=True)
             console.print(Rule(style="dim"))
