@@ -60,7 +60,7 @@ def test_the_chunked_loss_is_optax_cross_entropy(inputs, cap, z_loss):
 
 def test_without_gradients_the_loss_is_the_same(inputs):
     forward = cross_entropy(*inputs[:2], None, *inputs[2:], 5.0, 0.1, 4)
-    loss, rest = reference(*inputs, 5.0, 0.1)
+    loss, rest = reference(*inputs[:2], 0.0, *inputs[2:], 5.0, 0.1)
     assert_close(forward, (loss, *rest), 1e-6)
 
 
