@@ -8,7 +8,8 @@ sinusoids' projections fit: 825,352 parameters against 829,568.
         --validation 0.1 --split tail
     jaxgpt train configs/transformer_xl_shakespeare.py
 
-Expected: not measured yet; the 1.875 nats of shakespeare_char are what it has to beat.
+Expected: 2.511 bits a byte (1.741 nats) of the whole held-out tail with its memory of 64, against 2.705
+(1.875 nats) of shakespeare_char; a longer memory in evaluation brings no more (benchmarks/results).
 """
 
 from jaxgpt.config import Compute, Optim, Run, Text, Train, TransformerXL
