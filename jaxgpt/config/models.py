@@ -406,11 +406,6 @@ class TransformerXL(_Blocks):
         """Whether later tokens are hidden."""
         return True
 
-    @property
-    def logit_softcap(self) -> None:
-        """None: its logits are not capped."""
-        return
-
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(_Blocks):

@@ -54,7 +54,8 @@ def train_sentencepiece(
     """A SentencePiece tokenizer with byte fallback, through which every string round-trips.
 
     Characters outside the most frequent 99.95 % of the text are left to the byte tokens; a
-    vocabulary too small for the rest (Chinese in 2,000 entries, say) leaves more of them.
+    vocabulary too small for the rest (Chinese in 2,000 entries, say) leaves more of them. A `char`
+    tokenizer leaves only those for which there is no room, and is smaller where there are fewer.
 
     Args:
       texts: the training text; at most `max_sentences` lines of it are kept in memory.
@@ -71,7 +72,10 @@ def train_sentencepiece(
     )
     kept = _reservoir(sentences(texts), max_sentences)
     require(bool(kept), "the sources hold no text to train a tokenizer on; name files that do.")
-    kept = _cut_at_rare(kept, room=vocab_size - least - 1)
+    if model_type == "char":
+        kept = _cut_at_rare(kept, room=vocab_size - least, coverage=1.0)
+    else:
+        kept = _cut_at_rare(kept, room=vocab_size - least - 1, coverage=_COVERAGE)
     try:
         return SentencePiece(_train(kept, vocab_size, model_type, threads))
     except RuntimeError as error:
@@ -84,7 +88,7 @@ def train_sentencepiece(
     )
 
 
-def _cut_at_rare(lines: list[str], room: int) -> list[str]:
+def _cut_at_rare(lines: list[str], room: int, coverage: float) -> list[str]:
     """The lines cut at the characters that get no entry of their own.
 
     SentencePiece's own `character_coverage` fails where the characters outnumber the vocabulary
@@ -93,8 +97,10 @@ def _cut_at_rare(lines: list[str], room: int) -> list[str]:
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(line)
-    most = room if len(counts) <= room else max(1, 3 * room // 4)  # the rest is for longer pieces
-    left, rare = _COVERAGE * counts.total(), []
+    most = room
+    if coverage < 1 and len(counts) > room:
+        most = max(1, 3 * room // 4)  # the rest is for longer pieces
+    left, rare = coverage * counts.total(), []
     for rank, (character, count) in enumerate(sorted(counts.items(), key=lambda c: (-c[1], c[0]))):
         if left <= 0 or rank >= most:
             rare.append(character)

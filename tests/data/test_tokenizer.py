@@ -136,6 +136,13 @@ def test_a_small_vocabulary_leaves_rare_characters_to_bytes():
     check(tokenizer, text)
 
 
+def test_a_char_tokenizer_has_the_entries_asked_for():
+    text = "".join(chr(0x4E00 + i) for i in range(600)) + "好" * 30_000
+    tokenizer = train_sentencepiece([text], 400, "char", threads=1)
+    check(tokenizer, text)
+    assert tokenizer.vocab_size == 400
+
+
 @quick
 @given(text=anything)
 def test_training_sentences_lose_only_what_cuts_them(text):

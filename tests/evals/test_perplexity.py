@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from conftest import MODEL, ROWS, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import sharp_params
 
 from jaxgpt.config import TransformerXL, UserError
 from jaxgpt.data.tokenizer import ByteTokenizer
@@ -137,25 +139,32 @@ def test_settings_that_cannot_be_are_refused(scorer: Scorer, text_run: Path, tmp
         read_split(other, "validation", scorer.tokenizer)
 
 
-def test_memory_is_carried_from_segment_to_segment(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for the model that shows what it was given: segments in turn, memory passed on."""
-    model = TransformerXL(vocab_size=264, context=64, segment=4, memory=8)
-    xl = Scorer(model, scorer.compute, {}, scorer.tokenizer, scorer.mesh)
-    seen: list[tuple] = []
+def test_memory_is_carried_from_segment_to_segment(scorer: Scorer) -> None:
+    """One that holds all there was gives what one window over all gives; none, what a fresh start gives."""
+    model = TransformerXL(
+        vocab_size=264,
+        context=32,
+        segment=8,
+        memory=32,
+        layers=2,
+        width=32,
+        heads=4,
+        mlp_width=64,
+        dropout=0.0,
+    )
 
-    def score_batch(rows: list, T: int, B: int, memory: int) -> tuple[list, int]:
-        seen.append((T, B, memory, [row.ids_N.tolist() for row in rows]))
-        counts = [max(0, len(row.ids_N) - row.start) for row in rows]
-        return [(np.full(n, -2.0, np.float32), np.ones(n, bool)) for n in counts], memory + 1
+    def xl(model: TransformerXL) -> Scorer:
+        return Scorer(model, scorer.compute, params, scorer.tokenizer, scorer.mesh)
 
-    monkeypatch.setattr(xl, "score_batch", score_batch)
-    monkeypatch.setattr("jaxgpt.evals.perplexity.init_memory", lambda *args, **options: 0)
-    documents = [Document(np.arange(n), 1, 1, 1) for n in (3, 10, 6)]
-    total = recurrent(xl, documents, batch_size=2)
-    assert (total.nats, total.correct, total.tokens) == (2.0 * 16, 16, 16)
-    assert seen == [
-        (4, 2, 0, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
-        (4, 2, 1, [[4, 5, 6, 7, 8], [4, 5]]),
-        (4, 2, 2, [[8, 9], []]),
-        (4, 2, 0, [[0, 1, 2]]),
-    ]
+    params = sharp_params(model)
+    ids = np.random.default_rng(0).integers(0, 256, 31).astype(np.int32)
+    documents = [Document(ids[:n], 1, 1, 1) for n in (5, 31, 18)]
+    whole = sliding(xl(model), documents, batch_size=ROWS)
+    carried = recurrent(xl(model), documents, batch_size=2)
+    assert carried.nats == pytest.approx(whole.nats, rel=1e-5)
+    assert carried[1:] == whole[1:]
+
+    blind = recurrent(xl(replace(model, eval_memory=0)), documents, batch_size=2)
+    cut = [Document(d.ids_N[at : at + 9], 1, 1, 1) for d in documents for at in range(0, len(d.ids_N) - 1, 8)]
+    assert blind.nats == pytest.approx(sliding(xl(model), cut, batch_size=ROWS).nats, rel=1e-5)
+    assert abs(blind.nats - carried.nats) > 1e-3
