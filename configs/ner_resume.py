@@ -47,6 +47,6 @@ def config() -> Run:
         ),
         objective=Classification(),
         optim=Optim(peak_lr=1e-3, final_lr=1e-5, warmup_steps=60, weight_decay=0.05, b2=0.98),
-        train=Train(steps=500, batch_size=16, eval_every=50, save_every=500),
+        train=Train(steps=500, batch_size=16, eval_every=50, save_every=500, best_by="error"),
         compute=Compute(dtype="float32"),
     )

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 Point, Record, NAN = tuple[float, float], dict[str, Any], float("nan")
 LOSSES = {"loss": "Loss (nats a token)", "bits_per_byte": "Bits per byte"}
 PANELS = {  # metric: title, factor, whether the axis is linear from zero
+    "val_accuracy": ("Validation accuracy (%)", 100, False),
     "learning_rate": ("Learning rate", 1, True),
     "grad_norm": ("Gradient norm", 1, False),
     "tokens_per_second": ("Tokens per second", 1, True),

@@ -6,6 +6,8 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # and in the processes that tests start
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Tiny programs take longer to optimise than to run: without LLVM's passes the tests take half the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest

@@ -194,8 +194,11 @@ class Train:
     """Steps between two checkpoints; the best and the last are saved in any case."""
     keep: int = 2
     """Newest checkpoints kept besides the best."""
+    best_by: Literal["loss", "error"] = "loss"
+    """What makes a checkpoint the best: the lowest validation loss, or the lowest share of targets that
+    were not the likeliest (for labels: on few texts the loss rises while the labels still get better)."""
     patience: int = 0
-    """Evaluations without a better validation loss before the run stops; 0 never stops early."""
+    """Evaluations that are not the best so far before the run stops; 0 never stops early."""
     max_bad_steps: int = 10
     """Skipped updates (NaN or Inf) in a row before the run aborts."""
 

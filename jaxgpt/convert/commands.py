@@ -156,7 +156,7 @@ def export(
     Args:
       run: folder of the run.
       folder: to make.
-      checkpoint: `best` by validation loss, `newest`, or a step number.
+      checkpoint: `best` on validation data, `newest`, or a step number.
       dtype: of the tensors; empty for those that were imported, or float32.
       max_shard_size: of a file, such as 5GB or 500MB.
       mesh: devices to spread the model over.

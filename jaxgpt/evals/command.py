@@ -125,7 +125,7 @@ def evaluate(
         `label` for multiple choice), names of tasks of lm-evaluation-harness, or paths of YAML
         files that describe one.
       chat: ask the tasks of lm-evaluation-harness as a user's turns.
-      checkpoint: `best` by validation loss, `newest`, or a step number.
+      checkpoint: `best` on validation data, `newest`, or a step number.
       limit: first records of each task, documents of text or batches of the run's own data; 0 means all.
       batch_size: rows at a time.
       mesh: devices to spread the model over.

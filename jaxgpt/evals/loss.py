@@ -44,7 +44,7 @@ def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DE
 
     Args:
       folder: the run's folder.
-      which: `best` by validation loss, `newest`, or a step.
+      which: `best` on validation data, `newest`, or a step.
       mesh: devices to spread the model over.
     """
     run, folder = load_run(folder), Path(folder)

@@ -67,7 +67,7 @@ def sample(
       raw: continue the prompt as plain text, also with a run tuned on dialogues.
       system: system message put before the prompt of a run tuned on dialogues.
       json: print a JSON object for each (prompt, text, ids, logprobs, finish_reason, seed).
-      checkpoint: `best` by validation loss, `newest`, or a step number.
+      checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
       batch_size: completions made at a time.
 
@@ -146,7 +146,7 @@ def chat(
       max_new_tokens: most tokens of an answer.
       sampling: how the next token is chosen.
       seed: the same seed and turns give the same dialogue.
-      checkpoint: `best` by validation loss, `newest`, or a step number.
+      checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
     """
     if not isinstance(_config(run).data, Chat):

@@ -109,7 +109,7 @@ class Generator:
 
         Args:
           folder: of the run.
-          which: checkpoint: `best` by validation loss, `newest`, or a step number.
+          which: checkpoint: `best` on validation data, `newest`, or a step number.
           mesh: axes to spread the parameters over; None takes one device.
         """
         from jaxgpt.train.checkpoint import load_params, load_run

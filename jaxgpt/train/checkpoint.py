@@ -45,20 +45,25 @@ def _one_error() -> None:
     sys.unraisablehook = hook
 
 
+def _score(metrics: dict[str, float]) -> float:
+    """The one number of an evaluation, the lowest of which is the best (`val_loss` in older runs)."""
+    return next(iter(metrics.values()))
+
+
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the ones before it are whole."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the newest `keep`, and the best by validation loss."""
+    """The checkpoints of one run folder: the newest `keep`, and the best (`Train.best_by`)."""
 
     def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute() / "checkpoints"
         _one_error()
-        _forget_damaged_losses(self.folder)
+        _forget_damaged_scores(self.folder)
         newest = policies.LatestN(n=keep)
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["val_loss"],
+            get_metric_fn=_score,
             reverse=True,
             n=1,
             keep_checkpoints_without_metrics=False,
@@ -67,7 +72,7 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
-                best_fn=lambda metrics: metrics["val_loss"],
+                best_fn=_score,
                 best_mode="min",
                 read_only=read_only,
                 create=not read_only,
@@ -80,11 +85,11 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the lowest validation loss, the newest where none was measured."""
+        """The step with the lowest score, the newest where none was measured."""
         steps = self.steps()
         return (self.manager.best_step() or steps[-1]) if steps else None
 
-    def save(self, state: State, host: dict[str, Any], val_loss: float | None = None) -> None:
+    def save(self, state: State, host: dict[str, Any], score: float | None = None) -> None:
         """Copy the state off the devices and write it in the background.
 
         Raises:
@@ -96,7 +101,7 @@ class Checkpoints:
             rest=ocp.args.StandardSave(_rest(state)),
             host=ocp.args.JsonSave(host),
         )
-        metrics = None if val_loss is None else {"val_loss": val_loss}
+        metrics = None if score is None else {"score": score}
         try:
             self.manager.save(step, args=items, metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:
@@ -194,8 +199,8 @@ def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _forget_damaged_losses(folder: Path) -> None:
-    """Remove validation losses that cannot be read: no checkpoint beside them could be opened."""
+def _forget_damaged_scores(folder: Path) -> None:
+    """Remove scores that cannot be read: no checkpoint beside them could be opened."""
     for path in sorted(folder.glob("*/metrics/metrics")):
         try:
             json.loads(path.read_bytes())
@@ -223,7 +228,7 @@ def load_params(
       folder: the run's folder.
       run: its config.
       mesh: where to.
-      which: `best` (by validation loss), `newest`, or a step.
+      which: `best` (see `Train.best_by`), `newest`, or a step.
 
     Returns:
       The parameters and their step.

@@ -51,7 +51,7 @@ def train(args: list[str]) -> int:
     writes = isinstance(run.objective, CausalLM)
     talk = "eval" if not writes else "chat" if isinstance(run.data, Chat) else "sample"
     then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}`"
-    measured = math.isfinite(result.best_loss)
-    loss = f", best validation loss {result.best_loss:.4f}" if measured else ""
-    print(f"{run.folder}: {result.reason} at step {result.step}{loss}; {then}")
+    measured = math.isfinite(result.best)
+    best = f", best validation {run.train.best_by} {result.best:.4f}" if measured else ""
+    print(f"{run.folder}: {result.reason} at step {result.step}{best}; {then}")
     return loop.STOPPED_BY_SIGNAL if stopped else 0

@@ -190,20 +190,20 @@ class StopSignal:
 
 
 class Patience:
-    """Early stopping: remembers the best validation loss and how long ago it was.
+    """Early stopping: remembers the lowest score of an evaluation and how long ago it was.
 
     Args:
-      limit: evaluations without a better loss before `over`; 0 never ends.
+      limit: evaluations without a lower score before `over`; 0 never ends.
       best, waited: the memory of an earlier process, from a checkpoint.
     """
 
     def __init__(self, limit: int, best: float = float("inf"), waited: int = 0) -> None:
         self.limit, self.best, self.waited = limit, best, waited
 
-    def update(self, loss: float) -> bool:
+    def update(self, score: float) -> bool:
         """Note an evaluation; True when it is the best so far."""
-        better = loss < self.best
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        better = score < self.best
+        self.best, self.waited = (score, 0) if better else (self.best, self.waited + 1)
         return better
 
     @property

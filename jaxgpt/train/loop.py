@@ -48,12 +48,12 @@ class Result:
 
     Attributes:
       step: last step done.
-      best_loss: lowest validation loss, nats a target.
+      best: the lowest validation loss (nats a target) or error, see `Train.best_by`.
       reason: `finished`, `patience` or the signal's name.
     """
 
     step: int
-    best_loss: float
+    best: float
     reason: str
 
 
@@ -205,28 +205,28 @@ class Loop:
             if evaluating or saving:  # a checkpoint's own step is on record before it is written
                 self.report(*pending)
                 pending = None
-            val_loss = self.evaluate(step, state) if evaluating else None
-            best = val_loss is not None and self.patience.update(val_loss)
+            score = self.evaluate(step, state) if evaluating else None
+            best = score is not None and self.patience.update(score)
             reason = self.ended(step) or (stop.name or "another process's signal" if stopping else "")
             # In the middle of bad steps the parameters may be what is bad: keep those before.
             if best or reason or (saving and self.bad == 0):
-                self.save(state, val_loss if best else None)
+                self.save(state, score if best else None)
                 saved = step
         self.checkpoints.finish()
         log.info("%s at step %d (%s); saved at step %s", self.run.folder, step, reason, saved)
         return Result(step, self.patience.best, reason)
 
-    def save(self, state: State, val_loss: float | None) -> None:
+    def save(self, state: State, score: float | None) -> None:
         """Save the state with the data's position and the loop's memory.
 
         Args:
           state: what to save.
-          val_loss: its validation loss if that is the lowest so far.
+          score: what `evaluate` returned, if that is the lowest so far.
         """
         memory = {"waited": self.patience.waited, "skipped": self.skipped}
         if math.isfinite(self.patience.best):  # JSON has no infinity
             memory["best"] = self.patience.best
-        self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, val_loss)
+        self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, score)
 
     def report(self, step: int, metrics: dict[str, jax.Array], done: float | None) -> None:
         """Fetch a step's numbers; log them when it is their turn; abort when too many were bad.
@@ -262,7 +262,10 @@ class Loop:
         self.metrics.note(f"loss {record['loss']:.3f} {speed}", done=step)
 
     def evaluate(self, step: int, state: State) -> float:
-        """Validation loss in nats a target, over every validation token or `eval_batches` batches."""
+        """The `Train.best_by` of the state: validation loss (nats a target), or share of targets missed.
+
+        Over every validation token or `eval_batches` batches.
+        """
         run = self.run
         batches = map(self.put, itertools.islice(self.validation, run.train.eval_batches or None))
         means = evaluate(self.eval_fn, state.params, batches, self.memory_fn())
@@ -272,4 +275,5 @@ class Loop:
         self.metrics.print(f"step {step}: validation loss {loss:.4f}")
         self.metrics.draw()
         self.meter.start(step)
-        return loss
+        by_loss = run.train.best_by == "loss" or not math.isfinite(loss)
+        return loss if by_loss else 1 - means["accuracy"]

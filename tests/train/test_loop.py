@@ -164,9 +164,21 @@ def test_early_stopping_stops_after_its_patience(stopped) -> None:
     assert (result.step, result.reason) == (6, "patience")
     validation = records(run.folder, "val_loss")
     assert [r["step"] for r in validation] == [2, 4, 6]
-    assert result.best_loss == validation[0]["val_loss"]
+    assert result.best == validation[0]["val_loss"]
     assert saved(run.folder) == [2, 5, 6]  # the best, and the newest two
     assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == 2
+
+
+def test_the_best_may_be_that_of_the_fewest_errors(corpus, tmp_path) -> None:
+    """Slow steps lower the loss each time, and the likeliest token stays what it is."""
+    slow = Optim(peak_lr=1e-6, final_lr=1e-6, warmup_steps=0)
+    run = text_run(corpus, tmp_path, optim=slow, train=replace(TRAIN, steps=4, eval_every=1, best_by="error"))
+    result = loop.train(run)
+    found = records(run.folder, "val_loss")
+    fewest = max(found, key=lambda r: r["val_accuracy"])
+    assert fewest["step"] != min(found, key=lambda r: r["val_loss"])["step"]
+    assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == fewest["step"]
+    assert result.best == pytest.approx(1 - fewest["val_accuracy"])
 
 
 def test_a_run_that_has_ended_is_not_trained_further(stopped, trained, text_config, tmp_path, capsys) -> None:
