@@ -52,6 +52,7 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     """
     from jaxgpt.convert import files, weights
     from jaxgpt.convert.registry import read_config, text_part
+    from jaxgpt.data.hf_tokenizer import HFTokenizer
     from jaxgpt.sample.generate import sampling_mesh
 
     source, target = Path(folder), Path(run)
@@ -63,6 +64,9 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     model = weights.with_rows(family, model, found)
     used, unused = weights.check(family, model, found, folder)
     words = _tokenizer(tokenizer or folder)
+    if isinstance(words, HFTokenizer) and (count := words.vocab_size) > model.vocab_size:
+        words = words.within(model.vocab_size)
+        log.info("the embedding has no rows for %d added tokens: left out", count - words.vocab_size)
     require(
         words.vocab_size <= model.vocab_size,
         f"the tokenizer of {tokenizer or folder} has {words.vocab_size} ids but the embedding only "

@@ -39,6 +39,8 @@ class HFTokenizer(_Table):
     Args:
       files: name -> bytes of each file; kept as they are, for `save` and for export.
       where: names the tokenizer in errors.
+      rows: of the model's embedding. If only added tokens lie beyond them, those do not exist: the text
+        model of Gemma 3 has no row for its tokenizer's token of images. None: there is no such limit.
 
     Raises:
       UserError: damaged files, a kind of tokenizer that is not supported, or none that ends a text.
@@ -46,7 +48,9 @@ class HFTokenizer(_Table):
 
     kind = "hf"
 
-    def __init__(self, files: dict[str, bytes], where: str = "the tokenizer") -> None:
+    def __init__(
+        self, files: dict[str, bytes], where: str = "the tokenizer", rows: int | None = None
+    ) -> None:
         self.files, self._where = dict(files), where
         self._by_library = "tokenizer.json" in files or "tokenizer.model" not in files
         spec = hf_files.library_spec(files, where) if self._by_library else {}
@@ -59,6 +63,9 @@ class HFTokenizer(_Table):
         for name, entry in hf_files.added_tokens(files, where).items():
             if ids.setdefault(name, entry["id"]) == entry["id"]:
                 added.setdefault(name, entry)
+        beyond = set[str]() if rows is None else {name for name, i in ids.items() if i >= rows}
+        if beyond <= added.keys():  # else it is another model's
+            ids, added = ({n: v for n, v in of.items() if n not in beyond} for of in (ids, added))
         self.roles = roles | hf_files.roles(files, ids, where)
         """Special tokens by their names in templates: `bos_token`, `eos_token`, ..."""
         names = {i: name for name, i in ids.items()}
@@ -92,13 +99,17 @@ class HFTokenizer(_Table):
         self._words = names
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> HFTokenizer:
+    def from_folder(cls, folder: str | Path, rows: int | None = None) -> HFTokenizer:
         """The tokenizer of a Hugging Face folder (see `hf_files` for the layouts).
 
         Raises:
           UserError: as for the class.
         """
-        return cls(hf_files.read_files(Path(folder)), str(folder))
+        return cls(hf_files.read_files(Path(folder)), str(folder), rows)
+
+    def within(self, rows: int) -> HFTokenizer:
+        """The same without the added tokens that an embedding of so many rows lacks."""
+        return HFTokenizer(self.files, self._where, rows)
 
     def _set_control(self, roles: dict[str, int], ends: Sequence[int]) -> None:
         where = self._where
@@ -229,7 +240,11 @@ class HFTokenizer(_Table):
         return {f"{HF_FOLDER}/{name}": data for name, data in self.files.items()}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"files": self.files, "where": self._where}  # the libraries' objects are rebuilt
+        return {
+            "files": self.files,
+            "where": self._where,
+            "rows": self.vocab_size,
+        }  # the libraries' objects are rebuilt
 
     def __setstate__(self, state: dict[str, object]) -> None:
         HFTokenizer.__init__(self, **state)  # type: ignore[arg-type]

@@ -311,7 +311,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             kind == "hf",
             f"{folder / META_FILE}: kind is {kind!r}; allowed: 'byte', 'sentencepiece', 'hf'.",
         )
-        tokenizer = _hugging_face(folder / HF_FOLDER)
+        # Added tokens beyond the size it was saved with are those its model had no rows for.
+        tokenizer = _hugging_face(folder / HF_FOLDER, meta.get("vocab_size"))
     require(
         tokenizer.digest == digest,
         f"{folder}: the tokenizer is not the one that was saved there (digest "
@@ -333,10 +334,10 @@ def _meta(folder: Path) -> dict[str, Any] | None:
     return meta if {"kind", "digest"} <= meta.keys() else None
 
 
-def _hugging_face(folder: Path) -> Tokenizer:
+def _hugging_face(folder: Path, rows: int | None = None) -> Tokenizer:
     from jaxgpt.data.hf_tokenizer import HFTokenizer
 
-    return HFTokenizer.from_folder(folder)
+    return HFTokenizer.from_folder(folder, rows)
 
 
 class StreamDecoder:

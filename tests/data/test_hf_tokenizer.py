@@ -145,6 +145,21 @@ def test_saving_loading_and_pickling_keep_everything(name, tmp_path):
     assert (tmp_path / "t" / "hf" / next(iter(tokenizer.files))).is_file()
 
 
+def test_added_tokens_without_a_row_do_not_exist(tmp_path):
+    whole = HFTokenizer(tiny_hf.byte_level())
+    cut = whole.within(whole.vocab_size - 1)
+    assert whole.encode("</think>") == [whole.vocab_size - 1]
+    ids = cut.encode("the</think>")
+    assert max(ids) < cut.vocab_size == whole.vocab_size - 1
+    assert cut.decode(ids) == "the</think>"
+    cut.save(tmp_path / "t")
+    for again in (load_tokenizer(tmp_path / "t"), pickle.loads(pickle.dumps(cut))):
+        assert again == cut != whole
+        assert again.files == whole.files  # which export writes
+        assert again.encode("the</think>") == ids
+    assert whole.within(10) == whole  # the vocabulary itself is never cut
+
+
 def test_the_digest_follows_what_decides_ids():
     digests = {make(name).digest for name in NAMES}
     same = [make("chatml"), make("default system"), make("marked"), make("thinking")]  # but their templates
