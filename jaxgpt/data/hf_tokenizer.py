@@ -65,7 +65,8 @@ class HFTokenizer(_Table):
                 added.setdefault(name, entry)
         beyond = set[str]() if rows is None else {name for name, i in ids.items() if i >= rows}
         if beyond <= added.keys():  # else it is another model's
-            ids, added = ({n: v for n, v in of.items() if n not in beyond} for of in (ids, added))
+            ids = {name: i for name, i in ids.items() if name not in beyond}
+            added = {name: entry for name, entry in added.items() if name not in beyond}
         self.roles = roles | hf_files.roles(files, ids, where)
         """Special tokens by their names in templates: `bos_token`, `eos_token`, ..."""
         names = {i: name for name, i in ids.items()}
