@@ -140,8 +140,11 @@ def facts(values: Mapping[str, Any]) -> Html:
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str, shares: Sequence[str] = ()) -> Html:
-    """A table of rows (column to value); columns in `shares` are fractions, shown with a bar."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """A table of rows (column to value); columns in `shares` are fractions, shown with a bar.
+
+    A column without a value in any row is left out.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row if row[name] is not None))
     numbers = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}
     style = {c: ' class="n"' if c in numbers else "" for c in columns}
 
@@ -362,9 +365,12 @@ def run_report(folder: str | Path) -> Path | None:
         with suppress(OSError, ValueError):
             config = json.loads((folder / "config.json").read_bytes())
         config = config if isinstance(config, dict) else {}
-        chat = '"kind": "Chat"' in json.dumps(config)
-        place = shlex.quote(str(folder))
-        words = f"jaxgpt chat {place}" if chat else f"jaxgpt sample {place} --prompt 'Once upon a time'"
+        told, place = json.dumps(config), shlex.quote(str(folder))
+        words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
+        if '"kind": "Chat"' in told:
+            words = f"jaxgpt chat {place}"
+        elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
+            words = f"jaxgpt eval {place}"
         figures = facts(_figures(records, config))
         evals = [("Evaluations", *tables)] if (tables := _evaluations(folder)) else []
         parts = ("Key figures", figures), ("Curves", curves(records)), *evals, ("Try it", commands(words))
@@ -394,9 +400,12 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     """What is known of validation, speed, compilation and size."""
     val = [r for r in records if not math.isnan(_float(r.get("val_loss")))]
     best = min(val, key=lambda r: r["val_loss"], default={})
+    accuracies = [p for p in points(records, "val_accuracy") if p[1] == p[1]]
+    step, right = max(accuracies, key=lambda p: p[1], default=(0, None))
     speed = [v for _, v in points(records, "tokens_per_second") if v == v]
     found = {
         "Best validation loss": (best.get("val_loss"), f"nats a token, at step {_show(best.get('step'))}"),
+        "Best validation accuracy": (right, f"share of targets that were likeliest, at step {step:,}"),
         "Bits per byte": (best.get("val_bits_per_byte"), "of validation text, at that step"),
         "Tokens per second": (median(speed) if speed else None, "median"),
         "Parameters": (config.get("parameters"), ""),

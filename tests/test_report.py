@@ -354,17 +354,28 @@ def test_the_report_of_a_run_says_its_best_and_how_to_go_on(tmp_path: Path) -> N
         {"step": 2, "loss": None, "tokens_per_second": 3000.0},
         {"step": 2, "val_loss": 2.5, "val_bits_per_byte": 1.25},
         {"step": 4, "val_loss": None},
-        {"step": 6, "val_loss": 2.75, "val_bits_per_byte": 1.5},
+        {"step": 6, "val_loss": 2.75, "val_bits_per_byte": 1.5, "val_accuracy": 0.375},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (folder / "config.json").write_text('{"parameters": 124439808}')
     page = run_report(folder)
     assert page == folder / "report.html"
     words = Parts(page.read_text("utf-8")).words
-    for part in ("2.5nats a token, at step 2", "1.25of", "2,000median", "124.4M", "3.5trace"):
+    for part in (
+        "2.5nats a token, at step 2",
+        "1.25of",
+        "0.375share",
+        "step 6",
+        "2,000median",
+        "124.4M",
+        "3.5trace",
+    ):
         assert part in words
     assert f"jaxgpt sample '{folder}' --prompt" in words  # quoted as a shell needs it
     assert not Parts(page.read_text("utf-8")).of("i")
+    (folder / "config.json").write_text('{"run": {"objective": {"kind": "MaskedLM"}}}')
+    run_report(folder)
+    assert f"jaxgpt eval '{folder}'" in Parts(page.read_text("utf-8")).words  # it writes no text
 
 
 @pytest.mark.parametrize("config", ["{", "[1]", '{"parameters": {"a": "<b>"}}', "\udcff"], ids=ascii)
