@@ -24,7 +24,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 Point, Record, NAN = tuple[float, float], dict[str, Any], float("nan")
-LOSSES = {"loss": "Loss (nats a token)", "bits_per_byte": "Bits per byte"}
+LOSSES = {"loss": "Loss (nats a target)", "bits_per_byte": "Bits per byte"}
 PANELS = {  # metric: title, factor, whether the axis is linear from zero
     "val_accuracy": ("Validation accuracy (%)", 100, False),
     "learning_rate": ("Learning rate", 1, True),
@@ -390,7 +390,7 @@ def _evaluations(folder: Path) -> list[Html]:
             if found.get("report"):
                 from jaxgpt.report_confusion import confusion_picture  # late: it draws with what is here
 
-                tables.append(Html(f"<pre>{_escape(found['report'])}</pre>"))
+                tables.append(Html(f'<pre class="card" tabindex="0">{_escape(found["report"])}</pre>'))
                 labels, counts = found["confusion"]
                 tables.append(confusion_picture(labels, np.asarray(counts)))
     return tables
@@ -404,7 +404,7 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     step, right = max(accuracies, key=lambda p: p[1], default=(0, None))
     speed = [v for _, v in points(records, "tokens_per_second") if v == v]
     found = {
-        "Best validation loss": (best.get("val_loss"), f"nats a token, at step {_show(best.get('step'))}"),
+        "Best validation loss": (best.get("val_loss"), f"nats a target, at step {_show(best.get('step'))}"),
         "Best validation accuracy": (right, f"share of targets that were likeliest, at step {step:,}"),
         "Bits per byte": (best.get("val_bits_per_byte"), "of validation text, at that step"),
         "Tokens per second": (median(speed) if speed else None, "median"),

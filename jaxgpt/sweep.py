@@ -22,6 +22,11 @@ from jaxgpt.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 PROG = "jaxgpt sweep CONFIG [--only NAME ...]"
+HELP = """Train the runs that a config file's `def sweep()` yields as (name, Run), one after another, each in
+RUNS/FILE/NAME. After each, RUNS/FILE has the comparison as sweep.html, sweep.md and sweep.json. The
+same command again goes on where it stopped. --only trains the runs named; other flags, which are
+those of `jaxgpt train`, set a field in every run.
+"""
 DONE = ("finished", "patience")
 Row = dict[str, Any]
 """What is known of one run, as `sweep.json` has it: `name`, `run`, `differs` (field to value), `state`
@@ -36,6 +41,7 @@ def sweep(args: list[str]) -> int:
     args, only = split_only(args)
     if not args or args[0].startswith("-"):
         if {"-h", "--help"} & set(args):
+            print(HELP)
             override(Run(name="NAME"), ["--help"], PROG)
         raise UserError("`jaxgpt sweep` needs a CONFIG first: a .py file with `def sweep()`.")
     runs = sweep_runs(args[0], args[1:])
@@ -62,11 +68,20 @@ def sweep_runs(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Run
       path: the config file.
       overrides: flags as of `jaxgpt train`, applied to every run.
     """
+    given = load_sweep(path)
+    base = to_json(next(iter(given.values())))
     runs: dict[str, Run] = {}
-    for name, given in load_sweep(path).items():
-        run = override(given, list(overrides), PROG) if overrides else given
-        require(run.name == given.name, "--name cannot be set here: a sweep's runs have their own names.")
-        home = next(iter(runs.values())).runs if runs else str(Path(run.runs) / Path(path).stem)
+    for name, before in given.items():
+        run = override(before, list(overrides), PROG) if overrides else before
+        require(run.name == before.name, "--name cannot be set here: a sweep's runs have their own names.")
+        first = next(iter(runs.values()), run)
+        varied = differences(base, to_json(before)).keys() - differences(to_json(first), to_json(run)).keys()
+        varied -= {"name", "runs"}
+        require(
+            not varied,
+            f"--{min(varied, default='')} cannot be set here: it is what {name!r} of {path} differs in.",
+        )
+        home = first.runs if runs else str(Path(run.runs) / Path(path).stem)
         runs[name] = dataclasses.replace(run, name=name, runs=home)
     return runs
 
@@ -82,8 +97,11 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
     Returns:
       The exit code; see `sweep`.
     """
+    from jaxgpt.train.hooks import check_folder
     from jaxgpt.train.loop import STOPPED_BY_SIGNAL
 
+    for name in chosen:  # before anything is written: the table of what is there may be all that is wanted
+        check_folder(runs[name])
     folder = Path(next(iter(runs.values())).runs)
     rows, stopped = _held_rows(runs, folder), ""
     # Within a run a signal saves first (`StopSignal`); between two, nothing is left to be saved.
@@ -108,7 +126,8 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
     done, failed = sum(state in DONE for state in states), states.count("failed")
     then = f"{stopped}; run the same command to go on" if stopped else f"see {folder / 'sweep.html'}"
     counts = f"{done} of {len(chosen)} runs done" + f", {failed} failed" * bool(failed)
-    print(f"{folder}: {counts}{_best_words(list(rows.values()))}; {then}")
+    _print(list(rows.values()))
+    print(f"{folder}: {counts}{_best_words([rows[name] for name in chosen])}; {then}")
     return STOPPED_BY_SIGNAL if stopped else 3 if failed else 0
 
 
@@ -139,9 +158,10 @@ def measure(run: Run) -> Row:
     """What the metrics in a run's folder say.
 
     Returns:
-      `steps`, `tokens`, `val_loss` (the lowest, nats a target) and its `val_bits_per_byte`, `seconds`
-      (of training, without compiling and evaluating), `tokens_per_second` (the median) and `curve`
-      ([tokens, validation loss] pairs); without what was not measured.
+      `steps`, `tokens`, `val_loss` (the lowest, nats a target) and its `val_bits_per_byte`, `val_accuracy`
+      (the highest, of runs that are best by error), `seconds` (of training, without compiling and
+      evaluating), `tokens_per_second` (the median) and `curve` ([tokens, validation loss] pairs);
+      without what was not measured.
     """
     records: list[Row] = []
     with suppress(OSError):
@@ -163,6 +183,8 @@ def measure(run: Run) -> Row:
     if curve:
         best = min((r for r in records if r.get("val_loss") is not None), key=lambda r: r["val_loss"])
         found |= {name: best[name] for name in ("val_loss", "val_bits_per_byte") if name in best}
+        if run.train.best_by == "error":
+            found["val_accuracy"] = max(a for _, a in report.points(records, "val_accuracy") if a == a)
     return found
 
 
@@ -203,8 +225,25 @@ def _skips(row: Row, run: Run) -> bool:
 
 
 def _best_words(rows: list[Row]) -> str:
+    if right := [r for r in rows if "val_accuracy" in r]:
+        best = max(right, key=lambda r: r["val_accuracy"])
+        return f", highest validation accuracy {best['val_accuracy']:.4f} ({best['name']})"
     best = min((r for r in rows if "val_loss" in r), key=lambda r: r["val_loss"], default=None)
     return f", lowest validation loss {best['val_loss']:.4f} ({best['name']})" if best else ""
+
+
+def _print(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [_cells(row, rows) for row in rows]
+    columns = [c for c in shown[0] if c in (*WORDS, *MEASURED) and any(cells[c] != "–" for cells in shown)]
+    table = Table(*columns)
+    for column in table.columns:
+        column.justify = "left" if column.header in WORDS else "right"
+    for cells in shown:
+        table.add_row(*(cells[c] for c in columns))
+    Console().print(table)
 
 
 # ---------------------------------------------------------------------------------- what is written
@@ -224,7 +263,7 @@ def _write(folder: Path, rows: list[Row], words: str) -> None:
             report.Html(STYLE),
             chart({r["name"]: r["curve"] for r in rows if r.get("curve")}),
         ),
-        ("Runs", report.table([_cells(row, rows[0]) for row in rows], "What differs, and what came of it")),
+        ("Runs", report.table([_cells(row, rows) for row in rows], "What differs, and what came of it")),
         ("Run it", report.commands(f"jaxgpt sweep {words}")),
     ]
     report.write(folder / "sweep.html", f"Sweep {folder.name}", page)
@@ -232,27 +271,42 @@ def _write(folder: Path, rows: list[Row], words: str) -> None:
 
 WORDS = ("Run", "Differs in", "State")
 """The columns of words; the others are numbers."""
+MEASURED = ("Best validation loss", "Best validation accuracy", "Bits per byte")
+"""Those of them that the terminal shows too."""
 
 
-def _cells(row: Row, first: Row) -> dict[str, str]:
-    """A row of the tables: what a person reads of a run."""
-    differs = ", ".join(f"{name} {_value(value)}" for name, value in row["differs"].items())
+def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
+    """A row of the tables: what a person reads of a run. The first shows what the others change."""
+    differs = row["differs"]
+    if row is rows[0]:
+        varied = dict.fromkeys(name for other in rows for name in other["differs"])
+        differs = {name: value for name in varied if (value := _field(row.get("run"), name)) is not None}
+    words = ", ".join(f"{name} {_value(value)}" for name, value in differs.items())
+    labels = any("val_accuracy" in other for other in rows)
 
     def number(name: str, form: str = ",") -> str:
         return format(row[name], form) if name in row else "–"
 
     return {
         "Run": row["name"],
-        "Differs in": differs or ("(the first)" if row is first else "nothing"),
+        "Differs in": words or "nothing",
         "Parameters": number("parameters"),
         "Steps": number("steps"),
         "Tokens": number("tokens"),
         "Best validation loss": number("val_loss", ".4f"),
+        **({"Best validation accuracy": number("val_accuracy", ".4f")} if labels else {}),
         "Bits per byte": number("val_bits_per_byte", ".4f"),
         "Seconds": number("seconds", ",.1f"),
         "Tokens/s": number("tokens_per_second"),
         "State": f"{row['state']}: {row['reason']}" if row["reason"] else row["state"],
     }
+
+
+def _field(config: Any, name: str) -> Any:
+    """The value of a dotted name in a config as JSON; None where it has none, or a part of another kind."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def _value(value: Any) -> str:
@@ -265,7 +319,7 @@ def _value(value: Any) -> str:
 
 def markdown(rows: list[Row]) -> str:
     """The table in Markdown."""
-    shown = [_cells(row, rows[0]) for row in rows]
+    shown = [_cells(row, rows) for row in rows]
     bar = "\\|"  # escaped, it does not end a cell
 
     def line(cells: Iterable[str]) -> str:
@@ -317,7 +371,7 @@ def chart(curves: Mapping[str, Sequence[tuple[float, float]]]) -> report.Html:
         parts.append(f'<path class="grid" d="M{x(end[0]) + 3:.1f} {y(end[1]):.1f}L660 {top:.1f}"/>')
         parts.append(f'<path {pen} d="M664 {top:.1f}h30"/>')
         parts.append(f'<text class="name" x="700" y="{top + 4:.1f}">{escape(name)} {end[1]:.4f}</text>')
-    words = "nats a token, over the tokens trained on; at each line's end its last"
+    words = "nats a target, over the tokens trained on; at each line's end its last"
     picture = f'<svg class="runs" viewBox="0 0 900 {height:.0f}" role="img">{"".join(parts)}</svg>'
     head = f"<figcaption>Validation loss <small>{words}</small></figcaption>"
     return report.Html(f'<figure class="card">{head}{picture}</figure>')

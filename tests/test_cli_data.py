@@ -85,14 +85,14 @@ def test_text_rows_show_documents(tmp_path, capsys):
     assert sum(row["weights"]) >= 90
 
 
-def test_labels_stand_behind_the_tokens_that_have_them(tmp_path, capsys):
-    (tmp_path / "a.bio").write_text("Ada B-PER\nsaw O\nParis B-LOC\n\n")
+def test_labels_stand_before_what_they_are_of(tmp_path, capsys):
+    (tmp_path / "a.bio").write_text("Éva B-PER\nsaw O\nParis B-LOC\n\n")
     data = "Tagged(train=({0!r},), validation=({0!r},), tokenizer='byte')".format(str(tmp_path / "a.bio"))
     model = "Classifier(backbone=small, labels=('O', 'B-PER', 'B-LOC'))"
     run = f"Run(name='a', model={model}, data={data}, objective=Classification())"
     (tmp_path / "c.py").write_text(f"{HEAD}def config(): return {run}\n")
     show(str(tmp_path / "c.py"), n=1)
-    assert "<|bos|>A[B-PER]da saw [B-LOC]Paris<|eos|>" in capsys.readouterr().out
+    assert "<|bos|>[B-PER]Éva saw[B-LOC] Paris<|eos|>" in capsys.readouterr().out
     show(str(tmp_path / "c.py"), n=1, json=True)
     row = json.loads(capsys.readouterr().out)
     assert [label for label in row["labels"] if label] == ["B-PER", "O", "B-LOC"]

@@ -62,6 +62,7 @@ COUNTS = {
     "transformer_xl_shakespeare": 264 * 129 + 4 * (5 * 128**2 + 4 * 128 + 2 * 128 * 448 + 576) + 256 + 256,
 }
 _ENCODER = 3200 * 128 + 3 * (12 * 128**2 + 2 * 128) + 128
+COUNTS["classify_sst2"] = 4096 * 128 + 2 * (12 * 128**2 + 2 * 128) + 128 + 2 * 128 + 2
 COUNTS |= {"mlm_zh": _ENCODER, "ner_resume": _ENCODER + 17 * 128 + 17}
 COUNTS["quickstart_tune"] = COUNTS["quickstart_pretrain"]
 COUNTS |= dict.fromkeys((path.stem for path in ABLATIONS), BASE)

@@ -148,7 +148,7 @@ def test_every_run_is_trained_and_one_that_cannot_is_noted(swept: Swept) -> None
 def test_the_table_says_what_differs_and_what_came_of_it(swept: Swept) -> None:
     shown, found = table(swept.folder), rows(swept.folder)
     assert list(shown) == ["plain", "relu", "lopsided"]
-    differs = ["(the first)", "model.mlp relu", "train.batch_size 9"]
+    differs = ["model.mlp gelu, train.batch_size 8", "model.mlp relu", "train.batch_size 9"]
     assert [row["Differs in"] for row in shown.values()] == differs
     # Tables; two norms with biases; attention's and the MLP's matrices with biases; the last norm.
     count = (264 + 16) * 16 + 4 * 16 + 12 * 16**2 + 9 * 16 + 2 * 16
@@ -253,9 +253,9 @@ def test_only_some_runs_are_trained_and_the_others_rows_are_kept(config, tmp_pat
     assert trained == ["plain", "lopsided"]  # in the sweep's order
     assert main([*call, "--only", "relu"]) == 0
     assert [row["State"] for row in table(tmp_path / "tiny").values()] == ["finished"] * 3
-    # Of other settings nothing is known yet.
-    assert main([*call, "--train.seed", "9", "--only", "plain"]) == 0
-    assert [row["State"] for row in table(tmp_path / "tiny").values()] == ["finished", "waiting", "waiting"]
+    # The folders hold runs of other settings: nothing is written.
+    assert main([*call, "--train.seed", "9", "--only", "plain"]) == 2
+    assert [row["State"] for row in table(tmp_path / "tiny").values()] == ["finished"] * 3
 
 
 def test_a_run_whose_folder_is_gone_is_trained_again(config, tmp_path, acted) -> None:
@@ -282,6 +282,7 @@ def test_only_the_first_process_writes(config, tmp_path, acted, monkeypatch) -> 
         (["CONFIG", "--only"], "--only needs the name of at least one run of the sweep."),
         (["CONFIG", "--only", "plan"], "--only 'plan' is no run of CONFIG; did you mean 'plain'?"),
         (["CONFIG", "--name", "x"], "--name cannot be set here: a sweep's runs have their own names."),
+        (["CONFIG", "--model.mlp", "relu"], "--model.mlp cannot be set here: it is what 'relu' of"),
         (["CONFIG", "--optim.peak-lrr", "1"], "unknown option '--optim.peak-lrr'; did you mean "),
         (["CONFIG", "--model.width", "15"], "model.width 15 is not divisible by model.heads 2; "),
         (["no.py"], "'no.py' is no config file; give a .py file with `def sweep()`."),

@@ -265,20 +265,25 @@ class Run:
     def _check_task(self) -> None:
         """Refuse a model, data and objective that do not belong together."""
         model, data, objective = self.model, self.data, self.objective
-        kinds = f"{type(model).__name__}, data {type(data).__name__}, objective {type(objective).__name__}"
         if isinstance(model, Classifier):
-            tagging = model.pool == "token"
+            words = "words, which Tagged data have" if model.pool == "token" else "texts, as Labelled data do"
             require(
-                isinstance(objective, Classification) and isinstance(data, Tagged if tagging else Labelled),
-                f"a Classifier with model.pool {model.pool!r} needs {'Tagged' if tagging else 'Labelled'} "
-                f"data and objective Classification(), not model {kinds}.",
+                isinstance(data, Tagged if model.pool == "token" else Labelled),
+                f"data is {type(data).__name__} but a Classifier with model.pool {model.pool!r} labels "
+                f"{words}; change data or model.pool (token; first, last, mean).",
+            )
+            require(
+                isinstance(objective, Classification),
+                f"objective is {type(objective).__name__}() but a Classifier predicts labels; "
+                "set objective=Classification().",
             )
             return
-        require(
-            isinstance(data, Text | Chat) and not isinstance(objective, Classification),
-            f"labels need all three: model Classifier, data Tagged or Labelled and objective "
-            f"Classification(), not model {kinds}.",
-        )
+        for name, part in (("data", data), ("objective", objective)):
+            require(
+                not isinstance(part, Tagged | Labelled | Classification),
+                f"{name} is {type(part).__name__} but model is {type(model).__name__}, which has no labels; "
+                "set model=Classifier(backbone=..., labels=(...)).",
+            )
         if isinstance(objective, MaskedLM):
             require(
                 not model.causal,

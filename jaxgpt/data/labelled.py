@@ -77,7 +77,8 @@ def encode_labelled(
         pair, room = tokenizer.encode(example.pair), length - 3
         pair = pair[: max(room - len(text), room // 2)]
     first, second = [bos, *text[: room - len(pair)], eos], [*pair, eos] if example.pair is not None else []
-    tokens, types = first + second, [0] * len(first) + [1] * len(second)
+    tokens = first + second
+    types = None if example.pair is None else [0] * len(first) + [1] * len(second)
     targets, weights = [0] * len(tokens), [0.0] * len(tokens)
     place = 0 if pool == "first" else -1
     targets[place], weights[place] = labels.index(example.label), 1.0

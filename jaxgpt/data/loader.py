@@ -22,6 +22,7 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, UserError, load, require
 from jaxgpt.config.data import Data
+from jaxgpt.data import labelled, tagging
 from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
 from jaxgpt.data.corpus import Corpus, read_manifest
 from jaxgpt.data.labelled import encode_labelled, read_labelled
@@ -176,10 +177,24 @@ def encode_split(
     require(bool(files), f"data.{split} names no files; name some, such as --data.{split} FILE.")
     if isinstance(data, Tagged):
         sentences = read_conll(files)
+        used = {tag for sentence in sentences for tag in sentence.tags}
+        _check_labels(split, used, tagging.label_set(sentences), task)
         return sentences, [align(s, tokenizer, task.labels, length, data.joiner) for s in sentences]
     assert task.pool != "token", "Run pairs Tagged data with it"
     texts = read_labelled(files, data.text, data.pair, data.label)
+    _check_labels(split, {text.label for text in texts}, labelled.label_set(texts), task)
     return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]
+
+
+def _check_labels(split: str, used: set[str], whole: tuple[str, ...], task: Classifier) -> None:
+    """Refuse data with labels that the model does not have, naming all of them."""
+    missing = sorted(used.difference(task.labels))
+    require(
+        not missing,
+        f"data.{split} has labels that are not in model.labels {task.labels}: {', '.join(missing)}"
+        f"{' (tags are read as BIO)' if task.pool == 'token' else ''}; set model.labels to {whole}, "
+        "or mend the files.",
+    )
 
 
 # ---------------------------------------------------------------------------------- dialogues
@@ -277,10 +292,8 @@ class _Share:
         if number < len(self.rows):
             return self.rows[number]
         length = self.rows.length
-        empty: Row = {k: np.zeros(length, np.int32) for k in ("segments", "positions")}
-        pads = {k: np.full(length, self.rows.pad, np.int32) for k in ("tokens", "targets")}
-        row: Row = {**empty, **pads, "weights": np.zeros(length, np.float32)}
-        return row | ({"types": empty["segments"]} if "types" in self.rows[0] else {})
+        row: Row = {name: np.zeros_like(column) for name, column in self.rows[0].items()}
+        return row | {"tokens": np.full(length, self.rows.pad, np.int32)}
 
     def __repr__(self) -> str:
         return f"_Share({self.rows.fingerprint}, {self.index}/{self.count}, {self.first})"

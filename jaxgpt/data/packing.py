@@ -283,7 +283,7 @@ class PackedExamples(Sendable):
         self.sizes_E = np.array([len(item.tokens) for item in items], np.int64)
         self.starts_E = np.cumsum(self.sizes_E) - self.sizes_E
         dtypes: dict[str, Any] = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
-        if any(item.types for item in items):
+        if any(item.types is not None for item in items):
             dtypes["types"] = np.int32
         self.columns = {
             name: np.concatenate([np.asarray(getattr(item, name), dtype) for item in items])
@@ -348,7 +348,8 @@ class PackedExamples(Sendable):
     def _row(self, items: list[int]) -> Row:
         row: Row = {name: np.zeros(self.length, np.int32) for name in ("segments", "positions")}
         for name, column in self.columns.items():
-            fill = self.pad if name in ("tokens", "targets") else 0
+            # Not the targets: they may be labels, of which there can be fewer than the padding's id.
+            fill = self.pad if name == "tokens" else 0
             row[name] = np.full(self.length, fill, column.dtype)
         at = 0
         for segment, item in enumerate(items, 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import tyro
@@ -14,7 +15,7 @@ from jaxgpt.data.tokenizer import Tokenizer
 
 
 def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -> None:
-    """Print the first training rows of a config: trained tokens in colour, the others dimmed.
+    """Print the first training rows of a config: trained tokens (or labels) in colour, the others dimmed.
 
     Args:
       config: a config file or a run folder.
@@ -91,13 +92,15 @@ def _runs(
 
 
 def _with_labels(example: dict[str, Any], tokenizer: Tokenizer) -> list[tuple[str, bool, int]]:
-    """The row token by token, the labels that say something in brackets behind theirs."""
-    columns = zip(*(example[n] for n in ("tokens", "weights", "segments", "labels")), strict=True)
-    runs = []
-    for token, weight, segment, label in columns:
-        runs += _runs([token], [weight], [segment], tokenizer)
-        if label not in (None, "O"):
-            runs.append((f"[{label}]", False, segment))
+    """The row with the labels that say something in brackets before what they are of."""
+    tokens, segments, labels = (example[name] for name in ("tokens", "segments", "labels"))
+    shown = [i for i, label in enumerate(labels) if label not in (None, "O")]
+    runs: list[tuple[str, bool, int]] = []
+    for start, end in pairwise([0, *shown, len(tokens)]):
+        if start in shown:
+            runs.append((f"[{labels[start]}]", True, segments[start]))
+        # Not token by token: a character may be several bytes.
+        runs += _runs(tokens[start:end], [0.0] * (end - start), segments[start:end], tokenizer)
     return runs
 
 
@@ -110,7 +113,7 @@ def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer) -> None:
     weights, segments = example["weights"], example["segments"]
     trained = sum(w > 0 for w in weights)
     count = max(segments, default=0)
-    title = f"row {number}: {len(weights)} tokens, {trained} trained, {count} segments"
+    title = f"row {number}: {len(weights)} tokens, {trained} trained, {count} segment{'s' * (count != 1)}"
     console.print(Rule(title, style="bold"))
     before, line = 1, Text()
     runs = _runs(example["tokens"], weights, segments, tokenizer)

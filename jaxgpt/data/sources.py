@@ -103,7 +103,8 @@ def expand(sources: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) 
         else:
             named = [p for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
             files = [p for p in named if p.lower().endswith(suffixes)]
-            require(bool(files), f"{source} does not exist or matches no {', '.join(suffixes)} file.")
+            what = f"matches {Path(named[0]).name} and no" if named else "does not exist or matches no"
+            require(bool(files), f"{source} {what} {', '.join(suffixes)} file; rename or name others.")
         found.update(files)
     require(bool(found), "no source is named; give files, folders or globs.")
     for name in sorted(found):

@@ -50,9 +50,14 @@ NAMES = {
     "characters": "Characters",
     "last_word_accuracy": "Accuracy of the last word",
     "last_word_perplexity": "Perplexity of the last word",
-    "strict_micro_f1-score": "F1 of entities, strict mode, micro average",
-    "default_micro_f1-score": "F1 of entities, default mode, micro average",
+    **{
+        f"{mode}_{average}_{key}": f"{name} of entities, {mode} mode, {average} average"
+        for mode in ("strict", "default")
+        for average in ("micro", "macro")
+        for key, name in (("precision", "Precision"), ("recall", "Recall"), ("f1-score", "F1"))
+    },
     "token_accuracy": "Accuracy of tags, O among them",
+    "label_accuracy": "Accuracy of labels",
     "macro_f1-score": "F1 of labels, macro average",
     "acc": "Accuracy by log-likelihood",
     "acc_norm": "Accuracy by log-likelihood a character",
@@ -70,7 +75,7 @@ class Settings:
     stride: int | None = None
     memory: int | None = None
     limit: int = 0
-    batch_size: int = 32
+    batch_size: int = 0
 
 
 class Result(NamedTuple):
@@ -104,7 +109,7 @@ def evaluate(
     chat: Switch = False,
     checkpoint: str = "best",
     limit: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 0,
     mesh: Mesh = ONE_DEVICE,
     json: Switch = False,
 ) -> None:
@@ -127,7 +132,8 @@ def evaluate(
       chat: ask the tasks of lm-evaluation-harness as a user's turns.
       checkpoint: `best` on validation data, `newest`, or a step number.
       limit: first records of each task, documents of text or batches of the run's own data; 0 means all.
-      batch_size: rows at a time.
+      batch_size: rows at a time; 0 means those of training for the run's own data (what masked LM hides
+        depends on it), else 32.
       mesh: devices to spread the model over.
       json: print a JSON object for each table instead.
 
@@ -138,6 +144,8 @@ def evaluate(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _check(settings, bool(text), names)
     trained = _load(run, checkpoint, mesh, settings)
+    rows = batch_size or (32 if text or names else trained.run.train.batch_size)
+    settings = replace(settings, batch_size=rows)
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
     part = f", limit {limit}" if limit else ""
     for result in _results(trained, settings, text, names, chat):
@@ -151,10 +159,11 @@ def evaluate(
 
 
 def _check(settings: Settings, text: bool, names: list[str]) -> None:
-    for name in ("batch_size", "stride"):
-        value = getattr(settings, name)
-        require(value is None or value >= 1, f"{name} is {value}; it must be at least 1.")
-    for name in ("limit", "memory"):
+    require(
+        settings.stride is None or settings.stride >= 1,
+        f"stride is {settings.stride}; it must be at least 1.",
+    )
+    for name in ("batch_size", "limit", "memory"):
         value = getattr(settings, name)
         require(value is None or value >= 0, f"{name} is {value}; it must be at least 0.")
     require(

@@ -65,7 +65,7 @@ def label_report(trained: Trained, split: str, batch_size: int = 32) -> Labels:
         right, made_up = [text.label for text in examples], [labels[0] for labels in named]
         report = classification_report(right, made_up)
         macro = report.scores["macro avg"]["f1-score"]
-        figures = {"accuracy": _share(right, made_up), "macro_f1-score": macro}
+        figures = {"label_accuracy": _share(right, made_up), "macro_f1-score": macro}
     return Labels(figures, report.text, confusion(right, made_up, task.labels))
 
 

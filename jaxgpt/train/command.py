@@ -50,7 +50,8 @@ def train(args: list[str]) -> int:
     stopped = result.reason not in ("finished", "patience")
     writes = isinstance(run.objective, CausalLM)
     talk = "eval" if not writes else "chat" if isinstance(run.data, Chat) else "sample"
-    then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}`"
+    test = " --split test" if getattr(run.data, "test", ()) else ""
+    then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}{test}`"
     measured = math.isfinite(result.best)
     best = f", best validation {run.train.best_by} {result.best:.4f}" if measured else ""
     print(f"{run.folder}: {result.reason} at step {result.step}{best}; {then}")

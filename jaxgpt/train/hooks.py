@@ -35,13 +35,8 @@ def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
       UserError: the folder holds another config or another tokenizer.
     """
     folder, path = run.folder, run.folder / "config.json"
-    require(
-        not (folder / "hf").is_dir(),
-        f"{folder} is an imported model without a state to resume from; "
-        f"give this run another name, and start it there with --init-from {folder}.",
-    )
+    check_folder(run)
     if path.exists():
-        _check_same(run, load(path))
         require(
             load_tokenizer(folder / "tokenizer").digest == tokenizer.digest,
             f"{folder} was trained with another tokenizer than that of its data now; "
@@ -52,6 +47,18 @@ def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
         tokenizer.save(folder / "tokenizer")
         write_json(path, {"run": to_json(run), "environment": environment()})
     _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
+
+
+def check_folder(run: Run) -> None:
+    """Refuse a run whose folder holds another one."""
+    folder, path = run.folder, run.folder / "config.json"
+    require(
+        not (folder / "hf").is_dir(),
+        f"{folder} is an imported model without a state to resume from; "
+        f"give this run another name, and start it there with --init-from {folder}.",
+    )
+    if path.exists():
+        _check_same(run, load(path))
 
 
 def _check_same(run: Run, held: Run) -> None:

@@ -66,9 +66,10 @@ def train(run: Run, *, progress: bool = True) -> Result:
     """
     mesh = make_mesh(run.check_mesh(jax.device_count()))
     tokenizer = run_tokenizer(run)
+    field = "model.backbone.vocab_size" if run.task else "model.vocab_size"
     require(
         tokenizer.vocab_size <= run.model.vocab_size,
-        f"model.vocab_size {run.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
+        f"{field} {run.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
         f"set it to {tokenizer.vocab_size} or more.",
     )
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -108,7 +108,7 @@ def test_dialogues_are_measured_on_their_answers(tmp_path: Path, call: Call) -> 
         (["--memory", "3"], "memory is 3 but a GPT carries none; drop it, or use stride."),
         (["--limit", "-1"], "limit is -1; it must be at least 0."),
         (["--tasks", "a.jsonl", "--stride", "3"], "stride and memory are for text; drop them, or name texts"),
-        (["--tasks", "a.jsonl"], "a.jsonl does not exist or matches no .jsonl, .jsonl.gz file."),
+        (["--tasks", "a.jsonl"], "a.jsonl does not exist or matches no .jsonl, .jsonl.gz file; "),
         (["--split", "test"], "split is 'test' but this run's data have only a validation split; name other"),
         (
             ["--split", "test", "--text", "x"],

@@ -1,0 +1,84 @@
+"""Runs that learn labels, from files to the report: what training measured is what the report says."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_runs import COMPUTE
+
+from jaxgpt.config import (
+    GPT,
+    Bert,
+    Classification,
+    Classifier,
+    Labelled,
+    Optim,
+    Run,
+    Tagged,
+    Train,
+    UserError,
+)
+from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.evals.labels import label_report
+from jaxgpt.evals.loss import load_trained
+from jaxgpt.train import loop
+
+TRAIN = Train(steps=30, batch_size=8, eval_every=10, save_every=30, best_by="error")
+OPTIM = Optim(peak_lr=3e-3, warmup_steps=5)
+SIZES = {"vocab_size": ByteTokenizer().vocab_size, "context": 48, "layers": 1, "width": 32, "heads": 2}
+NAMES = ("Ada", "Eve", "Paris", "Rome", "runs", "sits")
+LABELS = ("O", "B-PER", "B-LOC")
+
+
+def tags(n: int, chance: random.Random) -> str:
+    """Column lines: a word's tag follows from the word."""
+    words = [[chance.randrange(6) for _ in range(chance.randint(2, 6))] for _ in range(n)]
+    return "\n".join("".join(f"{NAMES[w]} {LABELS[(1, 1, 2, 2, 0, 0)[w]]}\n" for w in line) for line in words)
+
+
+def table(n: int, chance: random.Random) -> str:
+    """A header and rows of two texts and whether they are the same."""
+    rows = [(chance.choice(NAMES), chance.choice(NAMES)) for _ in range(n)]
+    return "text\tother\tlabel\n" + "".join(f"{a}\t{b}\t{a in NAMES[:3]}\n" for a, b in rows)
+
+
+@pytest.mark.parametrize("kind", ["tags", "texts", "pairs"])
+def test_training_and_the_report_agree(kind: str, tmp_path: Path) -> None:
+    """Three labels, fewer than the id of padding; a table without pairs and one with them."""
+    make = tags if kind == "tags" else table
+    for name, n in (("train", 120), ("validation", 30)):
+        (tmp_path / f"{name}.tsv").write_text(make(n, random.Random(name)).replace(" ", "\t"))
+    files = {name: (str(tmp_path / f"{name}.tsv"),) for name in ("train", "validation")}
+    backbone = Bert(**SIZES, dropout=0.0) if kind == "pairs" else GPT(**SIZES, causal=False)
+    if kind == "tags":
+        model, data = Classifier(backbone=backbone, labels=LABELS), Tagged(**files, tokenizer="byte")
+    else:
+        model = Classifier(backbone=backbone, labels=("False", "True"), pool="mean")
+        data = Labelled(**files, tokenizer="byte", pair="other" if kind == "pairs" else "")
+    parts = {"objective": Classification(), "optim": OPTIM, "train": TRAIN, "compute": COMPUTE}
+    run = Run(name=kind, runs=str(tmp_path), model=model, data=data, **parts)
+    result = loop.train(run)
+    assert result.reason == "finished"
+    figures = label_report(load_trained(run.folder), "validation", batch_size=4).figures
+    accuracy = figures["token_accuracy" if kind == "tags" else "label_accuracy"]
+    assert accuracy == pytest.approx(1 - result.best, abs=1e-6)
+    assert accuracy > 0.6  # a third of the tags, a half of the texts, would be chance
+
+
+def test_labels_that_the_model_lacks_are_named_together(tmp_path: Path) -> None:
+    (tmp_path / "a.bio").write_text("Ada I-PER\nParis I-LOC\n\nRome I-LOC\n\n")
+    files = (str(tmp_path / "a.bio"),)
+    run = Run(
+        name="a",
+        runs=str(tmp_path),
+        model=Classifier(backbone=GPT(**SIZES, causal=False), labels=("O", "B-ORG")),
+        data=Tagged(train=files, validation=files, tokenizer="byte"),
+        objective=Classification(),
+        train=TRAIN,
+        optim=OPTIM,
+    )
+    with pytest.raises(UserError, match=r"data.train has labels .*: B-LOC, B-PER \(tags are read as BIO\)"):
+        loop.train(run)
+    assert not run.folder.exists()
