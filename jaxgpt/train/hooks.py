@@ -73,7 +73,7 @@ def _check_same(run: Run, held: Run) -> None:
         more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
         raise UserError(
             f"{run.folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}{more}; "
-            f"give this run another name (with --init-from {run.folder} it goes on from there), or "
+            f"give this run another name or --runs (with --init-from {run.folder} it goes on from there), or "
             "delete the folder to start over."
         )
 
