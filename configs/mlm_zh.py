@@ -14,7 +14,7 @@ from jaxgpt.config import GPT, Compute, MaskedLM, Optim, Run, Text, Train
 
 ENCODER = GPT(
     vocab_size=3200,
-    context=128,
+    context=192,
     layers=3,
     width=128,
     heads=4,
@@ -33,7 +33,7 @@ def config() -> Run:
         model=ENCODER,
         data=Text(path="data/zh"),
         objective=MaskedLM(),
-        optim=Optim(peak_lr=1.5e-3, final_lr=1.5e-5, warmup_steps=60, weight_decay=0.05, b2=0.98),
-        train=Train(steps=500, batch_size=32, eval_every=100, eval_batches=10, save_every=500),
+        optim=Optim(peak_lr=1.5e-3, final_lr=1.5e-5, warmup_steps=200, weight_decay=0.05, b2=0.98),
+        train=Train(steps=2000, batch_size=24, eval_every=250, eval_batches=10, save_every=250),
         compute=Compute(dtype="float32"),
     )

@@ -17,7 +17,7 @@ LABELS = ("O", *(f"{place}-{kind}" for place in "BI" for kind in TYPES))
 
 ENCODER = GPT(
     vocab_size=3200,
-    context=128,
+    context=192,
     layers=3,
     width=128,
     heads=4,
@@ -46,7 +46,7 @@ def config() -> Run:
             joiner="",
         ),
         objective=Classification(),
-        optim=Optim(peak_lr=1e-3, final_lr=1e-5, warmup_steps=60, weight_decay=0.05, b2=0.98),
-        train=Train(steps=500, batch_size=16, eval_every=50, save_every=500, best_by="error"),
+        optim=Optim(peak_lr=1e-3, final_lr=1e-5, warmup_steps=150, weight_decay=0.05, b2=0.98),
+        train=Train(steps=1500, batch_size=12, eval_every=100, save_every=500, best_by="error"),
         compute=Compute(dtype="float32"),
     )

@@ -41,8 +41,7 @@ def sweep(args: list[str]) -> int:
     args, only = split_only(args)
     if not args or args[0].startswith("-"):
         if {"-h", "--help"} & set(args):
-            print(HELP)
-            override(Run(name="NAME"), ["--help"], PROG)
+            override(Run(name="NAME"), ["--help"], PROG, HELP)
         raise UserError("`jaxgpt sweep` needs a CONFIG first: a .py file with `def sweep()`.")
     runs = sweep_runs(args[0], args[1:])
     for name in only:

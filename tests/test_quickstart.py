@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxgpt import quickstart, quickstart_data
@@ -24,8 +26,9 @@ VALUES = {
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A twentieth of the text, half of the layers, and 12 steps of each training."""
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A twentieth of the text, half of the layers, and 12 steps of each training, compiled as for users."""
+    jax.config.update("jax_disable_most_optimizations", False)
     pretrain, tune = quickstart.pretrain_run, quickstart.tune_run
     model = replace(quickstart.model(), layers=2, width=64)
 
@@ -45,6 +48,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "TEST_QUESTIONS", 20)
     monkeypatch.setattr(quickstart, "pretrain_run", short(pretrain))
     monkeypatch.setattr(quickstart, "tune_run", short(tune))
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.slow

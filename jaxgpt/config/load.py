@@ -132,12 +132,17 @@ def _explain_error(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def override(run: Run, args: list[str], prog: str = "jaxgpt train CONFIG") -> Run:
-    """`run` with fields replaced from flags such as `--optim.peak-lr 3e-4` (typed by tyro)."""
+def override(
+    run: Run, args: list[str], prog: str = "jaxgpt train CONFIG", description: str | None = None
+) -> Run:
+    """`run` with fields replaced from flags such as `--optim.peak-lr 3e-4` (typed by tyro).
+
+    `prog` and `description` are for --help; None describes a `Run`.
+    """
     import tyro  # imported late: it is only needed by commands that take options
 
     kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
-    return from_json(Run, to_json(parse_args(kind, args, prog, default=run)))
+    return from_json(Run, to_json(parse_args(kind, args, prog, default=run, description=description)))
 
 
 def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:
