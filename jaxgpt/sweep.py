@@ -182,8 +182,9 @@ def measure(run: Run) -> Row:
     if curve:
         best = min((r for r in records if r.get("val_loss") is not None), key=lambda r: r["val_loss"])
         found |= {name: best[name] for name in ("val_loss", "val_bits_per_byte") if name in best}
-        if run.train.best_by == "error":
-            found["val_accuracy"] = max(a for _, a in report.points(records, "val_accuracy") if a == a)
+        accuracies = [a for _, a in report.points(records, "val_accuracy") if a == a]
+        if run.train.best_by == "error" and accuracies:
+            found["val_accuracy"] = max(accuracies)
     return found
 
 

@@ -195,8 +195,7 @@ class Train:
     keep: int = 2
     """Newest checkpoints kept besides the best."""
     best_by: Literal["loss", "error"] = "loss"
-    """What makes a checkpoint the best: the lowest validation loss, or the lowest share of targets that
-    were not the likeliest (for labels: on few texts the loss rises while the labels still get better)."""
+    """The best checkpoint: of the lowest validation loss, or share of targets missed (suits labels)."""
     patience: int = 0
     """Evaluations that are not the best so far before the run stops; 0 never stops early."""
     max_bad_steps: int = 10
