@@ -7,7 +7,7 @@
 Any Chinese text will do; benchmarks/ner.py, which makes a backbone for configs/ner_resume.py of it,
 takes a novel and the training sentences of the resumes.
 
-Expected: see benchmarks/results; the loss is that of the hidden characters alone.
+Expected: a validation loss of 3.19, that of the hidden characters alone, for the text of benchmarks/ner.py.
 """
 
 from jaxgpt.config import GPT, Compute, MaskedLM, Optim, Run, Text, Train

@@ -7,7 +7,8 @@
 The data are the BMES files of Zhang & Yang (2018) under data/resume: every character is a word. The
 tokenizer, of characters, and the backbone come from configs/mlm_zh.py. benchmarks/ner.py does all of it.
 
-Expected: see benchmarks/results; a BiLSTM-CRF on characters reaches a strict F1 of about 0.94.
+Expected: a strict F1 of 0.90 on the test file from scratch, of 0.916 from the backbone (a BiLSTM-CRF on
+characters: about 0.94).
 """
 
 from jaxgpt.config import GPT, Classification, Classifier, Compute, Optim, Run, Tagged, Train
