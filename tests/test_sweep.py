@@ -19,10 +19,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt.cli import main
-from jaxgpt.config import GPT, MoE, Optim, Run, UserError, load, load_sweep, to_json
+from jaxgpt.config import GPT, MoE, Optim, Run, Train, UserError, load, load_sweep, to_json
 from jaxgpt.data.prepare import prepare
 from jaxgpt.files import write_json
-from jaxgpt.sweep import chart, differences, markdown, measure, split_only, sweep_runs
+from jaxgpt.sweep import _best_words, chart, differences, markdown, measure, split_only, sweep_runs
 from jaxgpt.train import loop
 from jaxgpt.train.metrics import Metrics
 
@@ -374,6 +374,20 @@ def test_seconds_count_steps_and_survive_a_resume(tmp_path: Path) -> None:
     assert found["seconds"] == pytest.approx(0.5 + 9 * 0.1 + 10 * 0.2 + 5 * 0.2, abs=0.05)
     assert (found["steps"], found["tokens"], found["curve"]) == (25, 25 * 3200, [])
     assert "val_loss" not in found
+
+
+def test_runs_that_are_best_by_error_are_compared_by_accuracy(tmp_path: Path) -> None:
+    run = Run(name="a", runs=str(tmp_path), train=Train(best_by="error"))
+    lines = [{"step": 1, "step_seconds": 1.0, "tokens_per_second": 1.0}]
+    lines += [{"step": s, "val_loss": v, "val_accuracy": a} for s, v, a in ((1, 0.2, 0.5), (2, 0.4, 0.75))]
+    run.folder.mkdir()
+    (run.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = measure(run)
+    assert (found["val_loss"], found["val_accuracy"]) == (0.2, 0.75)
+    row = {"name": "a", "differs": {}, "state": "finished", "reason": ""} | found
+    other = row | {"name": "b", "val_loss": 0.1, "val_accuracy": 0.25}
+    assert "| Best validation accuracy |" in markdown([row, other])
+    assert _best_words([row, other]) == ", highest validation accuracy 0.7500 (a)"
 
 
 def test_twelve_runs_are_told_apart_without_colour() -> None:

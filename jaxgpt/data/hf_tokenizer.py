@@ -241,11 +241,8 @@ class HFTokenizer(_Table):
         return {f"{HF_FOLDER}/{name}": data for name, data in self.files.items()}
 
     def __getstate__(self) -> dict[str, object]:
-        return {
-            "files": self.files,
-            "where": self._where,
-            "rows": self.vocab_size,
-        }  # the libraries' objects are rebuilt
+        # The libraries' objects are made again.
+        return {"files": self.files, "where": self._where, "rows": self.vocab_size}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         HFTokenizer.__init__(self, **state)  # type: ignore[arg-type]

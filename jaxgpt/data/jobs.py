@@ -92,6 +92,7 @@ class _Split:
         self.bytes = self.records = 0
 
     def add(self, text: str, tokenizer: Tokenizer) -> None:
+        """Write a document's tokens, between `<|bos|>` and `<|eos|>`, as records."""
         from array_record.python import array_record_module
 
         if self._writer is None:
@@ -111,6 +112,11 @@ class _Split:
         self.bytes += len(text.encode())
 
     def close(self) -> dict[str, int]:
+        """Finish the shard; counts of its records, documents, tokens and bytes of text.
+
+        Raises:
+          OSError: not all records arrived on the disk.
+        """
         if self._writer is not None:
             from array_record.python import array_record_module
 

@@ -160,6 +160,7 @@ class _Table:
         return hash(self.digest)
 
     def save(self, folder: str | Path) -> None:
+        """See `Tokenizer.save`. Raises `UserError` where the folder holds something else."""
         target = Path(folder)
         if (target / META_FILE).is_file():
             require(

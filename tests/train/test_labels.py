@@ -39,7 +39,7 @@ def tags(n: int, chance: random.Random) -> str:
 
 
 def table(n: int, chance: random.Random) -> str:
-    """A header and rows of two texts and whether they are the same."""
+    """A header and rows of two texts; the label follows from the first."""
     rows = [(chance.choice(NAMES), chance.choice(NAMES)) for _ in range(n)]
     return "text\tother\tlabel\n" + "".join(f"{a}\t{b}\t{a in NAMES[:3]}\n" for a, b in rows)
 

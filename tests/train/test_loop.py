@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from tiny_runs import (
 )
 
 from jaxgpt.cli import main
-from jaxgpt.config import Optim, Run, Train, UserError, load
+from jaxgpt.config import MaskedLM, Optim, Run, Train, UserError, load
 from jaxgpt.data.loader import TrainIterator
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.data.train_tokenizer import train_sentencepiece
@@ -179,6 +180,17 @@ def test_the_best_may_be_that_of_the_fewest_errors(corpus, tmp_path) -> None:
     assert fewest["step"] != min(found, key=lambda r: r["val_loss"])["step"]
     assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == fewest["step"]
     assert result.best == pytest.approx(1 - fewest["val_accuracy"])
+
+
+def test_eval_hides_the_tokens_that_training_hid(corpus, tmp_path, capsys) -> None:
+    """What masked LM hides depends on the rows of a batch: `jaxgpt eval` takes training's."""
+    model = replace(MODEL, causal=False)
+    train = replace(TRAIN, steps=4)
+    run = text_run(corpus, tmp_path, model=model, objective=MaskedLM(), train=train)
+    result = loop.train(run)
+    assert main(["eval", str(run.folder), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["loss"]["value"] == pytest.approx(result.best, rel=1e-5)
 
 
 def test_a_run_that_has_ended_is_not_trained_further(stopped, trained, text_config, tmp_path, capsys) -> None:
