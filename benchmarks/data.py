@@ -23,8 +23,8 @@ from jaxgpt.config import Text
 from jaxgpt.data.loader import train_iterator
 from jaxgpt.data.prepare import prepare
 from jaxgpt.data.sources import read_documents
-from jaxgpt.data.tokenizer import load_tokenizer
 from jaxgpt.data.train_tokenizer import train_tokenizer
+from jaxgpt.text.load import load_tokenizer
 
 
 def main(

@@ -15,11 +15,11 @@ import tyro
 
 from benchmarks.common import TorchWorker, alternate, machine, report, row
 from jaxgpt.config import GPT, Compute
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.models import init_params
 from jaxgpt.runtime import keep_memory
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 TORCH = """
 import time, torch, transformers

@@ -34,7 +34,7 @@ class Args:
 def main(args: Args) -> None:
     from jaxgpt.config import load, override
     from jaxgpt.data.prepare import prepare
-    from jaxgpt.data.tagging import read_conll
+    from jaxgpt.data.readers.tagging import read_conll
     from jaxgpt.data.train_tokenizer import train_tokenizer
     from jaxgpt.evals.labels import label_report
     from jaxgpt.evals.loss import load_trained

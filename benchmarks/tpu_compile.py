@@ -28,10 +28,10 @@ def main(name: str, kernel: str, topology: str, accelerator: str, *flags: str) -
     from jaxgpt import sharding
     from jaxgpt.batch import Batch
     from jaxgpt.config import load, override
-    from jaxgpt.data.vocabulary import Vocabulary
     from jaxgpt.layers import attention, fusion
     from jaxgpt.models import gpt
     from jaxgpt.objectives import make_objective
+    from jaxgpt.text.vocabulary import Vocabulary
     from jaxgpt.train.state import make_program
     from jaxgpt.train.step import train_step
 

@@ -18,10 +18,10 @@ import tyro
 from benchmarks.common import TorchWorker, alternate, machine, report, row
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Compute, Run, Text, Train
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.objectives import make_objective
 from jaxgpt.runtime import keep_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.state import init_state, make_program
 from jaxgpt.train.step import train_step
 

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import ROW_AXES, Compute, Mesh, Run
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import abstract_model, flops_per_token, frozen_paths, init_memory, parameter_counts
 from jaxgpt.objectives import make_objective
 from jaxgpt.optim import make_optimizer
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.command import read_args
 
 

@@ -134,9 +134,9 @@ def _train(run: Run) -> Row:
     """Train one run; how it ended and what it measured."""
     import jax
 
+    from jaxgpt.checkpoint import SaveError
     from jaxgpt.models import parameter_counts
     from jaxgpt.train import loop
-    from jaxgpt.train.checkpoint import SaveError
 
     row: Row = {"parameters": parameter_counts(run.model)["total"]}
     try:

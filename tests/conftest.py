@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from story import story
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -27,3 +28,21 @@ def no_shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
     monkeypatch.setattr("jaxgpt.runtime.set_up", lambda: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sentencepiece():
+    from jaxgpt.text.train import train_sentencepiece
+
+    texts = [story(i, 40) for i in range(200)] + [
+        "你好，世界。今天天气很好。",
+        "naïve café — 😀\t!\r\n",
+    ] * 20
+    return train_sentencepiece(texts, 420, threads=1)
+
+
+@pytest.fixture(params=["byte", "sentencepiece"])
+def tokenizer(request: pytest.FixtureRequest, sentencepiece):
+    from jaxgpt.text.tokenizer import ByteTokenizer
+
+    return ByteTokenizer() if request.param == "byte" else sentencepiece

@@ -10,7 +10,7 @@ import pytest
 
 from jaxgpt.data.prepare import prepare
 from jaxgpt.data.show import show
-from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 HEAD = """from jaxgpt.config import *
 small = GPT(layers=1, width=8, heads=1, vocab_size=264, context=96)

@@ -17,11 +17,11 @@ from tiny import mesh
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Mesh, Run, load, load_sweep, override
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import parameter_counts
 from jaxgpt.objectives import make_objective
 from jaxgpt.plan import cost
 from jaxgpt.sweep import split_only
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import train_step
 

@@ -16,9 +16,9 @@ from flax import nnx
 from tiny import FLOAT32, T, packed, plain
 
 from jaxgpt.config import CausalLM
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import MODULES, abstract_model, flops_per_token, init_params, parameter_counts
 from jaxgpt.objectives import causal_lm
+from jaxgpt.text.vocabulary import Vocabulary
 
 DOCS = Path(__file__).parents[1] / "docs"
 

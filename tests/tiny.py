@@ -16,10 +16,10 @@ from flax import nnx
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, Compute, Run, Text
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import abstract_model, init_params
 from jaxgpt.objectives import make_objective
 from jaxgpt.sharding import batch_sharding, make_mesh, param_shardings, replicated
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.state import Program, State, init_state, make_program
 from jaxgpt.train.step import train_step
 

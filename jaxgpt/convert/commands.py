@@ -52,8 +52,8 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     """
     from jaxgpt.convert import files, weights
     from jaxgpt.convert.registry import read_config, text_part
-    from jaxgpt.data.hf_tokenizer import HFTokenizer
     from jaxgpt.sample.generate import sampling_mesh
+    from jaxgpt.text.hf_tokenizer import HFTokenizer
 
     source, target = Path(folder), Path(run)
     _refuse_filled(target, "a run")
@@ -87,7 +87,8 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
 
 
 def _tokenizer(name: str) -> Any:
-    from jaxgpt.data.tokenizer import ByteTokenizer, load_tokenizer
+    from jaxgpt.text.load import load_tokenizer
+    from jaxgpt.text.tokenizer import ByteTokenizer
 
     return ByteTokenizer() if name == "byte" else load_tokenizer(name)
 
@@ -133,7 +134,7 @@ def _save(folder: Path, run: Run, params: dict[str, Any]) -> None:
     """config.json and a checkpoint of the parameters at step 0, without an optimizer's state."""
     import jax.numpy as jnp
 
-    from jaxgpt.train.checkpoint import Checkpoints
+    from jaxgpt.checkpoint import Checkpoints
     from jaxgpt.train.hooks import environment
     from jaxgpt.train.state import State
 
@@ -168,11 +169,11 @@ def export(
     Raises:
       UserError: a model that belongs to no family of Hugging Face.
     """
+    from jaxgpt.checkpoint import load_params
     from jaxgpt.convert import files, tokenizers, weights
     from jaxgpt.convert.registry import family_of, read_config
-    from jaxgpt.data.tokenizer import load_tokenizer
     from jaxgpt.sample.generate import sampling_mesh
-    from jaxgpt.train.checkpoint import load_params
+    from jaxgpt.text.load import load_tokenizer
 
     source, target = Path(run), Path(folder)
     require(source.is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")

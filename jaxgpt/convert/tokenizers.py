@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.data.hf_tokenizer import HFTokenizer
-from jaxgpt.data.tokenizer import MODEL_FILE, Tokenizer
+from jaxgpt.text.hf_tokenizer import HFTokenizer
+from jaxgpt.text.tokenizer import MODEL_FILE, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ TEMPLATE = (
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""The dialogues of jaxgpt.data.chat in Jinja."""
+"""The dialogues of jaxgpt.text.chat in Jinja."""
 SAMPLE = (
     'Once upon a time, there was a little girl named Lily.\n\nShe said: "I\'m 1,234 years old!"  Really?\n',
     "def f(x):\n    return x**2  # four spaces\n\tand a tab\r\n",

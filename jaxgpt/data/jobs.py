@@ -26,8 +26,9 @@ import numpy as np
 
 from jaxgpt.config import UserError
 from jaxgpt.data.sources import Report, Span, read_span
-from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.files import write_bytes, write_json
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

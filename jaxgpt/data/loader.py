@@ -22,14 +22,16 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, UserError, load, require
 from jaxgpt.config.data import Data
-from jaxgpt.data import labelled, tagging
-from jaxgpt.data.chat import SUFFIXES, Dialogue, Example, read_dialogues, render, truncate
 from jaxgpt.data.corpus import Corpus, read_manifest
-from jaxgpt.data.labelled import encode_labelled, read_labelled
 from jaxgpt.data.packing import ConcatRows, Item, PackedExamples, Row, Rows, StreamRows
+from jaxgpt.data.readers import labelled, tagging
+from jaxgpt.data.readers.chat import SUFFIXES, read_dialogues
+from jaxgpt.data.readers.labelled import encode_labelled, read_labelled
+from jaxgpt.data.readers.tagging import align, read_conll
 from jaxgpt.data.sources import expand
-from jaxgpt.data.tagging import align, read_conll
-from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from jaxgpt.text.chat import Dialogue, Example, render, truncate
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ def packed_rows(
             return StreamRows(corpus, length, batch_size, seed, pad)
         return ConcatRows(corpus, length, seed, pad)
     if isinstance(data, Chat):
-        items = [example.item() for example in _chat_examples(data, tokenizer, length, split)]
+        items = [_item(example) for example in _chat_examples(data, tokenizer, length, split)]
     else:
         items = labelled_items(data, tokenizer, length, split, task)
     return PackedExamples(items, length, data.bins, seed, pad)
@@ -220,6 +222,11 @@ def _read_examples(
     else:
         parts = dict(zip(("train", "validation"), hold_out(dialogues, share), strict=True))
     return {name: _fit(part, tokenizer, length, name) for name, part in parts.items()}
+
+
+def _item(example: Example) -> Item:
+    """As rows hold it: each token with the one that follows."""
+    return Item(example.tokens[:-1], example.tokens[1:], example.weights[1:])
 
 
 def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:

@@ -29,8 +29,9 @@ import tyro
 from jaxgpt.config import UserError, require, require_known
 from jaxgpt.data import jobs
 from jaxgpt.data.sources import Report, Span, cut, expand
-from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from jaxgpt.files import write_json
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from jaxgpt.config import Run, load, require
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 
 
 def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxgpt.data.chat import prompt_ids
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
+from jaxgpt.text.chat import prompt_ids
 
 
 @dataclass(frozen=True)

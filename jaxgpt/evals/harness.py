@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import UserError, nearest, require
-from jaxgpt.data.chat import ROLES
 from jaxgpt.evals.scoring import Scorer, encode_pair, progress
 from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
+from jaxgpt.text.chat_template import ROLES
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class RunModel:
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A dialogue as `jaxgpt.data.chat` renders it, control tokens marked.
+        """A dialogue as `jaxgpt.text.chat` renders it, control tokens marked.
 
         Args:
           chat_history: messages with `role` and `content`.

@@ -13,15 +13,16 @@ from typing import NamedTuple
 import jax
 
 from jaxgpt.batch import Batch
+from jaxgpt.checkpoint import load_params, load_run
 from jaxgpt.config import ROW_AXES, Mesh, Run
 from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_batches
-from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import abstract_model, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample.generate import sampling_mesh
-from jaxgpt.train.checkpoint import load_params, load_run
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.step import eval_step, evaluate
 
 ONE_DEVICE = Mesh(data=1)

@@ -24,9 +24,9 @@ import numpy as np
 from jaxgpt.config import TransformerXL, UserError, require
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.sources import kind_of, open_source, read_documents
-from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.evals.scoring import Row, Scorer, progress
 from jaxgpt.models import init_memory
+from jaxgpt.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

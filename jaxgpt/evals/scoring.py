@@ -24,12 +24,12 @@ from rich.progress import track
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, ROW_AXES, Compute, Mesh, Model, TransformerXL, require
-from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.evals.loss import ONE_DEVICE, Trained, load_trained
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.program import bucket
 from jaxgpt.sample.strategies import argmax
 from jaxgpt.sharding import spec
+from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -197,7 +197,7 @@ def _fit(
     Raises:
       UserError: the newest turn alone is longer than the context.
     """
-    from jaxgpt.data.chat import prompt_ids
+    from jaxgpt.text.chat import prompt_ids
 
     context = generator.model.context
     room = min(max_new_tokens, context // 4)
@@ -255,7 +255,7 @@ def _load(run: str, checkpoint: str, mesh: Mesh) -> Generator:
 
 
 def _encode(generator: Generator, text: str, as_chat: bool, system: str) -> list[int]:
-    from jaxgpt.data.chat import prompt_ids
+    from jaxgpt.text.chat import prompt_ids
 
     tokenizer = generator.tokenizer
     if not as_chat:

@@ -24,11 +24,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxgpt.config import ROW_AXES, CausalLM, Compute, Mesh, Model, Run, require
-from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
 from jaxgpt.sharding import make_mesh, spec
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import StreamDecoder, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Generator:
           which: checkpoint: `best` on validation data, `newest`, or a step number.
           mesh: axes to spread the parameters over; None takes one device.
         """
-        from jaxgpt.train.checkpoint import load_params, load_run
+        from jaxgpt.checkpoint import load_params, load_run
 
         run = load_run(folder)
         writes = isinstance(run.objective, CausalLM) and run.task is None

@@ -30,8 +30,8 @@ def train(args: list[str]) -> int:
     saved, 75 stopped by a signal with everything saved.
     """
     run = read_args(args, "train")
+    from jaxgpt.checkpoint import SaveError
     from jaxgpt.train import loop
-    from jaxgpt.train.checkpoint import SaveError
 
     try:
         result = loop.train(run)

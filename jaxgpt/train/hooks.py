@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgpt.checkpoint import load_run
 from jaxgpt.config import Classifier, Run, UserError, load, require, to_json
-from jaxgpt.data.tokenizer import Tokenizer, load_tokenizer
 from jaxgpt.files import write_json
-from jaxgpt.train.checkpoint import load_run
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 
 MAY_CHANGE = (
     "mesh", "compute", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep"

@@ -19,14 +19,14 @@ import jax
 import numpy as np
 
 from jaxgpt.batch import Batch
+from jaxgpt.checkpoint import Checkpoints, load_params, load_run
 from jaxgpt.config import Run, require
 from jaxgpt.data.loader import TrainIterator, run_tokenizer, train_iterator, validation_batches
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
 from jaxgpt.sharding import batch_sharding, make_mesh, replicated
-from jaxgpt.train.checkpoint import Checkpoints, load_params, load_run
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.state import Program, State, init_state, make_program
@@ -96,7 +96,7 @@ def _start(
     run: Run, program: Program, checkpoints: Checkpoints, data: TrainIterator
 ) -> tuple[State, dict[str, Any]]:
     """The state to go on from and the loop's memory; the data are set to where they stopped."""
-    restored = checkpoints.restore(program)
+    restored = checkpoints.restore(program.abstract)
     if restored:
         state, host = restored
         data.set_state(host["data"])

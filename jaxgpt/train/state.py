@@ -11,33 +11,12 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from jaxgpt.checkpoint import State
 from jaxgpt.config import Run
 from jaxgpt.layers.fusion import on_cpu
 from jaxgpt.models import abstract_model, frozen_paths, init_memory, init_params
 from jaxgpt.optim import make_optimizer, state_shardings
 from jaxgpt.sharding import param_shardings, replicated, spec
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
-    """A pytree of everything a step changes.
-
-    Randomness needs no entry: the key of a step is `fold_in(key(seed), step)`.
-
-    Attributes:
-      step: updates tried so far, int32.
-      bad_steps: updates skipped in a row up to now, int32.
-      params: pure dict of float32 arrays.
-      opt: optax state.
-      memory: of a recurrent model, [B, ...] arrays, a row of the batch each; None for others.
-    """
-
-    step: jax.Array
-    bad_steps: jax.Array
-    params: dict
-    opt: Any
-    memory: Any = None
 
 
 @dataclass(frozen=True)

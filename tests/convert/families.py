@@ -14,12 +14,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from tiny import FLOAT32, ONE, mesh, sharp_params
 
+from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import GPT, Bert, Run, to_json
 from jaxgpt.convert import files, weights
 from jaxgpt.convert.family import Family
 from jaxgpt.convert.registry import FAMILIES, read_config
-from jaxgpt.data.tokenizer import ByteTokenizer
-from jaxgpt.train.checkpoint import Checkpoints
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.state import State
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -10,9 +10,9 @@ import pytest
 import tokenizers as library
 
 from jaxgpt.convert import tokenizers
-from jaxgpt.data.chat import render
-from jaxgpt.data.tokenizer import ByteTokenizer, Tokenizer
-from jaxgpt.data.train_tokenizer import train_sentencepiece
+from jaxgpt.text.chat import render
+from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
+from jaxgpt.text.train import train_sentencepiece
 
 TEXTS = [f"{text} {i} <|>+-*/=" for i in range(40) for text in (*tokenizers.SAMPLE, "the cat sat on the mat")]
 DIALOGUE = [

@@ -14,12 +14,12 @@ from families import load_folder, native_run, write_folder
 from safetensors import safe_open
 from tiny import ONE, assert_same, mesh
 
+from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
 from jaxgpt.config import GPT, Bert, Chat, MaskedLM, UserError, load, to_json
 from jaxgpt.convert import commands, files, weights
 from jaxgpt.convert.registry import family_of, read_config
-from jaxgpt.data.tokenizer import ByteTokenizer
-from jaxgpt.train.checkpoint import load_params
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 SIZE = ByteTokenizer().vocab_size + 1
 GPT2 = GPT(vocab_size=SIZE, context=32, layers=2, width=32, heads=4)

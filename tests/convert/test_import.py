@@ -12,15 +12,15 @@ import pytest
 from families import Imported, golden, load_folder, native_run, write_folder
 from tiny import ONE, assert_same, mesh
 
+from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
 from jaxgpt.config import GPT, CausalLM, Chat, Run, Text, UserError, load
 from jaxgpt.convert import commands, files, weights
 from jaxgpt.convert.registry import read_config
-from jaxgpt.data.chat import prompt_ids
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
-from jaxgpt.train.checkpoint import load_params
+from jaxgpt.text.chat import prompt_ids
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.hooks import check_base, claim_folder
 
 SIZE = ByteTokenizer().vocab_size + 1

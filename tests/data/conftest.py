@@ -6,32 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from story import story
 
 from jaxgpt.data.prepare import prepare
-from jaxgpt.data.tokenizer import ByteTokenizer, SentencePiece
-from jaxgpt.data.train_tokenizer import train_sentencepiece
-
-SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and far away"
-WORDS = SENTENCE.split(" ")
-
-
-def story(number: int, words: int) -> str:
-    """Some words that differ from number to number."""
-    return " ".join(WORDS[(number * 7 + i * i) % len(WORDS)] for i in range(words)) + f" {number}."
-
-
-@pytest.fixture(scope="session")
-def sentencepiece() -> SentencePiece:
-    texts = [story(i, 40) for i in range(200)] + [
-        "你好，世界。今天天气很好。",
-        "naïve café — 😀\t!\r\n",
-    ] * 20
-    return train_sentencepiece(texts, 420, threads=1)
-
-
-@pytest.fixture(params=["byte", "sentencepiece"])
-def tokenizer(request: pytest.FixtureRequest, sentencepiece: SentencePiece):
-    return ByteTokenizer() if request.param == "byte" else sentencepiece
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import Chat, Text, UserError
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.loader import MaskCheck, hold_out, train_iterator, validation_batches
-from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
 FIELDS = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING]

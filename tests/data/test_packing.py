@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
-from jaxgpt.data.chat import Example
 from jaxgpt.data.packing import ConcatRows, PackedExamples, StreamRows, first_fit
+from jaxgpt.text.chat import Example
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -19,7 +19,7 @@ from jaxgpt.config import UserError
 from jaxgpt.data import jobs, sources
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.prepare import prepare
-from jaxgpt.data.tokenizer import load_tokenizer
+from jaxgpt.text.load import load_tokenizer
 
 
 def write_lines(path: Path, texts: list[str]) -> Path:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from tiny import FLOAT32, MODERN, mesh, sharp_params
 
+from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import GPT, Run, Text, to_json
 from jaxgpt.data.prepare import prepare
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.evals.loss import validation_loss
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.models import init_params
-from jaxgpt.train.checkpoint import Checkpoints
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.state import State
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROWS, TEXT
 
 from jaxgpt.config import UserError
-from jaxgpt.data.chat import prompt_ids, render
 from jaxgpt.evals.harness import MARK, as_lm, cut_at, run_lm_eval
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.evals.tasks import read_task, run_task
 from jaxgpt.sample.settings import Sampling
+from jaxgpt.text.chat import prompt_ids, render
 
 TASK = """task: {name}
 dataset_path: json

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from tiny import sharp_params
 
 from jaxgpt.config import TransformerXL, UserError
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.evals.perplexity import (
     Document,
     Total,
@@ -29,6 +28,7 @@ from jaxgpt.evals.perplexity import (
     windows,
 )
 from jaxgpt.evals.scoring import Scorer
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 CONTEXT = MODEL.context
 

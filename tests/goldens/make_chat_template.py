@@ -5,8 +5,8 @@
 
 Writes chat_template.json beside this script: for the tiny tokenizers, templates and dialogues of
 tests/tiny_hf.py the ids with and without the prompt for an answer, the mask of a template with
-`{% generation %}`, and ids and decoded text of some strings. tests/data/test_chat_template.py and
-tests/data/test_hf_tokenizer.py compare.
+`{% generation %}`, and ids and decoded text of some strings. tests/text/test_chat_template.py and
+tests/text/test_hf_tokenizer.py compare.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from tiny import (
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import CausalLM, Compute, Optim, Text, Train, TransformerXL, UserError
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.layers.cache import init_cache
 from jaxgpt.models import abstract_model, decoding_params, flops_per_token, init_memory, parameter_counts
 from jaxgpt.models.transformer_xl import Memory, Recurrent, relative_shift, sinusoids
@@ -41,6 +40,7 @@ from jaxgpt.objectives import causal_lm
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sharding import batch_sharding
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.state import State, init_state, make_program
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

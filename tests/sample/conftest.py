@@ -11,9 +11,9 @@ import pytest
 from tiny_models import FLOAT32, MODELS, RECITED, VOCAB, sharp_params
 
 from jaxgpt.config import GPT
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.models import init_params
 from jaxgpt.sample.generate import Generator
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 
 def _tiny(name: str) -> tuple[GPT, dict, Generator]:

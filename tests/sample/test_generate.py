@@ -8,12 +8,12 @@ import pytest
 from tiny_models import FLOAT32, RECITED, full_logits
 
 from jaxgpt.config import GPT, UserError
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.sample import program
 from jaxgpt.sample.generate import Completion, Generator, Token
 from jaxgpt.sample.program import bucket
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sharding import make_mesh, param_shardings
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 Tiny = tuple[GPT, dict, Generator]
 GREEDY = Sampling(temperature=0)

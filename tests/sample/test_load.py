@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import pytest
 from tiny_models import FLOAT32, MODELS, sharp_params
 
+from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.cli import main
 from jaxgpt.config import Mesh, Run, Text, UserError, to_json
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
-from jaxgpt.train.checkpoint import Checkpoints
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.state import State
 
 GREEDY = Sampling(temperature=0)

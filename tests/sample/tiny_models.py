@@ -12,8 +12,8 @@ from flax import nnx
 from tiny import FLOAT32, GPT2, MODERN, plain
 
 from jaxgpt.config import GPT
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.models import abstract_model, init_params
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 VOCAB = ByteTokenizer().vocab_size + 2  # two padding rows, which must stay unused
 SIZE = {"vocab_size": VOCAB, "context": 96}

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny_runs import chat_run, text_run, write_config
 
 from jaxgpt.data.prepare import prepare
-from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.command import train
 
 WORDS = "the cat sat on a mat while seven dogs ran over green hills and far away".split(" ")  # noqa: SIM905

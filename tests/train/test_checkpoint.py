@@ -17,9 +17,9 @@ import pytest
 from tiny import MIXED, ONE, assert_same, mesh
 from tiny_runs import STEPS, command, copy, curve, records, restore, saved
 
+from jaxgpt.checkpoint import Checkpoints, SaveError, load_params
 from jaxgpt.cli import main
 from jaxgpt.config import UserError, load
-from jaxgpt.train.checkpoint import Checkpoints, SaveError, load_params
 from jaxgpt.train.state import State, make_program
 
 # ---------------------------------------------------------------------------------- any mesh

@@ -20,9 +20,9 @@ from jaxgpt.config import (
     Train,
     UserError,
 )
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.evals.labels import label_report
 from jaxgpt.evals.loss import load_trained
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train import loop
 
 TRAIN = Train(steps=30, batch_size=8, eval_every=10, save_every=30, best_by="error")

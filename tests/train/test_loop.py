@@ -25,13 +25,13 @@ from tiny_runs import (
     write_config,
 )
 
+from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
 from jaxgpt.config import MaskedLM, Optim, Run, Train, UserError, load
 from jaxgpt.data.loader import TrainIterator
-from jaxgpt.data.tokenizer import ByteTokenizer
-from jaxgpt.data.train_tokenizer import train_sentencepiece
+from jaxgpt.text.tokenizer import ByteTokenizer
+from jaxgpt.text.train import train_sentencepiece
 from jaxgpt.train import loop
-from jaxgpt.train.checkpoint import load_params
 from jaxgpt.train.metrics import Meter
 
 # ------------------------------------------------------------------------ dispatch and fetch

@@ -13,9 +13,9 @@ from tiny_runs import COMPUTE, OPTIM, curve, interrupt_at, records, restore, sav
 
 from jaxgpt.config import Mesh, Run, Text, Train, TransformerXL
 from jaxgpt.data.show import examples
-from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.evals.loss import validation_loss
 from jaxgpt.sample.generate import Generator
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.loop import train
 
 # Dropout, microbatches, parts of the memory on every device, a longer memory in evaluation; tables

@@ -20,9 +20,9 @@ import pytest
 from tiny import FLOAT32, mesh
 
 import jaxgpt
+from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import GPT, CausalLM, Chat, Mesh, Optim, Run, Text, Train, load, to_json
 from jaxgpt.files import write_json, write_text
-from jaxgpt.train.checkpoint import Checkpoints
 from jaxgpt.train.state import State, make_program
 
 STEPS = 12
@@ -144,7 +144,7 @@ def restore(folder: Path, sizes: dict[str, int] | None = None) -> tuple[State, d
     run = load(folder)
     program = make_program(run, mesh(sizes or run.mesh.resolve(8)))
     checkpoints = Checkpoints(folder, keep=run.train.keep)
-    found = checkpoints.restore(program)
+    found = checkpoints.restore(program.abstract)
     checkpoints.close()
     assert found is not None
     return found

@@ -17,7 +17,7 @@ from typing import Literal
 from jaxgpt.config import UserError, require, require_known
 from jaxgpt.data.packing import Item
 from jaxgpt.data.sources import expand, numbered_lines
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

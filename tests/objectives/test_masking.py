@@ -14,9 +14,9 @@ import pytest
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import MaskedLM, UserError
-from jaxgpt.data.masking import mask_tokens
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.objectives import masked_lm
+from jaxgpt.objectives.masking import mask_tokens
+from jaxgpt.text.vocabulary import Vocabulary
 
 V, B, T, SPECIAL, MASK = 50, 64, 256, (0, 1), 49
 # Ids 0, 1 and the mask stand for no text; every third id begins a word.

@@ -13,8 +13,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB1, IOB2, IOBES, Tokens
 
 from jaxgpt.config import UserError
-from jaxgpt.data.tagging import TaggedSentence, align, label_set, read_conll, scheme_of, to_bio
-from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.data.readers.tagging import TaggedSentence, align, label_set, read_conll, scheme_of, to_bio
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 types = st.sampled_from(["PER", "LOC", "A-B"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
 from jaxgpt.report import Html
-from jaxgpt.report_confusion import _short, confusion_picture
+from jaxgpt.report.confusion import _short, confusion_picture
 
 
 @pytest.mark.parametrize("size", [1, 2, 9, 40])

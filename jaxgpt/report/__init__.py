@@ -388,7 +388,7 @@ def _evaluations(folder: Path) -> list[Html]:
             found = json.loads(path.read_bytes())
             tables.append(table(list(found["figures"].values()), f"{found['title']}, step {found['step']}"))
             if found.get("report"):
-                from jaxgpt.report_confusion import confusion_picture  # late: it draws with what is here
+                from jaxgpt.report.confusion import confusion_picture  # late: it draws with what is here
 
                 tables.append(Html(f'<pre class="card" tabindex="0">{_escape(found["report"])}</pre>'))
                 labels, counts = found["confusion"]

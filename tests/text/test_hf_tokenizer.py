@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
-from jaxgpt.data.hf_tokenizer import HFTokenizer
-from jaxgpt.data.tokenizer import NEEDED, ByteTokenizer, StreamDecoder, load_tokenizer
-from jaxgpt.data.train_tokenizer import train_sentencepiece
+from jaxgpt.text.hf_tokenizer import HFTokenizer
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import NEEDED, ByteTokenizer, StreamDecoder
+from jaxgpt.text.train import train_sentencepiece
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "chat_template.json").read_text())
 NAMES = [*tiny_hf.TOKENIZERS, "wordpiece", "unigram"]

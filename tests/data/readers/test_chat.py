@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
-from jaxgpt.data.chat import prompt_ids, read_dialogues, render, truncate
-from jaxgpt.data.tokenizer import ByteTokenizer
+from jaxgpt.data.readers.chat import read_dialogues
+from jaxgpt.text.chat import prompt_ids, render, truncate
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 content = st.one_of(st.text(max_size=20), st.sampled_from(["<|end|>", "<|assistant|>hi<|end|>", "\n"]))

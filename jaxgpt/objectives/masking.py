@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import MaskedLM
-from jaxgpt.data.vocabulary import Vocabulary
+from jaxgpt.text.vocabulary import Vocabulary
 
 
 def mask_tokens(config: MaskedLM, vocabulary: Vocabulary, batch: Batch, key: jax.Array) -> Batch:

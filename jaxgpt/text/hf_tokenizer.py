@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt.config import UserError, require
-from jaxgpt.data import hf_files
-from jaxgpt.data.chat_template import ChatTemplate
-from jaxgpt.data.hf_backends import Library, Processor, load_processor, processor_ids, spec_ids
-from jaxgpt.data.tokenizer import HF_FOLDER, _Table, _utf8
+from jaxgpt.text import hf_files
+from jaxgpt.text.chat_template import ChatTemplate
+from jaxgpt.text.hf_backends import Library, Processor, load_processor, processor_ids, spec_ids
+from jaxgpt.text.tokenizer import HF_FOLDER, Table, utf8
 
 log = logging.getLogger(__name__)
 
 
-class HFTokenizer(_Table):
+class HFTokenizer(Table):
     """A Hugging Face tokenizer; make one with `from_folder`.
 
     `control` has `<|bos|>` (else `[CLS]`, else the end), `<|eos|>` (else `[SEP]`), `<|pad|>` (else
@@ -150,7 +150,7 @@ class HFTokenizer(_Table):
         return {i: name for name, i in self.special.items()}
 
     def encode(self, text: str) -> list[int]:
-        _utf8(text)
+        utf8(text)
         return self._backend.encode(text)
 
     def encode_with_control(self, text: str) -> list[int]:
@@ -168,7 +168,7 @@ class HFTokenizer(_Table):
             but for a control token, which may have swallowed the white space behind it.
           guard: the character that `broken` put in.
         """
-        _utf8(text)
+        utf8(text)
         ids, offsets = self._backend.spans(self._swap(text, guard))
         edges = [(len(self._swap(text[:a], guard)), len(self._swap(text[:b], guard))) for a, b in spans]
         inside, whole = np.zeros(len(ids), bool), np.array([i in self.names for i in ids], bool)
@@ -235,7 +235,7 @@ class HFTokenizer(_Table):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HFTokenizer) and (self.digest, self._source) == (other.digest, other._source)
 
-    __hash__ = _Table.__hash__
+    __hash__ = Table.__hash__
 
     def _saved(self) -> dict[str, bytes]:
         return {f"{HF_FOLDER}/{name}": data for name, data in self.files.items()}

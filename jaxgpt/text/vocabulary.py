@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jaxgpt.data.sources import (
     open_source,
     parse_line,
 )
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ import numpy as np
 from jaxgpt.config import UserError, require
 
 if TYPE_CHECKING:
-    from jaxgpt.data.chat_template import ChatTemplate
+    from jaxgpt.text.chat_template import ChatTemplate
 
 NEEDED = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CONTROL = (*NEEDED, "<|mask|>")  # the mask is last and optional: older tokenizers lack it
@@ -95,7 +95,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class _Table:
+class Table:
     """What both tokenizers share: everything that follows from the table id -> bytes."""
 
     kind = ""
@@ -154,7 +154,7 @@ class _Table:
         return hashlib.sha256(head + self._model()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Table) and self.digest == other.digest
+        return isinstance(other, Table) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -164,7 +164,7 @@ class _Table:
         target = Path(folder)
         if (target / META_FILE).is_file():
             require(
-                load_tokenizer(target) == self,
+                (saved_meta(target) or {}).get("digest") == self.digest,
                 f"{target} holds another tokenizer; name another folder or remove that one.",
             )
             return
@@ -186,7 +186,21 @@ class _Table:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _utf8(text: str) -> bytes:
+def saved_meta(folder: Path) -> dict[str, Any] | None:
+    """What `save` wrote about a tokenizer; None where it did not (Hugging Face has that file too)."""
+    if not (folder / META_FILE).is_file():
+        return None
+    try:
+        meta = json.loads((folder / META_FILE).read_text("utf-8"))
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{folder / META_FILE} is damaged; restore it or train it again.")
+    return meta if {"kind", "digest"} <= meta.keys() else None
+
+
+def utf8(text: str) -> bytes:
+    """The text's bytes. Raises `UserError` on a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -196,7 +210,7 @@ def _utf8(text: str) -> bytes:
         ) from None
 
 
-class ByteTokenizer(_Table):
+class ByteTokenizer(Table):
     """Ids 0..255 are the bytes of UTF-8; the control tokens follow.
 
     Args:
@@ -211,10 +225,10 @@ class ByteTokenizer(_Table):
         self._pieces = [bytes([i]) for i in range(256)] + [b""] * len(control)
 
     def encode(self, text: str) -> list[int]:
-        return list(_utf8(text))
+        return list(utf8(text))
 
 
-class SentencePiece(_Table):
+class SentencePiece(Table):
     """A SentencePiece model (Kudo and Richardson 2018) trained by `train_sentencepiece`.
 
     Text is encoded in parts: runs of spaces with the word that follows, which no piece spans, so
@@ -261,7 +275,7 @@ class SentencePiece(_Table):
         return name.replace(_BAR, " ").encode()
 
     def encode(self, text: str) -> list[int]:
-        _utf8(text)
+        utf8(text)
         if len(self._known) > _REMEMBERED:
             self._known = dict(self._cuts)
         known = self._known  # another thread may start a new one meanwhile
@@ -278,67 +292,6 @@ class SentencePiece(_Table):
 
     def __setstate__(self, state: dict[str, bytes]) -> None:
         SentencePiece.__init__(self, state["model"])
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer saved in `folder`, or that of a Hugging Face folder.
-
-    Raises:
-      UserError: when the folder holds none, a damaged one, or one whose digest is not the one it was
-        saved with.
-    """
-    folder = Path(folder)
-    meta = _meta(folder)
-    if meta is None:
-        from jaxgpt.data.hf_files import holds_tokenizer
-
-        require(
-            holds_tokenizer(folder),
-            f"{folder} holds no {META_FILE}; give a folder written by `jaxgpt tokenizer train` or a "
-            "Hugging Face one.",
-        )
-        return _hugging_face(folder)
-    kind, digest = meta.get("kind"), str(meta.get("digest"))
-    tokenizer: Tokenizer
-    if kind == "byte":
-        older = meta.get("vocab_size") == 256 + len(NEEDED)
-        tokenizer = ByteTokenizer(NEEDED if older else CONTROL)
-    elif kind == "sentencepiece":
-        path = folder / MODEL_FILE
-        require(path.is_file(), f"{path} is missing; train the tokenizer again.")
-        tokenizer = SentencePiece(path.read_bytes(), str(path))
-    else:
-        require(
-            kind == "hf",
-            f"{folder / META_FILE}: kind is {kind!r}; allowed: 'byte', 'sentencepiece', 'hf'.",
-        )
-        # Added tokens beyond the size it was saved with are those its model had no rows for.
-        tokenizer = _hugging_face(folder / HF_FOLDER, meta.get("vocab_size"))
-    require(
-        tokenizer.digest == digest,
-        f"{folder}: the tokenizer is not the one that was saved there (digest "
-        f"{tokenizer.digest[:12]}, saved {digest[:12]}); restore it or train it again.",
-    )
-    return tokenizer
-
-
-def _meta(folder: Path) -> dict[str, Any] | None:
-    """What `save` wrote about a tokenizer; None where it did not (Hugging Face has that file too)."""
-    if not (folder / META_FILE).is_file():
-        return None
-    try:
-        meta = json.loads((folder / META_FILE).read_text("utf-8"))
-    except ValueError:
-        meta = None
-    if not isinstance(meta, dict):
-        raise UserError(f"{folder / META_FILE} is damaged; restore it or train it again.")
-    return meta if {"kind", "digest"} <= meta.keys() else None
-
-
-def _hugging_face(folder: Path, rows: int | None = None) -> Tokenizer:
-    from jaxgpt.data.hf_tokenizer import HFTokenizer
-
-    return HFTokenizer.from_folder(folder, rows)
 
 
 class StreamDecoder:

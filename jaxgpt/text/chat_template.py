@@ -34,13 +34,15 @@ from jaxgpt.config import UserError, require, require_known
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
-    from jaxgpt.data.hf_tokenizer import HFTokenizer
+    from jaxgpt.text.hf_tokenizer import HFTokenizer
 
 log = logging.getLogger(__name__)
 
 _OPEN, _CLOSE, _GUARD = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: never in exchanged text
 _INTERNAL = re.compile(f"[{_OPEN}-{_GUARD}]")
 _BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of its expressions
+ROLES = ("system", "user", "assistant")
+"""Who speaks in a dialogue."""
 Messages = Sequence[Mapping[str, str]]
 Span = tuple[int, int]
 
@@ -205,8 +207,6 @@ class ChatTemplate:
 
 
 def _guarded(messages: Messages, tokenizer: HFTokenizer) -> list[dict[str, str]]:
-    from jaxgpt.data.chat import ROLES
-
     guarded = []
     for message in messages:
         role, content = message["role"], message["content"]

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import CausalLM, Classification, MaskedLM, require
-from jaxgpt.data.masking import mask_tokens
-from jaxgpt.data.vocabulary import Vocabulary
 from jaxgpt.layers.linear import softcap, unembed
+from jaxgpt.objectives.masking import mask_tokens
+from jaxgpt.text.vocabulary import Vocabulary
 
 Metrics = dict[str, jax.Array]
 

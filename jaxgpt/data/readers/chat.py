@@ -1,87 +1,24 @@
-"""Dialogues as tokens: one template, one loss mask, and the file shapes that dialogues come in.
-
-Template: `<|bos|>`, then each turn as `<|role|> content <|end|>`, where the four names are control
-tokens and the content is encoded by itself, so that no content can write a control token. The loss
-weight is 1 on the content of every assistant turn and on the `<|end|>` that closes it (a model not
-trained on it never stops), 0 on everything else. A tokenizer with a chat template of its own (Hugging
-Face's) is used with that one: see chat_template.py.
-"""
+"""The file shapes that dialogues come in."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import UserError, nearest, require, require_known
-from jaxgpt.data.packing import Item
+from jaxgpt.config import UserError, nearest, require
 from jaxgpt.data.sources import Report, check_text, expand, numbered_lines, open_source, parse_line
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.text.chat import Dialogue
+from jaxgpt.text.chat_template import ROLES
 
 log = logging.getLogger(__name__)
 
-ROLES = ("system", "user", "assistant")
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
-Dialogue = list[dict[str, str]]
-"""Turns in order, each with `role` (one of `ROLES`) and `content`."""
 
 _ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-
-
-@dataclass(frozen=True)
-class Example:
-    """A rendered dialogue: `weights[i]` is 1 where token i is learned, 0 where it is given."""
-
-    tokens: list[int]
-    weights: list[float]
-
-    def item(self) -> Item:
-        """As rows hold it: each token with the one that follows."""
-        return Item(self.tokens[:-1], self.tokens[1:], self.weights[1:])
-
-
-def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
-    """The tokens and weights of a whole dialogue.
-
-    Raises:
-      UserError: a role that is not one of `ROLES`, or what the tokenizer's own template refuses.
-    """
-    if tokenizer.template is not None:
-        return Example(*tokenizer.template.example(messages))
-    control = tokenizer.control
-    require(
-        "<|user|>" in control,
-        "this tokenizer has no chat template, so it cannot write dialogues; add a chat_template.jinja to "
-        "its folder.",
-    )
-    tokens, weights = [control["<|bos|>"]], [0.0]
-    for message in messages:
-        role = message["role"]
-        require_known(role, ROLES, f"role {role!r} is unknown")
-        content = tokenizer.encode(message["content"])
-        tokens += [control[f"<|{role}|>"], *content, control["<|end|>"]]
-        weights += [0.0] + [float(role == "assistant")] * (len(content) + 1)
-    return Example(tokens, weights)
-
-
-def prompt_ids(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The tokens after which the assistant's next answer begins.
-
-    A strict prefix of what `render` gives for the same messages followed by that answer, as far as a
-    template of the tokenizer's own allows.
-    """
-    if tokenizer.template is not None:
-        return tokenizer.template.prompt_ids(messages)
-    return [*render(messages, tokenizer).tokens, tokenizer.control["<|assistant|>"]]
-
-
-def truncate(example: Example, length: int) -> Example | None:
-    """The example cut to `length` + 1 tokens (`length` inputs); None if nothing trained is left."""
-    cut = Example(example.tokens[: length + 1], example.weights[: length + 1])
-    return cut if any(cut.weights) else None
 
 
 # -------------------------------------------------------------------------------------- the shapes

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,33 @@ from jaxgpt import config
 from jaxgpt.config import Run, UserError, require
 from jaxgpt.models import abstract_model
 from jaxgpt.sharding import param_shardings
-from jaxgpt.train.state import Program, State
 
 log = logging.getLogger(__name__)
 
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 """What reading can raise that says nothing about the files: no reason to set a checkpoint aside."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A pytree of everything a step changes.
+
+    Randomness needs no entry: the key of a step is `fold_in(key(seed), step)`.
+
+    Attributes:
+      step: updates tried so far, int32.
+      bad_steps: updates skipped in a row up to now, int32.
+      params: pure dict of float32 arrays.
+      opt: optax state.
+      memory: of a recurrent model, [B, ...] arrays, a row of the batch each; None for others.
+    """
+
+    step: jax.Array
+    bad_steps: jax.Array
+    params: dict
+    opt: Any
+    memory: Any = None
 
 
 @functools.cache  # once a process
@@ -138,12 +160,11 @@ class Checkpoints:
             "free some space and run the same command again."
         )
 
-    def restore(self, program: Program) -> tuple[State, dict[str, Any]] | None:
-        """The newest whole checkpoint on the program's mesh, or None where there is none.
+    def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest whole checkpoint in the layout of `abstract`, or None where there is none.
 
         A damaged one is moved to `damaged/` beside the checkpoints, with a warning.
         """
-        abstract = program.abstract
         for step in reversed(self.steps()):
             try:
                 items = self.manager.restore(

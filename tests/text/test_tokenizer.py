@@ -9,13 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
-from jaxgpt.data.tokenizer import CONTROL, ByteTokenizer, StreamDecoder, load_tokenizer
-from jaxgpt.data.train_tokenizer import (
-    sample,
-    sentences,
-    train_sentencepiece,
-    train_tokenizer,
-)
+from jaxgpt.data.train_tokenizer import sample, train_tokenizer
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import CONTROL, ByteTokenizer, StreamDecoder
+from jaxgpt.text.train import sentences, train_sentencepiece
 
 HARD = [
     "", " ", "  two  spaces  ", "\t\ttabs\t", "\n\n\r\n\r", "\0", "a\0b\0",

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
-from jaxgpt.data.chat import prompt_ids, render
-from jaxgpt.data.hf_tokenizer import HFTokenizer
+from jaxgpt.text.chat import prompt_ids, render
+from jaxgpt.text.hf_tokenizer import HFTokenizer
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "chat_template.json").read_text())
 NAMES = list(tiny_hf.TOKENIZERS)
