@@ -138,7 +138,7 @@ def packed_rows(
             return StreamRows(corpus, length, batch_size, seed, pad)
         return ConcatRows(corpus, length, seed, pad)
     if isinstance(data, Chat):
-        items = [_item(example) for example in _chat_examples(data, tokenizer, length, split)]
+        items = [Item.of(example) for example in _chat_examples(data, tokenizer, length, split)]
     else:
         items = labelled_items(data, tokenizer, length, split, task)
     return PackedExamples(items, length, data.bins, seed, pad)
@@ -222,11 +222,6 @@ def _read_examples(
     else:
         parts = dict(zip(("train", "validation"), hold_out(dialogues, share), strict=True))
     return {name: _fit(part, tokenizer, length, name) for name, part in parts.items()}
-
-
-def _item(example: Example) -> Item:
-    """As rows hold it: each token with the one that follows."""
-    return Item(example.tokens[:-1], example.tokens[1:], example.weights[1:])
 
 
 def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:

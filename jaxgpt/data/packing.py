@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxgpt.config import require
 from jaxgpt.data.corpus import Corpus, Sendable
+from jaxgpt.text.chat import Example
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,11 @@ class Item(NamedTuple):
     targets: Sequence[int]
     weights: Sequence[float]
     types: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, example: Example) -> Item:
+        """A rendered dialogue: each token with the one that follows."""
+        return cls(example.tokens[:-1], example.tokens[1:], example.weights[1:])
 
 
 ENDLESS = 1 << 48

@@ -267,7 +267,7 @@ def make_examples(sizes: list[int]) -> list[Example]:
 )
 def test_packed_examples_keep_every_target_with_its_weight_and_nothing_else(sizes, bins, seed):
     examples = make_examples(sizes)
-    rows = PackedExamples([e.item() for e in examples], 16, bins, seed)
+    rows = PackedExamples([Item.of(e) for e in examples], 16, bins, seed)
     expected = Counter(
         (e.tokens[i], e.tokens[i + 1], e.weights[i + 1], i)
         for e in examples
@@ -293,7 +293,7 @@ def test_packed_examples_keep_every_target_with_its_weight_and_nothing_else(size
 
 def test_packed_epochs_are_reached_in_any_order():
     examples = make_examples([2 + i % 15 for i in range(50)])
-    items = [e.item() for e in examples]
+    items = [Item.of(e) for e in examples]
     rows, again = PackedExamples(items, 16, 4, 0), PackedExamples(items, 16, 4, 0)
     forward = [rows[i]["tokens"].tolist() for i in range(120)]
     assert again[119]["tokens"].tolist() == forward[119]

@@ -314,7 +314,7 @@ def test_tokenizers_from_before_the_mask_still_load(tmp_path, sentencepiece):
 
 
 def test_a_sentencepiece_model_without_the_mask_loads(monkeypatch):
-    monkeypatch.setattr("jaxgpt.data.train_tokenizer.CONTROL", NEEDED)
+    monkeypatch.setattr("jaxgpt.text.train.CONTROL", NEEDED)
     texts = [f"the cat sat on {word} mats and hills" for word in "abcdefgh"]
     old = train_sentencepiece(texts, 285, threads=1)
     assert list(old.control) == list(NEEDED)
