@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError
-from jaxgpt.data.packing import ConcatRows, PackedExamples, StreamRows, first_fit
+from jaxgpt.data.packing import ConcatRows, Item, PackedExamples, StreamRows, first_fit
 from jaxgpt.text.chat import Example
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
