@@ -103,8 +103,8 @@ def speed(args: Speed) -> None:
         return Batch(ones, ones, ones.astype(jnp.float32), ones, places)
 
     def timed(model, length: int, memory=None) -> float:
-        graphdef, _ = abstract_model(model, compute)
-        params = jax.jit(lambda key: init_params(model, compute, key))(jax.random.key(0))
+        graphdef, _ = abstract_model(model, compute, Target.of())
+        params = jax.jit(lambda key: init_params(model, compute, Target.of(), key))(jax.random.key(0))
 
         @jax.jit
         def last(params, batch):
@@ -123,7 +123,7 @@ def speed(args: Speed) -> None:
 
     for length in args.lengths:
         xl = TransformerXL(segment=SEGMENT, memory=length, **sizes)
-        memory = jax.tree.map(jnp.asarray, init_memory(xl, compute, 1))
+        memory = jax.tree.map(jnp.asarray, init_memory(xl, compute, Target.of(), 1))
         memory = jax.tree.map(lambda a: jnp.ones_like(a) if a.dtype == np.int32 else a, memory)
         ours = timed(xl, SEGMENT, memory) / SEGMENT
         plain = timed(GPT(context=length, position="none", mlp="relu", **sizes), length)

@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxgpt import config
 from jaxgpt.config import Run, UserError, require
-from jaxgpt.models import abstract_model
+from jaxgpt.models import abstract_params
 from jaxgpt.sharding import param_shardings
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class Checkpoints:
 
     def load_params(self, run: Run, mesh: jax.sharding.Mesh, step: int) -> dict:
         """The parameters of one step alone, laid out on the mesh."""
-        _, model = abstract_model(run.model, run.compute)
+        model = abstract_params(run.model)
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             nnx.to_pure_dict(model),

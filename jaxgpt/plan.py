@@ -15,9 +15,17 @@ from rich.table import Table
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import ROW_AXES, Compute, Mesh, Run
-from jaxgpt.models import abstract_model, flops_per_token, frozen_paths, init_memory, parameter_counts
+from jaxgpt.models import (
+    abstract_model,
+    abstract_params,
+    flops_per_token,
+    frozen_paths,
+    init_memory,
+    parameter_counts,
+)
 from jaxgpt.objectives import make_objective
 from jaxgpt.optim import make_optimizer
+from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.command import read_args
 
@@ -64,7 +72,7 @@ def cost(run: Run) -> Cost:
     run = dataclasses.replace(run, mesh=Mesh(**axes))
     devices = math.prod(axes.values())
     run.check_mesh(devices)
-    _, model = abstract_model(run.model, run.compute)
+    model = abstract_params(run.model)
     params = nnx.to_pure_dict(model)
     optimizer = make_optimizer(run.optim, run.train.steps, model, frozen=frozen_paths(run.model))
     counts = parameter_counts(run.model)
@@ -91,9 +99,10 @@ def nbytes(tree: Any) -> int:
 def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     """Bytes that reverse-mode differentiation keeps, beside the parameters, for these rows."""
     compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
-    graphdef, _ = abstract_model(run.model, compute)
+    target = Target.of()
+    graphdef, _ = abstract_model(run.model, compute, target)
     objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
-    memory = jax.eval_shape(lambda: init_memory(run.model, compute, rows))
+    memory = jax.eval_shape(lambda: init_memory(run.model, compute, target, rows))
     batch = dataclasses.replace(Batch.abstract(rows, run.length, types=run.typed), memory=memory)
 
     def backward(params: dict, batch: Batch, key: jax.Array) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tiny import FLOAT32, T, packed, plain
+from tiny import FLOAT32, HERE, T, packed, plain
 
 from jaxgpt.config import CausalLM
 from jaxgpt.models import MODULES, abstract_model, flops_per_token, init_params, parameter_counts
@@ -42,8 +42,8 @@ def check() -> None:
     MODULES[space["Averager"]] = space["AveragerModule"]
     assert parameter_counts(model)["total"] == 64 * 16 + 2 * (3 * 16 + 2 * 4 * 16 * 16) + 16
     assert flops_per_token(model, T) > 0
-    graphdef, _ = abstract_model(model, FLOAT32)
-    params = init_params(model, FLOAT32, jax.random.key(0))
+    graphdef, _ = abstract_model(model, FLOAT32, HERE)
+    params = init_params(model, FLOAT32, HERE, jax.random.key(0))
     objective = causal_lm(CausalLM(), Vocabulary.plain(64))
     batch = packed([(9, 7)] * 4)
 

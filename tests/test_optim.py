@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import FLOAT32, GPT2, MODERN, sharp_params
+from tiny import FLOAT32, GPT2, HERE, MODERN, sharp_params
 
 from jaxgpt.config import Optim
 from jaxgpt.models import abstract_model
@@ -57,7 +57,7 @@ def test_edges_of_the_schedules():
 
 def moved(optim: Optim, model, params: dict, grads: dict) -> dict[tuple, float]:
     """How far one update moves each parameter, by path."""
-    optimizer = make_optimizer(optim, STEPS, abstract_model(model, FLOAT32)[1])
+    optimizer = make_optimizer(optim, STEPS, abstract_model(model, FLOAT32, HERE)[1])
 
     @jax.jit
     def update(params, grads):
@@ -98,7 +98,7 @@ def test_muons_update_of_an_attention_matrix_is_orthogonal_over_heads():
     random = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: jnp.float32(random.standard_normal(p.shape)), params)
     optim = replace(OPTIM, name="muon", weight_decay=0.0, muon_lr=1.0, warmup_steps=0)
-    optimizer = make_optimizer(optim, STEPS, abstract_model(MODERN, FLOAT32)[1])
+    optimizer = make_optimizer(optim, STEPS, abstract_model(MODERN, FLOAT32, HERE)[1])
     updates = jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
     attention = updates["blocks"]["attention"]
     matrices = {

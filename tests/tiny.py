@@ -19,12 +19,15 @@ from jaxgpt.config import GPT, Compute, Run, Text
 from jaxgpt.models import abstract_model, init_params
 from jaxgpt.objectives import make_objective
 from jaxgpt.sharding import batch_sharding, make_mesh, param_shardings, replicated
+from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.state import Program, State, init_state, make_program
 from jaxgpt.train.step import train_step
 
 V, T = 64, 16
 FLOAT32 = Compute(dtype="float32", attention="xla")
+HERE = Target.of(jax.devices())
+"""What programs of the tests are built for, where nothing else is said."""
 GPT2 = GPT(vocab_size=V, context=T, layers=2, width=32, heads=4)
 MODERN = GPT(
     vocab_size=V,
@@ -62,7 +65,7 @@ def mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
 @cache
 def sharp_params(model: GPT) -> dict:
     """Random parameters large enough that attention is not flat, none of them 0 or 1."""
-    shapes = jax.eval_shape(lambda: init_params(model, FLOAT32, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(model, FLOAT32, HERE, jax.random.key(0)))
     random = np.random.default_rng(1)
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -107,14 +110,14 @@ def text_batches(count: int, rows: int, seed: int = 0) -> list[Batch]:
 
 def model_of(model: GPT, compute: Compute = FLOAT32) -> Callable[[dict], Any]:
     """Parameters to a model around them, for traced code."""
-    graphdef = abstract_model(model, compute)[0]
+    graphdef = abstract_model(model, compute, HERE)[0]
     return lambda params: nnx.merge(graphdef, params)
 
 
 def place(model: GPT, params: dict, sizes: Mapping[str, int]) -> tuple[jax.sharding.Mesh, dict]:
     """Parameters laid out on a mesh of these sizes."""
     on = mesh(sizes)
-    return on, jax.device_put(params, param_shardings(abstract_model(model, FLOAT32)[1], on))
+    return on, jax.device_put(params, param_shardings(abstract_model(model, FLOAT32, HERE)[1], on))
 
 
 def make_run(model: GPT = GPT2, **parts: Any) -> Run:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from jaxgpt.config import GPT, Bert, Compute, UserError
-from jaxgpt.models import abstract_model
+from jaxgpt.config import GPT, Bert, UserError
+from jaxgpt.models import abstract_params
 
 Path = tuple[Any, ...]
 Model = GPT | Bert
@@ -86,7 +86,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Target:
+class Slot:
     """One layer's (or expert's) parameter, and how it lies in a tensor of theirs.
 
     Attributes:
@@ -134,12 +134,12 @@ class Target:
 @functools.cache
 def abstract(model: Model) -> nnx.State:
     """The model's parameters without arrays."""
-    return abstract_model(model, Compute(attention="xla"))[1]
+    return abstract_params(model)
 
 
-def tensors(family: Family, model: Model) -> dict[str, list[Target]]:
+def tensors(family: Family, model: Model) -> dict[str, list[Slot]]:
     """The tensors that a model of the family has, by name, each with the parameters in it."""
-    table: dict[str, list[Target]] = {}
+    table: dict[str, list[Slot]] = {}
     for path, variable in nnx.to_flat_state(abstract(model)):
         metadata = variable.get_metadata()
         place = family.places[".".join(map(str, path[:-1]))]
@@ -148,7 +148,7 @@ def tensors(family: Family, model: Model) -> dict[str, list[Target]]:
         sizes, shape = variable.shape[:lead], variable.shape[lead:]
         for index in product(*map(range, sizes)):
             module = place.name.format(**dict(zip(("layer", "expert"), index, strict=False)))
-            target = Target(
+            target = Slot(
                 path, index, shape, metadata.get("inputs", 0), family.transposed, place.part, place.parts
             )
             table.setdefault(f"{module}.{leaf}", []).append(target)

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import UserError, require
-from jaxgpt.convert.family import Family, Model, Path, Target, abstract, tensors
+from jaxgpt.convert.family import Family, Model, Path, Slot, abstract, tensors
 from jaxgpt.convert.files import DTYPES, Entry, Header, each
 from jaxgpt.sharding import param_shardings
 
@@ -204,7 +204,7 @@ def entries(
         yield Entry(name, dtype or own, targets[0].their_shape, make)
 
 
-def _collect(targets: list[Target], flat: Mapping[Path, jax.Array], dtype: np.dtype, name: str) -> np.ndarray:
+def _collect(targets: list[Slot], flat: Mapping[Path, jax.Array], dtype: np.dtype, name: str) -> np.ndarray:
     """A tensor of all parameters in it."""
     parts = [
         target.theirs(

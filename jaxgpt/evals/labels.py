@@ -22,6 +22,7 @@ from jaxgpt.data.packing import Item, PackedExamples
 from jaxgpt.evals.loss import Trained
 from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
 from jaxgpt.models import abstract_model
+from jaxgpt.target import Target
 
 
 class Labels(NamedTuple):
@@ -83,7 +84,7 @@ def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> li
     batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in ROW_AXES)
     pad = trained.tokenizer.control["<|pad|>"]
     rows = PackedExamples(items, run.length, cast(Any, run.data).bins, None, pad)
-    graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
+    graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), Target.of(mesh))
 
     @jax.jit
     def likeliest(params: dict, batch: Batch) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxgpt.data.loader import validation_batches
 from jaxgpt.models import abstract_model, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample.generate import sampling_mesh
+from jaxgpt.target import Target
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.vocabulary import Vocabulary
@@ -87,11 +88,12 @@ def loss_of(
     rows: Iterable[Batch] = validation_batches(
         chosen, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task
     )
-    graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"))
+    target = Target.of(mesh)
+    graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), target)
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))
     step = jax.jit(functools.partial(eval_step, graphdef, objective))
     # Rows that do not go on from batch to batch have nothing to remember.
     carried = isinstance(chosen, Text) and chosen.contiguous
-    memory = init_memory(run.model, run.compute, batch_size, evaluation=True) if carried else None
+    memory = init_memory(run.model, run.compute, target, batch_size, evaluation=True) if carried else None
     with jax.set_mesh(mesh):
         return evaluate(step, trained.params, itertools.islice(rows, batches or None), memory)

@@ -211,7 +211,9 @@ def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, b
         steps += [(part, at) for at in range(0, max(1, len(part[0].ids_N) - 1), segment)]
     memory, rows = None, scorer.batch_rows(len(order), batch_size)
     for part, at in progress(steps, "perplexity"):
-        memory = init_memory(model, scorer.compute, rows, evaluation=True) if at == 0 else memory
+        memory = (
+            init_memory(model, scorer.compute, scorer.target, rows, evaluation=True) if at == 0 else memory
+        )
         pieces = [Row(document.ids_N[at : at + segment + 1], 1) for document in part]
         found, memory = scorer.score_batch(pieces, segment, rows, memory)
         nats -= sum(float(logprobs_K.sum(dtype=np.float64)) for logprobs_K, _ in found)

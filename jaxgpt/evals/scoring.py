@@ -29,6 +29,7 @@ from jaxgpt.models import abstract_model
 from jaxgpt.sample.program import bucket
 from jaxgpt.sample.strategies import argmax
 from jaxgpt.sharding import spec
+from jaxgpt.target import Target
 from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Scorer:
             "the next token, so it gives texts no probability; give a run of a causal language model.",
         )
         self.model, self.compute, self.params = model, replace(compute, remat="none"), params
+        self.target = Target.of(mesh)
         self.tokenizer, self.mesh = tokenizer, mesh
         self.truncated = 0
         """Requests that lost the beginning of their context so far."""
@@ -188,7 +190,7 @@ class Scorer:
         K = bucket(max(1, *counts), T)
         with jax.set_mesh(self.mesh):
             batch, start_B = jax.device_put((batch, start_B), layout)
-            statics = (self.model, self.compute, self.tokenizer.vocab_size, K)
+            statics = (self.model, self.compute, self.target, self.tokenizer.vocab_size, K)
             logprobs_BK, greedy_BK, memory = score(*statics, self.params, batch, start_B)
         logprobs_BK, greedy_BK = jax.device_get((logprobs_BK, greedy_BK))
         return [(logprobs_BK[i, :n], greedy_BK[i, :n]) for i, n in enumerate(counts)], memory
@@ -212,14 +214,21 @@ def _to_batch(rows: Sequence[Row], T: int, B: int, memory: Any) -> tuple[Batch, 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def score(
-    model: Model, compute: Compute, vocab: int, K: int, params: dict, batch: Batch, start_B: jax.Array
+    model: Model,
+    compute: Compute,
+    target: Target,
+    vocab: int,
+    K: int,
+    params: dict,
+    batch: Batch,
+    start_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Log-probabilities [B, K] of the targets from place `start_B` on, whether each is the likeliest
     of the tokenizer's ids [B, K] (the lowest of a tie), and the memory.
 
     Logits are computed at those places alone, and `compute.loss_chunk` of them at a time.
     """
-    module = nnx.merge(abstract_model(model, compute)[0], params)
+    module = nnx.merge(abstract_model(model, compute, target)[0], params)
     features = module.hidden(batch)
     B, T = batch.tokens_BT.shape
     at_BK = jnp.minimum(start_B[:, None] + jnp.arange(K), T - 1)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.layers.linear import Embedding, Linear, unembed
+from jaxgpt.target import Target
 
 
 def clusters(model: TransformerXL) -> list[tuple[int, int, int]]:
@@ -25,10 +26,10 @@ def clusters(model: TransformerXL) -> list[tuple[int, int, int]]:
     return [(start, end, model.width // model.div**i) for i, (start, end) in enumerate(pairwise(edges))]
 
 
-def projection(key: jax.Array, width: int, model: TransformerXL, compute: Compute) -> Linear:
+def projection(key: jax.Array, width: int, model: TransformerXL, compute: Compute, target: Target) -> Linear:
     """From a cluster's width to the model's [E, D]."""
     axes, dtype = ("vector", "embed"), jnp.dtype(compute.dtype)
-    return Linear(key, (width,), (model.width,), axes, bias=False, std=0.02, dtype=dtype)
+    return Linear(key, (width,), (model.width,), axes, bias=False, std=0.02, dtype=dtype, target=target)
 
 
 class Tables(nnx.Module):
@@ -38,7 +39,7 @@ class Tables(nnx.Module):
     table is split over devices: clusters need not divide, and the others are small.
     """
 
-    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
         self.clusters = tuple(clusters(model))
         keys = jax.random.split(key, 2 * len(self.clusters))
         self.tables, self.projections = nnx.List([]), nnx.List([])
@@ -48,7 +49,7 @@ class Tables(nnx.Module):
         for i, (start, end, width) in enumerate(self.clusters):
             axes = ("position", "vector" if i else "embed")
             self.tables.append(Embedding(keys[2 * i], end - start, width, std=0.02, axes=axes))
-            self.projections.append(projection(keys[2 * i + 1], width, model, compute))
+            self.projections.append(projection(keys[2 * i + 1], width, model, compute, target))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Vectors [..., D] of ids."""
@@ -75,16 +76,16 @@ class AdaptiveSoftmax(nnx.Module):
     cluster keeps one of its own, as in the released code.
     """
 
-    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
         keys = jax.random.split(key, 3)
         self.clusters = tuple(clusters(model))
         later = len(self.clusters) - 1
         self.gates = Embedding(keys[0], later, model.width, std=0.02, axes=("position", "embed"))
-        self.gates_bias = nnx.Param(jnp.zeros(later), axes=("vector",))
-        self.bias = nnx.Param(jnp.zeros(model.vocab_size), axes=("vocab",))
-        self.tables = None if model.tied else Tables(keys[1], model, compute)
+        self.gates_bias = nnx.Param(jnp.zeros(later), axes=("vector",), role="bias")
+        self.bias = nnx.Param(jnp.zeros(model.vocab_size), axes=("vocab",), role="bias")
+        self.tables = None if model.tied else Tables(keys[1], model, compute, target)
         own = model.tied and model.div > 1
-        self.first = projection(keys[2], model.width, model, compute) if own else None
+        self.first = projection(keys[2], model.width, model, compute, target) if own else None
 
     def head(self, x: jax.Array, embed: Tables) -> jax.Array:
         """Log-probabilities of the first cluster's ids and of the later clusters, float32."""

@@ -17,11 +17,11 @@ from flax import nnx
 
 from jaxgpt.config import GPT, Compute, require
 from jaxgpt.layers.cache import LayerCache
-from jaxgpt.layers.fusion import on_cpu
 from jaxgpt.layers.linear import Linear, softcap
 from jaxgpt.layers.norm import model_norm
 from jaxgpt.layers.position import Bias, rotate
 from jaxgpt.sharding import spec
+from jaxgpt.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ LANES = 128
 
 
 @functools.cache
-def pick_kernel(model: GPT, compute: Compute) -> str:
-    """The attention kernel for this machine: `xla`, `cudnn` or `splash`, logged where there was a choice.
+def pick_kernel(model: GPT, compute: Compute, target: Target) -> str:
+    """The attention kernel for a target: `xla`, `cudnn` or `splash`, logged where there was a choice.
 
     Raises:
       UserError: under `compute.strict`, when the kernel asked for, or under `auto` the platform's
@@ -100,8 +100,8 @@ def pick_kernel(model: GPT, compute: Compute) -> str:
     """
     wanted, asked = compute.attention, compute.attention
     if asked == "auto":
-        wanted = FASTEST.get(jax.default_backend(), "xla")
-    problem = _problem(wanted, model, compute)
+        wanted = FASTEST.get(target.platform, "xla")
+    problem = _problem(wanted, model, compute, target)
     require(
         not (problem and compute.strict),
         f"compute.attention is {asked!r} but {wanted} cannot run here: {problem}; use 'xla' or strict=False.",
@@ -113,11 +113,11 @@ def pick_kernel(model: GPT, compute: Compute) -> str:
     return "xla" if problem else wanted
 
 
-def _problem(kernel: str, model: GPT, compute: Compute) -> str:
+def _problem(kernel: str, model: GPT, compute: Compute, target: Target) -> str:
     """Why the kernel cannot run here, or nothing."""
     platform = next((name for name, fastest in FASTEST.items() if fastest == kernel), "")
-    if platform and jax.default_backend() != platform:
-        return f"it needs a {platform.upper()}, not {jax.default_backend()}"
+    if platform and target.platform != platform:
+        return f"it needs a {platform.upper()}, not a {target.platform.upper()}"
     if kernel == "cudnn" and compute.dtype != "bfloat16":
         return f"it needs compute.dtype bfloat16, not {compute.dtype}"
     if kernel == "cudnn" and (model.head % 8 or model.head > 128):
@@ -143,6 +143,7 @@ def attend(
     scale: float | None = None,
     bias_BHTS: jax.Array | None = None,
     cap: float | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention with grouped queries (Vaswani et al. 2017; Ainslie et al. 2023).
 
@@ -156,6 +157,7 @@ def attend(
       scale: multiplies the scores; None means K^-1/2.
       bias_BHTS: added to the scores, float32 (`xla` alone).
       cap: soft-cap of the scores, before the bias (`xla` alone).
+      interpret: run a Pallas kernel in its interpreter.
 
     Returns:
       [B, T, H, K], of the type of the queries.
@@ -163,7 +165,7 @@ def attend(
     B, T, H, K = q_BTHK.shape
     scale = K**-0.5 if scale is None else scale
     if isinstance(mask, Mask):
-        return _splash(q_BTHK * scale, k_BSGK, v_BSGK, mask)
+        return _splash(q_BTHK * scale, k_BSGK, v_BSGK, mask, interpret)
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(
             q_BTHK, k_BSGK, v_BSGK, mask=mask[:, None], scale=scale, implementation="cudnn"
@@ -181,11 +183,13 @@ def attend(
     return y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
 
 
-def _splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask) -> jax.Array:
+def _splash(
+    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, interpret: bool
+) -> jax.Array:
     """Attention of scaled queries by JAX's TPU kernel, which skips the blocks that causality and window hide.
 
     The partitioner cannot split a kernel, so every device is told to run it on its own rows and
-    heads. On a CPU it is interpreted, which serves the tests.
+    heads.
     """
     T = q_BTHK.shape[1]
     padding = ((0, 0), (0, -T % LANES), (0, 0), (0, 0))
@@ -194,7 +198,8 @@ def _splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask)
     )  # fmt: skip
     segments_BT = jnp.pad(mask.q_segments_BT, padding[:2], constant_values=-1)
     heads, groups = (spec(("batch", name, "length", "head")) for name in ("heads", "kv_heads"))
-    run = functools.partial(_splash_rows, causal=mask.causal, window=mask.window)
+    how = {"causal": mask.causal, "window": mask.window, "interpret": interpret}
+    run = functools.partial(_splash_rows, **how)
     if not jax.sharding.get_abstract_mesh().empty:
         layouts = (heads, groups, groups, spec(("batch", "length")))
         run = jax.shard_map(run, in_specs=layouts, out_specs=heads, check_vma=False)
@@ -209,6 +214,7 @@ def _splash_rows(
     *,
     causal: bool,
     window: int,
+    interpret: bool,
 ) -> jax.Array:
     """The kernel on the rows and heads of one device; T is a multiple of `LANES`."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import
@@ -226,7 +232,7 @@ def _splash_rows(
         block_kv_dq=block,
     )
     kernel: Any = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([seen] * H), block_sizes=sizes, interpret=on_cpu()
+        splash.MultiHeadMask([seen] * H), block_sizes=sizes, interpret=interpret
     )
     return jax.vmap(kernel)(q_BHTK, k_BGTK, v_BGTK, splash.SegmentIds(segments_BT, segments_BT))
 
@@ -234,7 +240,7 @@ def _splash_rows(
 class Attention(nnx.Module):
     """Self-attention with its projections; serves training, prefill and cached decoding alike."""
 
-    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: GPT, compute: Compute, target: Target) -> None:
         D, H, G, K = model.width, model.heads, model.groups, model.head
         dtype = jnp.dtype(compute.dtype)
         keys = jax.random.split(key, 4)
@@ -242,7 +248,8 @@ class Attention(nnx.Module):
 
         def into_heads(key: jax.Array, count: int, name: str) -> Linear:
             axes = ("embed", name, "head")
-            return Linear(key, (D,), (count, K), axes, bias=bias, std=0.02, dtype=dtype)
+            how = {"bias": bias, "std": 0.02, "dtype": dtype, "target": target}
+            return Linear(key, (D,), (count, K), axes, **how)
 
         self.q = into_heads(keys[0], H, "heads")
         self.k = into_heads(keys[1], G, "kv_heads")
@@ -250,14 +257,16 @@ class Attention(nnx.Module):
         # GPT-2, section 2.3: residual projections start smaller by sqrt(2 x layers).
         std = 0.02 * (2 * model.layers) ** -0.5
         out_axes = ("heads", "head", "embed")
-        self.out = Linear(keys[3], (H, K), (D,), out_axes, bias=model.bias, std=std, dtype=dtype)
-        self.q_norm = model_norm(model, K, "rmsnorm") if model.qk_norm else None
-        self.k_norm = model_norm(model, K, "rmsnorm") if model.qk_norm else None
+        self.out = Linear(
+            keys[3], (H, K), (D,), out_axes, bias=model.bias, std=std, dtype=dtype, target=target
+        )
+        self.q_norm = model_norm(model, target, K, "rmsnorm") if model.qk_norm else None
+        self.k_norm = model_norm(model, target, K, "rmsnorm") if model.qk_norm else None
         biased = model.position in ("alibi", "relative")
         self.bias = Bias(jax.random.fold_in(key, 4), model) if biased else None
         self.scale = (model.attention_scalar or K) ** -0.5
         self.cap = model.attention_softcap
-        self.kernel = pick_kernel(model, compute)
+        self.kernel, self.interpret = pick_kernel(model, compute, target), target.interpret
 
     def __call__(
         self,
@@ -293,7 +302,7 @@ class Attention(nnx.Module):
             bias_BHTS = self.bias(seen.distance_BTS)
         how = {"scale": self.scale, "bias_BHTS": bias_BHTS, "cap": self.cap}
         if cache is None:
-            y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask, self.kernel, **how)
+            y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask, self.kernel, interpret=self.interpret, **how)
         else:
             assert start_B is not None
             cache = cache.append(k_BTGK, v_BTGK, start_B)

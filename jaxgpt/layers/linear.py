@@ -12,13 +12,19 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec as P
 
-from jaxgpt.layers.fusion import pin, transposed
-from jaxgpt.sharding import constrain
+from jaxgpt.sharding import constrain, spec
+from jaxgpt.target import Target
 
 
 class Linear(nnx.Module):
     """`y = x . weight + bias`, contracting the last axes of x with the first axes of the weight.
+
+    A weight is an array, or a registered dataclass with one method `product(x, axes, dtype)` that
+    contracts like `contract`: adapters and quantized weights are kinds of weights, put in their place
+    among the parameters.
 
     Args:
       key: for the initial weight, normal with standard deviation `std`.
@@ -27,6 +33,7 @@ class Linear(nnx.Module):
       axes: logical names of `inputs + outputs`, for the sharding table.
       bias: whether to add a bias (zero at first).
       dtype: of the product; the parameters stay float32.
+      target: what the program is built for.
     """
 
     def __init__(
@@ -39,51 +46,83 @@ class Linear(nnx.Module):
         bias: bool,
         std: float,
         dtype: jnp.dtype,
+        target: Target,
     ) -> None:
         self.contracted = len(inputs)
-        self.dtype = dtype
+        self.dtype, self.target = dtype, target
         weight = std * jax.random.normal(key, (*inputs, *outputs), jnp.float32)
-        self.weight = nnx.Param(weight, axes=axes, inputs=len(inputs))
+        self.weight = nnx.Param(weight, axes=axes, role="matrix", inputs=len(inputs))
         out_axes = axes[len(inputs) :]
         bias_axes = ("vector",) if out_axes == ("embed",) else out_axes
-        self.bias = nnx.Param(jnp.zeros(outputs), axes=bias_axes) if bias else None
+        self.bias = nnx.Param(jnp.zeros(outputs), axes=bias_axes, role="bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x, self.weight[...], self.contracted, self.dtype)
-        return pin(y if self.bias is None else y + self.bias[...].astype(y.dtype))
+        weight = self.weight.get_value()
+        if isinstance(weight, jax.Array):
+            y = contract(x, weight, self.contracted, self.dtype, self.target)
+        else:
+            y = weight.product(x, self.contracted, self.dtype)
+        return self.target.pin(y if self.bias is None else add_bias(y, self.bias[...], self.target))
 
 
-def contract(x: jax.Array, weight: jax.Array, axes: int, dtype: jnp.dtype) -> jax.Array:
+def contract(x: jax.Array, weight: jax.Array, axes: int, dtype: jnp.dtype, target: Target) -> jax.Array:
     """`jnp.tensordot(x, weight, axes)` as one plain product of matrices, read in `dtype`."""
     rows = x.reshape(-1, math.prod(weight.shape[:axes]))
-    return product(rows, weight, dtype).reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
+    return product(rows, weight, dtype, target).reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x_NI: jax.Array, weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(x_NI: jax.Array, weight: jax.Array, dtype: jnp.dtype, target: Target) -> jax.Array:
     """`x @ w` [N, O] on factors rounded to `dtype`; the result is of the type of x.
 
     The weight may have more axes than two: it is read as a matrix [I, O] in here, since what the
     backward pass keeps is then the parameter itself. A reshaped one would be a copy of it, one for
     every layer of a scan. Its gradient is accumulated and returned in its own type, not in `dtype`.
     """
-    return _product(x_NI, weight, dtype)[0]
+    return _product(x_NI, weight, dtype, target)[0]
 
 
-def _product(x_NI, weight, dtype):  # noqa: ANN001, ANN202
-    x, w_IO = pin(x_NI.astype(dtype)), weight.reshape(x_NI.shape[1], -1)
+def _product(x_NI, weight, dtype, target):  # noqa: ANN001, ANN202
+    x, w_IO = target.pin(x_NI.astype(dtype)), weight.reshape(x_NI.shape[1], -1)
     return jnp.matmul(x, w_IO.astype(dtype), preferred_element_type=x_NI.dtype), (x, weight)
 
 
-def _product_back(dtype, saved, dy_NO):  # noqa: ANN001, ANN202
+def _product_back(dtype, target, saved, dy_NO):  # noqa: ANN001, ANN202
     x_NI, weight = saved
-    dy, w_IO = pin(dy_NO.astype(dtype)), weight.reshape(x_NI.shape[1], -1).astype(dtype)
+    dy, w_IO = target.pin(dy_NO.astype(dtype)), weight.reshape(x_NI.shape[1], -1).astype(dtype)
     dx_NI = jax.lax.dot_general(dy, w_IO, (((1,), (1,)), ((), ())), preferred_element_type=dy_NO.dtype)
-    dw_IO = jnp.matmul(transposed(x_NI), dy, preferred_element_type=weight.dtype)
+    dw_IO = jnp.matmul(_transposed(x_NI, target), dy, preferred_element_type=weight.dtype)
     return dx_NI, dw_IO.reshape(weight.shape)
 
 
 product.defvjp(_product, _product_back)
+
+
+def _transposed(x: jax.Array, target: Target) -> jax.Array:
+    """The transpose of a matrix; on a CPU written out in rows.
+
+    Left to itself the compiler reads x against the grain, for which it has no fast product on CPUs.
+    """
+    on_cpu = target.platform == "cpu"
+    return target.pin(with_layout_constraint(x.T, Layout((0, 1)))) if on_cpu else x.T
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(y: jax.Array, bias: jax.Array, target: Target) -> jax.Array:
+    """`y + bias` over the last axes, in the type of y.
+
+    Its gradient is summed over all tokens in the bias's own type, float32: a sum in bfloat16 stops
+    growing once it is 256 times its next term.
+    """
+    return y + bias.astype(y.dtype)
+
+
+def _add_bias_back(target, like, dy):  # noqa: ANN001, ANN202
+    dy = target.pin(dy)
+    return dy, jnp.sum(dy, range(dy.ndim - like.ndim), dtype=like.dtype)
+
+
+add_bias.defvjp(lambda y, bias, target: (add_bias(y, bias, target), bias), _add_bias_back)
 
 
 class GroupedLinear(nnx.Module):
@@ -93,7 +132,7 @@ class GroupedLinear(nnx.Module):
         self, key: jax.Array, experts: int, inputs: int, outputs: int, axes: tuple[str, str], *, std: float
     ) -> None:
         weight = std * jax.random.normal(key, (experts, inputs, outputs), jnp.float32)
-        self.weight = nnx.Param(weight, axes=("experts", *axes), inputs=1, lead=1)
+        self.weight = nnx.Param(weight, axes=("experts", *axes), role="matrix", inputs=1, lead=1)
 
 
 def grouped_product(
@@ -109,18 +148,110 @@ def grouped_product(
 
 
 class Embedding(nnx.Module):
-    """A table of V rows of width D, read by id; also the output projection when tied."""
+    """A table of V rows of width D, read by id; also the output projection when tied.
+
+    Args:
+      key: for the initial rows, normal with standard deviation `std`.
+      rows: V.
+      width: D.
+      axes: logical names of both, for the sharding table.
+      role: `embedding`, or `position` for a table read by place.
+    """
 
     def __init__(
-        self, key: jax.Array, rows: int, width: int, *, std: float, axes: tuple[str, str] = ("vocab", "embed")
+        self,
+        key: jax.Array,
+        rows: int,
+        width: int,
+        *,
+        std: float,
+        axes: tuple[str, str] = ("vocab", "embed"),
+        role: str = "embedding",
     ) -> None:
         self.rows = axes[0]
-        self.weight = nnx.Param(std * jax.random.normal(key, (rows, width), jnp.float32), axes=axes)
+        weight = std * jax.random.normal(key, (rows, width), jnp.float32)
+        self.weight = nnx.Param(weight, axes=axes, role=role)
 
-    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        # Gathered over the width first: a look-up in a table split both ways would be replicated.
-        table = constrain(self.weight[...].astype(dtype), self.rows, "features")
-        return jnp.take(table, ids, axis=0, mode="clip")
+    def __call__(
+        self, ids: jax.Array, dtype: jnp.dtype, before: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array:
+        """The rows [..., D] of ids [...], in `dtype`.
+
+        Args:
+          ids: of tokens.
+          dtype: of the result, and of what crosses devices.
+          before: vectors [P, D] that stand at the first P places of every document in the place of the
+            rows of its ids (prompt tuning; Lester et al. 2021), and each token's place in its document.
+        """
+        x = look_up(self.weight[...], ids, dtype, self.rows)
+        if before is None:
+            return x
+        vectors_PD, places = before
+        ahead = (places < len(vectors_PD))[..., None]
+        return jnp.where(ahead, look_up(vectors_PD, places, dtype, "position"), x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def look_up(table_VD: jax.Array, ids: jax.Array, dtype: jnp.dtype, rows: str) -> jax.Array:
+    """Rows [..., D] of a table, looked up in `dtype`; ids beyond it take its last row.
+
+    The gradient of a row is the sum over all places where its id stands: thousands, for a common one.
+    It is scattered and reduced over devices in the table's own type, float32. A table whose rows are
+    split over devices (`rows` is the logical name of that axis) is looked up where each row lies.
+    """
+    # Gathered over the width first: a look-up in a table split both ways would be replicated.
+    table_VD = constrain(table_VD.astype(dtype), rows, "features")
+
+    def local(table_VD: jax.Array, ids: jax.Array, first: jax.Array | int = 0) -> jax.Array:
+        here = ids - first
+        x = jnp.take(table_VD, here, axis=0, mode="clip")
+        inside = (here >= 0) & (here < len(table_VD))
+        return x if isinstance(first, int) else jnp.where(inside[..., None], x, 0)
+
+    if (axis := _split(rows)) is None:
+        return local(table_VD, ids)
+
+    def part(table_VD: jax.Array, ids: jax.Array) -> jax.Array:
+        ids = jnp.clip(ids, 0, len(table_VD) * jax.lax.axis_size(axis) - 1)
+        x = local(table_VD, ids, jax.lax.axis_index(axis) * len(table_VD))
+        return jax.lax.psum(x, axis)  # one term of each sum is not zero: exact in any type
+
+    return jax.shard_map(part, in_specs=(P(axis), P()), out_specs=P(), axis_names={axis})(table_VD, ids)
+
+
+def _look_up_back(dtype, rows, saved, dx):  # noqa: ANN001, ANN202
+    like, ids = saved
+
+    def scatter(ids: jax.Array, dx: jax.Array, length: int, first: jax.Array | int = 0) -> jax.Array:
+        at = ids - first
+        at = jnp.where((at >= 0) & (at < length), at, length)  # beyond the part: dropped
+        table = jnp.zeros((length, like.shape[1]), like.dtype)
+        return table.at[at].add(dx.astype(like.dtype), mode="drop")
+
+    ids = jnp.clip(ids, 0, like.shape[0] - 1)
+    if (axis := _split(rows)) is None:
+        return scatter(ids, dx, like.shape[0]), None
+
+    def part(ids: jax.Array, dx: jax.Array) -> jax.Array:
+        length = like.shape[0] // jax.lax.axis_size(axis)
+        return scatter(ids, dx, length, jax.lax.axis_index(axis) * length)
+
+    specs = {"in_specs": (P(), P()), "out_specs": P(axis), "axis_names": {axis}}
+    return jax.shard_map(part, **specs)(ids, dx), None
+
+
+look_up.defvjp(
+    lambda table, ids, dtype, rows: (look_up(table, ids, dtype, rows), (table, ids)),
+    _look_up_back,
+)
+
+
+def _split(rows: str) -> str | None:
+    """The mesh axis that splits a table's rows over several devices, if there is one."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), spec((rows,))
+    if mesh.empty or axes[0] is None or mesh.shape[axes[0]] == 1:
+        return None
+    return axes[0]
 
 
 def unembed(x: jax.Array, weight_VD: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.linear import Linear
+from jaxgpt.target import Target
 
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
@@ -47,22 +48,22 @@ class MLP(nnx.Module):
     """Two projections around an activation (GPT-2: GELU), or three with a gate (Shazeer 2020).
 
     Args:
-      key, model, compute: as for the whole model.
+      key, model, compute, target: as for the whole model.
       width: hidden width, where it is not the model's.
     """
 
-    def __init__(self, key: jax.Array, model: GPT, compute: Compute, width: int | None = None) -> None:
+    def __init__(
+        self, key: jax.Array, model: GPT, compute: Compute, target: Target, width: int | None = None
+    ) -> None:
         D, F = model.width, width or model.hidden
         keys = jax.random.split(key, 3)
-        dtype = jnp.dtype(compute.dtype)
+        how = {"bias": model.bias, "dtype": jnp.dtype(compute.dtype), "target": target}
         inner = ("embed", "mlp")
         self.activation, gated = ACTIVATIONS[model.mlp]
-        self.up = Linear(keys[0], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype)
-        self.gate = (
-            Linear(keys[1], (D,), (F,), inner, bias=model.bias, std=0.02, dtype=dtype) if gated else None
-        )
+        self.up = Linear(keys[0], (D,), (F,), inner, std=0.02, **how)
+        self.gate = Linear(keys[1], (D,), (F,), inner, std=0.02, **how) if gated else None
         std = 0.02 * (2 * model.layers) ** -0.5
-        self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), bias=model.bias, std=std, dtype=dtype)
+        self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), std=std, **how)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = self.up(x_BTD)

@@ -17,6 +17,7 @@ from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.linear import GroupedLinear, Linear, grouped_product
 from jaxgpt.layers.mlp import ACTIVATIONS, MLP
 from jaxgpt.sharding import spec
+from jaxgpt.target import Target
 
 
 class Experts(nnx.Module):
@@ -25,23 +26,21 @@ class Experts(nnx.Module):
     With `shared_width`, an MLP that all tokens pass is added behind a sigmoid gate (Qwen2-MoE).
     """
 
-    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: GPT, compute: Compute, target: Target) -> None:
         assert model.moe is not None
         self.moe, self.dtype = model.moe, jnp.dtype(compute.dtype)
         D, E, F = model.width, model.moe.experts, model.moe.width or model.hidden
         keys = jax.random.split(key, 6)
         self.activation, gated = ACTIVATIONS[model.mlp]
         # In float32: a rounded logit can send a token to another expert.
-        routes = ("embed", "vector")
-        self.router = Linear(keys[0], (D,), (E,), routes, bias=False, std=0.02, dtype=jnp.dtype("float32"))
+        routes, how = ("embed", "vector"), {"bias": False, "std": 0.02, "target": target}
+        self.router = Linear(keys[0], (D,), (E,), routes, dtype=jnp.dtype("float32"), **how)
         self.up = GroupedLinear(keys[1], E, D, F, ("embed", "mlp"), std=0.02)
         self.gate = GroupedLinear(keys[2], E, D, F, ("embed", "mlp"), std=0.02) if gated else None
         self.down = GroupedLinear(keys[3], E, F, D, ("mlp", "embed"), std=0.02 * (2 * model.layers) ** -0.5)
         shared = model.moe.shared_width
-        self.shared = MLP(keys[4], model, compute, shared) if shared else None
-        self.shared_gate = (
-            Linear(keys[5], (D,), (1,), routes, bias=False, std=0.02, dtype=self.dtype) if shared else None
-        )
+        self.shared = MLP(keys[4], model, compute, target, shared) if shared else None
+        self.shared_gate = Linear(keys[5], (D,), (1,), routes, dtype=self.dtype, **how) if shared else None
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Each token's experts, weighted.

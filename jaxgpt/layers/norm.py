@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import GPT
-from jaxgpt.layers.fusion import pin
+from jaxgpt.target import Target
 
 
 class Norm(nnx.Module):
@@ -17,16 +17,30 @@ class Norm(nnx.Module):
       width: features normalised over.
       kind: `layernorm` or `rmsnorm`.
       eps: added to the variance.
+      target: what the program is built for.
       bias: whether a LayerNorm adds one.
       centered: multiply by 1 + scale, the scale beginning at 0 (Gemma).
     """
 
     def __init__(
-        self, width: int, kind: str, eps: float, *, bias: bool = False, centered: bool = False
+        self,
+        width: int,
+        kind: str,
+        eps: float,
+        target: Target,
+        *,
+        bias: bool = False,
+        centered: bool = False,
     ) -> None:
-        self.kind, self.eps, self.offset = kind, eps, float(centered)
-        self.scale = nnx.Param(jnp.zeros(width) if centered else jnp.ones(width), axes=("vector",))
-        self.bias = nnx.Param(jnp.zeros(width), axes=("vector",)) if bias and kind == "layernorm" else None
+        self.kind, self.eps, self.offset, self.target = kind, eps, float(centered), target
+        self.scale = nnx.Param(
+            jnp.zeros(width) if centered else jnp.ones(width), axes=("vector",), role="norm"
+        )
+        self.bias = (
+            nnx.Param(jnp.zeros(width), axes=("vector",), role="norm")
+            if bias and kind == "layernorm"
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
@@ -34,14 +48,15 @@ class Norm(nnx.Module):
             y = y - y.mean(-1, keepdims=True)
         scale = self.scale[...] + self.offset if self.offset else self.scale[...]
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
-        return pin((y if self.bias is None else y + self.bias[...]).astype(x.dtype))
+        return self.target.pin((y if self.bias is None else y + self.bias[...]).astype(x.dtype))
 
 
-def model_norm(model: GPT, width: int | None = None, kind: str | None = None) -> Norm:
+def model_norm(model: GPT, target: Target, width: int | None = None, kind: str | None = None) -> Norm:
     """A norm as a config asks for it.
 
     Args:
       model: the config.
+      target: what the program is built for.
       width: features, where they are not the model's.
       kind: in place of the model's.
     """
@@ -49,6 +64,7 @@ def model_norm(model: GPT, width: int | None = None, kind: str | None = None) ->
         width or model.width,
         kind or model.norm,
         model.norm_eps,
+        target,
         bias=model.bias,
         centered=model.zero_centered_norm,
     )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import Compute
+from jaxgpt.target import Target
 
 REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,
@@ -39,6 +40,7 @@ def scan_layers(
     per_layer: Any,
     call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
     compute: Compute,
+    target: Target,
 ) -> tuple[jax.Array, Any]:
     """Run `x, extra = call(layer, x, per_layer[i])` through the stacked layers.
 
@@ -48,6 +50,7 @@ def scan_layers(
       per_layer: a pytree with a leading layer axis (keys, windows): what differs by layer.
       call: applies one layer.
       compute: gives the remat policy and how far the scan is unrolled.
+      target: as far as the config does not say the latter.
 
     Returns:
       The last x, and the extras of all layers with a leading layer axis.
@@ -58,18 +61,24 @@ def scan_layers(
     def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, Any]:
         return call(nnx.merge(graphdef, layer[0]), x, layer[1])
 
+    unroll = target.layers_unrolled(compute, layers)
     if compute.remat != "none":
-        body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=False)
-    unroll = compute.unroll or (layers if jax.default_backend() == "cpu" else 1)
-    return jax.lax.scan(body, x_BTD, (params, per_layer), unroll=min(unroll, layers))
+        # Between unrolled layers the compiler would find what is computed again, and keep the first.
+        body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=unroll > 1)
+    return jax.lax.scan(body, x_BTD, (params, per_layer), unroll=unroll)
 
 
 def run_layers(
-    blocks: Any, x_BTD: jax.Array, per_layer: Any, call: Callable[..., Any], compute: Compute
+    blocks: Any,
+    x_BTD: jax.Array,
+    per_layer: Any,
+    call: Callable[..., Any],
+    compute: Compute,
+    target: Target,
 ) -> tuple[jax.Array, Any]:
     """`scan_layers`, also over layers that are apart (an `nnx.List`)."""
     if not isinstance(blocks, nnx.List):
-        return scan_layers(blocks, x_BTD, per_layer, call, compute)
+        return scan_layers(blocks, x_BTD, per_layer, call, compute, target)
     extras = []
     for i, block in enumerate(blocks):
         x_BTD, extra = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer))

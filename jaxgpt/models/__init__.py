@@ -18,11 +18,14 @@ from jaxgpt.models.bert import Encoder
 from jaxgpt.models.gpt import Decoder
 from jaxgpt.models.heads import ClassifierModule
 from jaxgpt.models.transformer_xl import Recurrent
+from jaxgpt.target import Target
 
 
-def _classifier(model: Classifier, compute: Compute, key: jax.Array, *, scanned: bool = True) -> nnx.Module:
+def _classifier(
+    model: Classifier, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
+) -> nnx.Module:
     backbone: Any = MODULES[type(model.backbone)]
-    return ClassifierModule(model, compute, key, backbone=backbone, scanned=scanned)
+    return ClassifierModule(model, compute, target, key, backbone=backbone, scanned=scanned)
 
 
 MODULES: dict[type, Callable[..., Any]] = {
@@ -34,33 +37,44 @@ MODULES: dict[type, Callable[..., Any]] = {
 """The registry: a config class and what builds the module it describes."""
 
 
-def init_params(model: Model, compute: Compute, key: jax.Array) -> dict:
+def init_params(model: Model, compute: Compute, target: Target, key: jax.Array) -> dict:
     """Fresh parameters as a pure dict of arrays (call it under `jax.jit` to lay them out)."""
-    return nnx.to_pure_dict(nnx.state(MODULES[type(model)](model, compute, key)))
+    return nnx.to_pure_dict(nnx.state(MODULES[type(model)](model, compute, target, key)))
 
 
-def abstract_model(model: Model, compute: Compute, *, scanned: bool = True) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(
+    model: Model, compute: Compute, target: Target, *, scanned: bool = True
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The model without arrays: its graph, and a state of shapes, types and logical axes.
 
     `nnx.merge(graph, params)` inside traced code gives the model back.
     """
     build = MODULES[type(model)]
-    return nnx.split(nnx.eval_shape(lambda: build(model, compute, jax.random.key(0), scanned=scanned)))
+    return nnx.split(
+        nnx.eval_shape(lambda: build(model, compute, target, jax.random.key(0), scanned=scanned))
+    )
 
 
-def init_memory(model: Model, compute: Compute, rows: int, *, evaluation: bool = False) -> Any:
+def abstract_params(model: Model) -> nnx.State:
+    """A training form's parameters as shapes, types and metadata; they depend on nothing but the model."""
+    return abstract_model(model, Compute(attention="xla"), Target("cpu", "cpu"))[1]
+
+
+def init_memory(
+    model: Model, compute: Compute, target: Target, rows: int, *, evaluation: bool = False
+) -> Any:
     """The empty memory of a recurrent model, [B, ...] arrays; None of any other.
 
     Args:
       model: the architecture.
-      compute: gives the type.
+      compute, target: give the type.
       rows: B.
       evaluation: of the length for evaluation, which may differ from training's.
     """
     if not isinstance(model, TransformerXL):
         return None
     length = model.eval_memory if evaluation and model.eval_memory is not None else model.memory
-    return transformer_xl.init_memory(model, compute, rows, length) if length else None
+    return transformer_xl.init_memory(model, compute, target, rows, length) if length else None
 
 
 def frozen_paths(model: Model) -> tuple[str, ...]:
@@ -78,7 +92,7 @@ def parameter_counts(model: Model) -> dict[str, int]:
 
     An untied output projection counts as non-embedding, as in Kaplan et al. 2020 it is a product.
     """
-    _, state = abstract_model(model, Compute(attention="xla"))
+    state = abstract_params(model)
     sizes = {path: variable.size for path, variable in nnx.to_flat_state(state)}
     tables = sum(size for path, size in sizes.items() if {"embed", "position", "types"} & set(path))
     return {"total": sum(sizes.values()), "non_embedding": sum(sizes.values()) - tables}
@@ -90,7 +104,7 @@ def flops_per_token(model: Model, length: int) -> int:
     N counts every parameter that a token is multiplied with: not the tables that are only read, but
     the output projection also when it is tied; of experts those that the token goes to.
     """
-    _, state = abstract_model(model, Compute(attention="xla"))
+    state = abstract_params(model)
     products = parameter_counts(model)["non_embedding"]
     if model.moe:
         flat = nnx.to_flat_state(state)

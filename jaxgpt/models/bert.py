@@ -11,12 +11,13 @@ from flax import nnx
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Bert, Compute
-from jaxgpt.layers.fusion import stream_dtype
 from jaxgpt.layers.linear import Embedding, Linear, unembed
 from jaxgpt.layers.mlp import ACTIVATIONS
 from jaxgpt.layers.norm import model_norm
-from jaxgpt.models.gpt import dropout, make_blocks, run_blocks
+from jaxgpt.layers.residual import dropout
+from jaxgpt.models.gpt import make_blocks, run_blocks
 from jaxgpt.sharding import constrain
+from jaxgpt.target import Target
 
 
 class Encoder(nnx.Module):
@@ -25,23 +26,27 @@ class Encoder(nnx.Module):
     Args:
       model: the architecture.
       compute: types, remat and kernels.
+      target: what the program is built for.
       key: for the initial parameters.
       scanned: layers stacked, or apart.
     """
 
-    def __init__(self, model: Bert, compute: Compute, key: jax.Array, *, scanned: bool = True) -> None:
-        self.model, self.compute = model, compute
+    def __init__(
+        self, model: Bert, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
+    ) -> None:
+        self.model, self.compute, self.target = model, compute, target
         keys, blocks = jax.random.split(key, 5), model.blocks
         self.embed = Embedding(keys[0], model.vocab_size, model.width, std=0.02)
-        table = ("position", "embed")
-        self.position = Embedding(keys[1], model.context, model.width, std=0.02, axes=table)
-        self.types = Embedding(keys[2], model.types, model.width, std=0.02, axes=table)
-        self.embed_norm = model_norm(blocks)
-        self.blocks = make_blocks(blocks, compute, keys[3], scanned=scanned)
+        table = {"std": 0.02, "axes": ("position", "embed"), "role": "position"}
+        self.position = Embedding(keys[1], model.context, model.width, **table)
+        self.types = Embedding(keys[2], model.types, model.width, **table)
+        self.embed_norm = model_norm(blocks, target)
+        self.blocks = make_blocks(blocks, compute, target, keys[3], scanned=scanned)
         D, dtype = model.width, jnp.dtype(compute.dtype)
-        self.dense = Linear(keys[4], (D,), (D,), ("embed", "vector"), bias=True, std=0.02, dtype=dtype)
-        self.dense_norm = model_norm(blocks)
-        self.bias = nnx.Param(jnp.zeros(model.vocab_size), axes=("vocab",))
+        axes = ("embed", "vector")
+        self.dense = Linear(keys[4], (D,), (D,), axes, bias=True, std=0.02, dtype=dtype, target=target)
+        self.dense_norm = model_norm(blocks, target)
+        self.bias = nnx.Param(jnp.zeros(model.vocab_size), axes=("vocab",), role="bias")
 
     @property
     def unembedding(self) -> jax.Array:
@@ -55,13 +60,15 @@ class Encoder(nnx.Module):
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
         """Final features of packed rows; a key turns dropout on."""
-        model, dtype = self.model, stream_dtype(jnp.dtype(self.compute.dtype))
+        model, dtype = self.model, self.target.stream_dtype(self.compute)
         embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
         types_BT = jnp.zeros_like(batch.tokens_BT) if batch.types_BT is None else batch.types_BT
         x_BTD = self.embed(batch.tokens_BT, dtype) + self.position(batch.positions_BT, dtype)
         x_BTD = self.embed_norm(x_BTD + self.types(types_BT, dtype))
         x_BTD = constrain(dropout(x_BTD, model.dropout, embed_key), "batch", "length", "features")
-        x_BTD, balance = run_blocks(self.blocks, model.blocks, self.compute, x_BTD, batch, layers_key)
+        x_BTD, balance = run_blocks(
+            self.blocks, model.blocks, self.compute, self.target, x_BTD, batch, layers_key
+        )
         return Features(x_BTD.astype(self.compute.dtype), balance)
 
     def transform(self, x_BTD: jax.Array) -> jax.Array:

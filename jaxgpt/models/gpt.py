@@ -17,36 +17,30 @@ from jaxgpt.batch import Batch, Features
 from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.attention import Attention, Mask, Seen, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
-from jaxgpt.layers.fusion import pin, stream_dtype
 from jaxgpt.layers.linear import Embedding, softcap, unembed
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.moe import Experts
 from jaxgpt.layers.norm import Norm, model_norm
 from jaxgpt.layers.position import frequencies
+from jaxgpt.layers.residual import dropout, residual
 from jaxgpt.layers.stack import run_layers, stacked
 from jaxgpt.sharding import constrain
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero a share `rate` of x and scale the rest up; the identity without a key."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+from jaxgpt.target import Target
 
 
 class Block(nnx.Module):
     """One layer: attention, then the MLP or its experts, each on a residual branch."""
 
-    def __init__(self, key: jax.Array, model: GPT, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: GPT, compute: Compute, target: Target) -> None:
         attention_key, mlp_key = jax.random.split(key)
         both = model.norm_at == "both"
-        self.attention_norm = model_norm(model)
-        self.attention = Attention(attention_key, model, compute)
-        self.attention_out_norm = model_norm(model) if both else None
-        self.mlp_norm = model_norm(model)
-        self.mlp = (Experts if model.moe else MLP)(mlp_key, model, compute)
-        self.mlp_out_norm = model_norm(model) if both else None
-        self.rate, self.post = model.dropout, model.norm_at == "post"
+        self.attention_norm = model_norm(model, target)
+        self.attention = Attention(attention_key, model, compute, target)
+        self.attention_out_norm = model_norm(model, target) if both else None
+        self.mlp_norm = model_norm(model, target)
+        self.mlp = (Experts if model.moe else MLP)(mlp_key, model, compute, target)
+        self.mlp_out_norm = model_norm(model, target) if both else None
+        self.rate, self.post, self.target = model.dropout, model.norm_at == "post", target
 
     def __call__(
         self,
@@ -86,15 +80,15 @@ class Block(nnx.Module):
         """`x + function(norm(x))`, or `norm(x + function(x))` where norms come after."""
         y_BTD, extra = function(x_BTD if self.post else norm(x_BTD))
         y_BTD = y_BTD if out_norm is None else out_norm(y_BTD)
-        x_BTD = pin(x_BTD + dropout(y_BTD, self.rate, key))
+        x_BTD = residual(x_BTD, dropout(y_BTD, self.rate, key), self.target)
         return norm(x_BTD) if self.post else x_BTD, extra
 
 
-def make_blocks(model: GPT, compute: Compute, key: jax.Array, *, scanned: bool) -> Any:
+def make_blocks(model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool) -> Any:
     """The layers: stacked for training, or a list for decoding."""
 
     def make(key: jax.Array) -> Block:
-        return Block(key, model, compute)
+        return Block(key, model, compute, target)
 
     if scanned:
         return stacked(make, key, model.layers)
@@ -102,7 +96,13 @@ def make_blocks(model: GPT, compute: Compute, key: jax.Array, *, scanned: bool) 
 
 
 def run_blocks(
-    blocks: Any, model: GPT, compute: Compute, x_BTD: jax.Array, batch: Batch, key: jax.Array | None
+    blocks: Any,
+    model: GPT,
+    compute: Compute,
+    target: Target,
+    x_BTD: jax.Array,
+    batch: Batch,
+    key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Packed rows through the layers; a key turns dropout on.
 
@@ -115,7 +115,7 @@ def run_blocks(
     prefix_BT = prompts(batch) if model.prefix else None
     segments_BT = batch.segments_BT
     mask = Mask(index_BT, index_BT, segments_BT, segments_BT, prefix_BT, causal=model.causal, window=window)
-    splash = pick_kernel(model, compute) == "splash"
+    splash = pick_kernel(model, compute, target) == "splash"
     # All rows are indexed alike, so one row of distances does.
     distance_1TT = (index_BT[:1, :, None] - index_BT[:1, None]) if biased(model) else None
     dense_BTT = None if splash else mask.dense()
@@ -135,7 +135,7 @@ def run_blocks(
         real_BT = segments_BT > 0
         return block(x_BTD, positions_BT, seen, frequency_K, real_BT=real_BT, key=layer.get("key"))[:2]
 
-    x_BTD, balance_L = run_layers(blocks, x_BTD, per_layer, call, compute)
+    x_BTD, balance_L = run_layers(blocks, x_BTD, per_layer, call, compute, target)
     return x_BTD, balance_L.mean()
 
 
@@ -159,6 +159,7 @@ class Decoder(nnx.Module):
     Args:
       model: the architecture.
       compute: types, remat and kernels.
+      target: what the program is built for.
       key: for the initial parameters.
       scanned: layers stacked for training (True) or apart for decoding (False); the parameters of
         one form come from the other's by `decoding_params`.
@@ -167,17 +168,21 @@ class Decoder(nnx.Module):
     output_bias = None
     """The output projection has none."""
 
-    def __init__(self, model: GPT, compute: Compute, key: jax.Array, *, scanned: bool = True) -> None:
-        self.model, self.compute = model, compute
+    def __init__(
+        self, model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
+    ) -> None:
+        self.model, self.compute, self.target = model, compute, target
         keys = jax.random.split(key, 4)
         self.embed = Embedding(keys[0], model.vocab_size, model.width, std=0.02)
         self.position = (
-            Embedding(keys[1], model.context, model.width, std=0.02, axes=("position", "embed"))
+            Embedding(
+                keys[1], model.context, model.width, std=0.02, axes=("position", "embed"), role="position"
+            )
             if model.position == "learned"
             else None
         )
-        self.blocks = make_blocks(model, compute, keys[2], scanned=scanned)
-        self.norm = None if model.norm_at == "post" else model_norm(model)
+        self.blocks = make_blocks(model, compute, target, keys[2], scanned=scanned)
+        self.norm = None if model.norm_at == "post" else model_norm(model, target)
         self.head = None if model.tied else Embedding(keys[3], model.vocab_size, model.width, std=0.02)
 
     @property
@@ -186,7 +191,7 @@ class Decoder(nnx.Module):
         return (self.head or self.embed).weight[...]
 
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        dtype = stream_dtype(jnp.dtype(self.compute.dtype))
+        dtype = self.target.stream_dtype(self.compute)
         x_BTD = self.embed(tokens_BT, dtype)
         if self.model.embed_scale:
             x_BTD = x_BTD * jnp.asarray(self.model.width**0.5, dtype)  # rounded as Gemma does
@@ -202,7 +207,7 @@ class Decoder(nnx.Module):
         model = self.model
         embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = dropout(self._embed(batch.tokens_BT, batch.positions_BT), model.dropout, embed_key)
-        x_BTD, balance = run_blocks(self.blocks, model, self.compute, x_BTD, batch, layers_key)
+        x_BTD, balance = run_blocks(self.blocks, model, self.compute, self.target, x_BTD, batch, layers_key)
         return Features(self._last(x_BTD), balance)
 
     def transform(self, x_BTD: jax.Array) -> jax.Array:

@@ -14,7 +14,8 @@ from flax import nnx
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Classifier, Compute
 from jaxgpt.layers.linear import Embedding, unembed
-from jaxgpt.models.gpt import dropout
+from jaxgpt.layers.residual import dropout
+from jaxgpt.target import Target
 
 
 class ClassifierModule(nnx.Module):
@@ -26,20 +27,28 @@ class ClassifierModule(nnx.Module):
     Args:
       model: the backbone's config, the labels and how they are pooled.
       compute: types, remat and kernels.
+      target: what the program is built for.
       key: for the initial parameters.
       backbone: the module of the backbone's config.
       scanned: layers stacked, or apart.
     """
 
     def __init__(
-        self, model: Classifier, compute: Compute, key: jax.Array, *, backbone: type, scanned: bool = True
+        self,
+        model: Classifier,
+        compute: Compute,
+        target: Target,
+        key: jax.Array,
+        *,
+        backbone: type,
+        scanned: bool = True,
     ) -> None:
         self.model, self.compute = model, compute
         keys = jax.random.split(key)
-        self.backbone = backbone(model.backbone, compute, keys[0], scanned=scanned)
+        self.backbone = backbone(model.backbone, compute, target, keys[0], scanned=scanned)
         # Labels are few: their axis is never split.
         self.head = Embedding(keys[1], len(model.labels), model.width, std=0.02, axes=("position", "embed"))
-        self.bias = nnx.Param(jnp.zeros(len(model.labels)), axes=("vector",))
+        self.bias = nnx.Param(jnp.zeros(len(model.labels)), axes=("vector",), role="bias")
 
     @property
     def unembedding(self) -> jax.Array:

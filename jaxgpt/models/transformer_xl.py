@@ -24,13 +24,13 @@ from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
 from jaxgpt.layers.attention import Mask, Seen, attend, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
-from jaxgpt.layers.fusion import pin, stream_dtype
-from jaxgpt.layers.linear import Embedding, Linear, unembed
+from jaxgpt.layers.linear import Embedding, Linear, add_bias, unembed
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.norm import model_norm
+from jaxgpt.layers.residual import dropout, residual
 from jaxgpt.layers.stack import run_layers, stacked
-from jaxgpt.models.gpt import dropout
 from jaxgpt.sharding import constrain
+from jaxgpt.target import Target
 
 
 class Memory(NamedTuple):
@@ -45,11 +45,10 @@ class Memory(NamedTuple):
     segments_BM: jax.Array
 
 
-def init_memory(model: TransformerXL, compute: Compute, rows: int, length: int) -> Memory:
+def init_memory(model: TransformerXL, compute: Compute, target: Target, rows: int, length: int) -> Memory:
     """A memory of nothing: `length` tokens of each of `rows` rows."""
     shape = (rows, model.layers, length, model.width)
-    dtype = stream_dtype(jnp.dtype(compute.dtype))
-    return Memory(jnp.zeros(shape, dtype), jnp.zeros((rows, length), jnp.int32))
+    return Memory(jnp.zeros(shape, target.stream_dtype(compute)), jnp.zeros((rows, length), jnp.int32))
 
 
 def decoding_window(model: TransformerXL) -> int:
@@ -95,29 +94,30 @@ class Biases(nnx.Module):
     def __init__(self, key: jax.Array, model: TransformerXL) -> None:
         u_key, v_key = jax.random.split(key)
         shape, axes = (model.heads, model.head), ("heads", "head")
-        self.u = nnx.Param(0.02 * jax.random.normal(u_key, shape), axes=axes)
-        self.v = nnx.Param(0.02 * jax.random.normal(v_key, shape), axes=axes)
+        self.u = nnx.Param(0.02 * jax.random.normal(u_key, shape), axes=axes, role="bias")
+        self.v = nnx.Param(0.02 * jax.random.normal(v_key, shape), axes=axes, role="bias")
 
 
 class RelativeAttention(nnx.Module):
     """Attention with relative positions over a memory and the segment, or over a cache."""
 
-    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
         D, H, K = model.width, model.heads, model.head
-        keys, dtype = jax.random.split(key, 6), jnp.dtype(compute.dtype)
+        keys, self.target = jax.random.split(key, 6), target
+        how = {"bias": False, "dtype": jnp.dtype(compute.dtype), "target": target}
 
         def into_heads(key: jax.Array, name: str) -> Linear:
-            return Linear(key, (D,), (H, K), ("embed", name, "head"), bias=False, std=0.02, dtype=dtype)
+            return Linear(key, (D,), (H, K), ("embed", name, "head"), std=0.02, **how)
 
         self.q, self.relative = into_heads(keys[0], "heads"), into_heads(keys[1], "heads")
         self.k, self.v = into_heads(keys[2], "kv_heads"), into_heads(keys[3], "kv_heads")
         std = 0.02 * (2 * model.layers) ** -0.5
         axes = ("heads", "head", "embed")
-        self.out = Linear(keys[4], (H, K), (D,), axes, bias=False, std=std, dtype=dtype)
+        self.out = Linear(keys[4], (H, K), (D,), axes, std=std, **how)
         self.biases = None if model.shared_biases else Biases(keys[5], model)
         self.scale = K**-0.5
         # Says, or under `strict` raises, that no other kernel takes scores by distance.
-        pick_kernel(replace(model.blocks, position="relative"), compute)
+        pick_kernel(replace(model.blocks, position="relative"), compute, target)
 
     def __call__(
         self,
@@ -145,11 +145,11 @@ class RelativeAttention(nnx.Module):
         biases = self.biases or shared
         assert biases is not None
         q_BTHK, k_BSHK, v_BSHK = self.q(x_BTD), self.k(keys_BSD), self.v(keys_BSD)
-        u_HK, v_HK = (b[...].astype(q_BTHK.dtype) for b in (biases.u, biases.v))
+        qu_BTHK, qv_BTHK = (add_bias(q_BTHK, b[...], self.target) for b in (biases.u, biases.v))
         r_NHK = self.relative(sinusoid_ND.astype(x_BTD.dtype))
 
         def by_distance(r_NHK: jax.Array) -> jax.Array:
-            q = (q_BTHK + v_HK) * self.scale
+            q = qv_BTHK * self.scale
             return jnp.einsum("bthk,nhk->bhtn", q, r_NHK, preferred_element_type=jnp.float32)
 
         if cache is None:
@@ -160,19 +160,19 @@ class RelativeAttention(nnx.Module):
             k_BSHK, v_BSHK = cache
             back_B1TS = jnp.clip(seen.distance_BTS, 0, len(r_NHK) - 1)[:, None]
             bias_BHTS = jnp.take_along_axis(by_distance(r_NHK), back_B1TS, axis=-1)
-        y_BTHK = attend(q_BTHK + u_HK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS)
+        y_BTHK = attend(qu_BTHK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS)
         return self.out(y_BTHK), cache
 
 
 class Layer(nnx.Module):
     """Attention, then the MLP, each on a residual branch with its norm after the sum or on its input."""
 
-    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute) -> None:
+    def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
         attention_key, mlp_key = jax.random.split(key)
-        self.attention_norm, self.mlp_norm = model_norm(model.blocks), model_norm(model.blocks)
-        self.attention = RelativeAttention(attention_key, model, compute)
-        self.mlp = MLP(mlp_key, model.blocks, compute)
-        self.rate, self.post = model.dropout, model.norm_at == "post"
+        self.attention_norm, self.mlp_norm = (model_norm(model.blocks, target) for _ in range(2))
+        self.attention = RelativeAttention(attention_key, model, compute, target)
+        self.mlp = MLP(mlp_key, model.blocks, compute, target)
+        self.rate, self.post, self.target = model.dropout, model.norm_at == "post", target
 
     def __call__(
         self, x_BTD: jax.Array, keys_BSD: jax.Array, *how: Any, key: jax.Array | None = None
@@ -181,14 +181,17 @@ class Layer(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         if self.post:
             y_BTD, cache = self.attention(x_BTD, keys_BSD, *how)
-            x_BTD = self.attention_norm(pin(x_BTD + dropout(y_BTD, self.rate, keys[0])))
-            x_BTD = self.mlp_norm(pin(x_BTD + dropout(self.mlp(x_BTD), self.rate, keys[1])))
+            x_BTD = self.attention_norm(self._add(x_BTD, y_BTD, keys[0]))
+            x_BTD = self.mlp_norm(self._add(x_BTD, self.mlp(x_BTD), keys[1]))
         else:
             keys_BSD = self.attention_norm(keys_BSD)
             y_BTD, cache = self.attention(keys_BSD[:, -x_BTD.shape[1] :], keys_BSD, *how)
-            x_BTD = pin(x_BTD + dropout(y_BTD, self.rate, keys[0]))
-            x_BTD = pin(x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.rate, keys[1]))
+            x_BTD = self._add(x_BTD, y_BTD, keys[0])
+            x_BTD = self._add(x_BTD, self.mlp(self.mlp_norm(x_BTD)), keys[1])
         return constrain(x_BTD, "batch", "length", "features"), cache
+
+    def _add(self, x_BTD: jax.Array, y_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
+        return residual(x_BTD, dropout(y_BTD, self.rate, key), self.target)
 
 
 class Recurrent(nnx.Module):
@@ -199,23 +202,23 @@ class Recurrent(nnx.Module):
     """
 
     def __init__(
-        self, model: TransformerXL, compute: Compute, key: jax.Array, *, scanned: bool = True
+        self, model: TransformerXL, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
     ) -> None:
-        self.model, self.compute = model, compute
+        self.model, self.compute, self.target = model, compute, target
         keys, V, D = jax.random.split(key, 5), model.vocab_size, model.width
         plain = not model.cutoffs
-        self.embed = Embedding(keys[0], V, D, std=0.02) if plain else Tables(keys[0], model, compute)
+        self.embed = Embedding(keys[0], V, D, std=0.02) if plain else Tables(keys[0], model, compute, target)
         self.biases = Biases(keys[1], model) if model.shared_biases else None
 
         def make(key: jax.Array) -> Layer:
-            return Layer(key, model, compute)
+            return Layer(key, model, compute, target)
 
         layers = jax.random.split(keys[2], model.layers)
         self.blocks = stacked(make, keys[2], model.layers) if scanned else nnx.List(map(make, layers))
-        self.norm = None if model.norm_at == "post" else model_norm(model.blocks)
+        self.norm = None if model.norm_at == "post" else model_norm(model.blocks, target)
         self.head = Embedding(keys[3], V, D, std=0.02) if plain and not model.tied else None
-        self.bias = nnx.Param(jnp.zeros(V), axes=("vocab",)) if plain else None
-        self.adaptive = None if plain else AdaptiveSoftmax(keys[4], model, compute)
+        self.bias = nnx.Param(jnp.zeros(V), axes=("vocab",), role="bias") if plain else None
+        self.adaptive = None if plain else AdaptiveSoftmax(keys[4], model, compute, target)
 
     @property
     def unembedding(self) -> jax.Array:
@@ -229,7 +232,7 @@ class Recurrent(nnx.Module):
         return None if self.bias is None else self.bias[...]
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-        dtype = stream_dtype(jnp.dtype(self.compute.dtype))
+        dtype = self.target.stream_dtype(self.compute)
         x_BTD = self.embed(tokens_BT, dtype) * jnp.asarray(self.model.width**0.5, dtype)
         return constrain(x_BTD, "batch", "length", "features")
 
@@ -266,7 +269,7 @@ class Recurrent(nnx.Module):
             y_BTD, _ = layer(x_BTD, keys_BSD, seen, sinusoid_ND, self.biases, key=given.get("key"))
             return y_BTD, kept_BMD
 
-        x_BTD, kept_LBMD = run_layers(self.blocks, x_BTD, per_layer, call, self.compute)
+        x_BTD, kept_LBMD = run_layers(self.blocks, x_BTD, per_layer, call, self.compute, self.target)
         if memory is not None:
             memory = Memory(jnp.moveaxis(kept_LBMD, 0, 1), segments_BS[:, T:])
         return Features(self._last(x_BTD), memory=memory)

@@ -28,6 +28,7 @@ from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate,
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
 from jaxgpt.sharding import make_mesh, spec
+from jaxgpt.target import Target
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -93,6 +94,7 @@ class Generator:
         )
         # Neither remat nor a training kernel plays a part here: one form shares compiled programs.
         self.model, self.compute = model, Compute(dtype=compute.dtype, attention="xla")
+        self.target = Target.of(mesh)
         self.tokenizer, self.mesh = tokenizer, mesh
         self.stop = tokenizer.stop_ids
         """Ids that end a row unless a call says otherwise."""
@@ -102,7 +104,7 @@ class Generator:
     def update(self, params: dict) -> None:
         """Use other parameters (of the training form) from now on."""
         with self._on_mesh():
-            self.params = prepare(self.model, self.compute, params)
+            self.params = prepare(self.model, self.compute, self.target, params)
 
     @classmethod
     def load(cls, folder: str | Path, *, which: str = "best", mesh: Mesh | None = None) -> Generator:
@@ -164,7 +166,10 @@ class Generator:
                 len(given) == len(prompts),
                 f"{name} has {len(given)} entries for {len(prompts)} prompts; give one a prompt.",
             )
-        program = Program(self.model, self.compute, bucket(max(ends), context), vocab, features_of(settings))
+        program = Program(
+            *(self.model, self.compute, self.target),
+            *(bucket(max(ends), context), vocab, features_of(settings)),
+        )
         stops = self.stop if stop is None else tuple(stop)
         extra = -len(prompts) % self._row_shards()
         T = bucket(max(map(len, prompts)), context)

@@ -22,7 +22,10 @@ from jaxgpt.layers.cache import Cache, init_cache
 from jaxgpt.models import abstract_model, decoding_params
 from jaxgpt.sample.strategies import Controls, Features, choose
 from jaxgpt.sharding import constrain
+from jaxgpt.target import Target
 
+CAST = ("matrix", "embedding", "position")
+"""Roles of the parameters that a product or a look-up reads in the compute type."""
 SMALLEST, STRIDE = 32, 512
 """Lengths are rounded up to powers of two between these, then to multiples of `STRIDE`."""
 
@@ -70,13 +73,14 @@ class Program:
 
     model: Model
     compute: Compute
+    target: Target
     slots: int
     vocab: int
     features: Features
 
     def merge(self, params: dict) -> Any:
         """The model around its parameters (in traced code)."""
-        return nnx.merge(abstract_model(self.model, self.compute, scanned=False)[0], params)
+        return nnx.merge(abstract_model(self.model, self.compute, self.target, scanned=False)[0], params)
 
     def prefill(self, params: dict, rows: Rows) -> State:
         """Run all prompts at once and choose each row's first token.
@@ -171,19 +175,19 @@ def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.
     return state, _everywhere(state.made)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def prepare(model: Model, compute: Compute, params: dict) -> dict:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dict:
     """Training parameters in the form decoding wants: layers apart, weights in the compute type.
 
     The cast changes no result, since every product casts its weight anyway; it is done once here
     instead of at every token. Norms and biases stay float32.
     """
-    _, abstract = abstract_model(model, compute, scanned=False)
-    axes = {path: v.get_metadata()["axes"] for path, v in nnx.to_flat_state(abstract)}
+    _, abstract = abstract_model(model, compute, target, scanned=False)
+    about = {path: v.get_metadata() for path, v in nnx.to_flat_state(abstract)}
 
     def one(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
         names = tuple(entry.key for entry in path)
-        p = p.astype(compute.dtype) if names[-1] == "weight" else p
-        return constrain(p, *axes[names])
+        p = p.astype(compute.dtype) if about[names]["role"] in CAST else p
+        return constrain(p, *about[names]["axes"])
 
     return jax.tree_util.tree_map_with_path(one, decoding_params(model, params))

@@ -177,7 +177,9 @@ class Loop:
         )
         # A fresh memory of every device's own rows, made anew for each evaluation.
         self.memory_fn = jax.jit(
-            lambda: init_memory(self.run.model, self.run.compute, train.batch_size, evaluation=True),
+            lambda: init_memory(
+                self.run.model, self.run.compute, program.target, train.batch_size, evaluation=True
+            ),
             out_shardings=self.layout,
         )
 

@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding
 
 from jaxgpt.checkpoint import State
 from jaxgpt.config import Run
-from jaxgpt.layers.fusion import on_cpu
 from jaxgpt.models import abstract_model, frozen_paths, init_memory, init_params
 from jaxgpt.optim import make_optimizer, state_shardings
 from jaxgpt.sharding import param_shardings, replicated, spec
+from jaxgpt.target import Target
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Program:
       shardings: a `State` of shardings.
       abstract: a `State` of `ShapeDtypeStruct`s with shardings, the target of a restore.
       mesh: the mesh.
+      target: what it is built for.
     """
 
     graphdef: nnx.GraphDef
@@ -36,16 +37,24 @@ class Program:
     shardings: State
     abstract: State
     mesh: jax.sharding.Mesh
+    target: Target
 
 
-def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
-    """Build everything about a run that needs no arrays."""
-    graphdef, model = abstract_model(run.model, run.compute)
+def make_program(run: Run, mesh: jax.sharding.Mesh, target: Target | None = None) -> Program:
+    """Build everything about a run that needs no arrays.
+
+    Args:
+      run: the config.
+      mesh: of devices that are here or absent.
+      target: what to build for, if not for the mesh's devices: an accelerator's program runs on a CPU, too.
+    """
+    target = target or Target.of(mesh)
+    graphdef, model = abstract_model(run.model, run.compute, target)
     optimizer = make_optimizer(run.optim, run.train.steps, model, frozen=frozen_paths(run.model))
     params = nnx.to_pure_dict(model)
     layout = param_shardings(model, mesh)
     whole: Any = replicated(mesh)
-    memory = jax.eval_shape(lambda: init_memory(run.model, run.compute, run.train.batch_size))
+    memory = jax.eval_shape(lambda: init_memory(run.model, run.compute, target, run.train.batch_size))
     rows = jax.tree.map(lambda _: NamedSharding(mesh, spec(("batch",))), memory)
     shardings = State(whole, whole, layout, state_shardings(optimizer, params, layout, whole), rows)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -53,7 +62,7 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    return Program(graphdef, optimizer, shardings, abstract, mesh)
+    return Program(graphdef, optimizer, shardings, abstract, mesh, target)
 
 
 def init_state(run: Run, program: Program, params: dict | None = None) -> State:
@@ -66,15 +75,17 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
     """
 
     def fresh(key: jax.Array, given: dict) -> State:
-        params = init_params(run.model, run.compute, key) | given
-        zero, memory = jnp.zeros((), jnp.int32), init_memory(run.model, run.compute, run.train.batch_size)
+        params = init_params(run.model, run.compute, program.target, key) | given
+        zero = jnp.zeros((), jnp.int32)
+        memory = init_memory(run.model, run.compute, program.target, run.train.batch_size)
         return State(zero, zero, params, program.optimizer.init(params), memory)
 
+    # It runs once: on a CPU optimising it takes longer than what it then saves.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     with jax.set_mesh(program.mesh):
         born = jax.jit(
             fresh,
             out_shardings=program.shardings,
-            # It runs once: on a CPU optimising it takes longer than what it then saves.
-            compiler_options={"xla_backend_optimization_level": 1} if on_cpu() else None,
+            compiler_options=options,
         )
         return born(jax.random.key(run.train.seed), params or {})

@@ -17,7 +17,6 @@ from flax import nnx
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import require
-from jaxgpt.layers.fusion import pin
 from jaxgpt.objectives import Objective
 from jaxgpt.train.state import Program, State
 
@@ -56,7 +55,7 @@ def train_step(
     good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
 
     # Pinned: the old moments are then dead before the parameters change, and need no copy.
-    updates, opt = pin(program.optimizer.update(grads, state.opt, state.params))
+    updates, opt = program.target.pin(program.optimizer.update(grads, state.opt, state.params))
     params = optax.apply_updates(state.params, updates)
     params, opt = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (params, opt), (state.params, state.opt)

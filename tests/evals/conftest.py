@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import FLOAT32, MODERN, mesh, sharp_params
+from tiny import FLOAT32, HERE, MODERN, mesh, sharp_params
 
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import GPT, Run, Text, to_json
@@ -71,7 +71,7 @@ def reciter() -> Scorer:
     tokenizer = ByteTokenizer()
     links = dict(pairwise("xyz abc\n")) | {"\n": "a"}
     model = GPT(vocab_size=264, context=48, layers=1, width=264, heads=1, tied=False)
-    shapes = jax.eval_shape(lambda: init_params(model, COMPUTE, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(model, COMPUTE, HERE, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     params["norm"]["scale"] += 1
     params["embed"]["weight"] = 10 * np.eye(model.vocab_size, dtype=np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import COMPUTE, MODEL, ROWS
 from flax import nnx
-from tiny import place, plain, sharp_params
+from tiny import HERE, place, plain, sharp_params
 
 from jaxgpt.config import GPT, Bert, UserError
 from jaxgpt.evals.scoring import Score, Scorer, encode_pair
@@ -32,7 +32,7 @@ NEVER = (-2,)
 
 @partial(jax.jit, static_argnums=0)
 def _logprobs(model: GPT, params: dict, tokens_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    decoder = nnx.merge(abstract_model(model, COMPUTE)[0], params)
+    decoder = nnx.merge(abstract_model(model, COMPUTE, HERE)[0], params)
     batch = replace(plain(tokens_BT), weights_BT=weights_BT)
     return jax.nn.log_softmax(decoder.logits(decoder.hidden(batch).x_BTD))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import FLOAT32
+from tiny import FLOAT32, HERE
 
 from jaxgpt.config import TransformerXL
 from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
@@ -34,7 +34,7 @@ forms = pytest.mark.parametrize("name", FORMS)
 def parts(name: str) -> tuple[Tables, AdaptiveSoftmax, jax.Array]:
     """Embedding and softmax with large random weights, biases included; features."""
     model, keys = FORMS[name], jax.random.split(jax.random.key(0), 3)
-    modules = Tables(keys[0], model, FLOAT32), AdaptiveSoftmax(keys[1], model, FLOAT32)
+    modules = Tables(keys[0], model, FLOAT32, HERE), AdaptiveSoftmax(keys[1], model, FLOAT32, HERE)
     for module in modules:
         state = nnx.state(module)
         random = np.random.default_rng(1)

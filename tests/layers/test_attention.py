@@ -17,11 +17,12 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import MIXED, mesh
+from tiny import HERE, MIXED, mesh
 
 from jaxgpt.config import GPT, Compute, UserError
 from jaxgpt.layers.attention import Attention, Mask, Seen, attend, pick_kernel
 from jaxgpt.layers.position import frequencies
+from jaxgpt.target import Target
 
 FLOAT32 = Compute(dtype="float32", attention="xla")
 B, T, K = 2, 6, 4
@@ -142,7 +143,7 @@ MODEL = GPT(vocab_size=8, context=T, layers=2, width=12, heads=4, kv_heads=2, he
 
 def build(model: GPT) -> Attention:
     """An attention layer whose parameters are all random: biases and scales too."""
-    layer = Attention(jax.random.key(0), model, FLOAT32)
+    layer = Attention(jax.random.key(0), model, FLOAT32, HERE)
     graphdef, state = nnx.split(layer)
     leaves, tree = jax.tree.flatten(state)
     leaves = [0.5 * normal(10 + i, *leaf.shape) for i, leaf in enumerate(leaves)]
@@ -200,11 +201,15 @@ def _fresh():
     ("asked", "level", "words"),
     [
         ("auto", logging.INFO, "attention kernel: xla"),
-        ("cudnn", logging.WARNING, "attention kernel: xla instead of cudnn, because it needs a GPU, not cpu"),
+        (
+            "cudnn",
+            logging.WARNING,
+            "attention kernel: xla instead of cudnn, because it needs a GPU, not a CPU",
+        ),
         (
             "splash",
             logging.WARNING,
-            "attention kernel: xla instead of splash, because it needs a TPU, not cpu",
+            "attention kernel: xla instead of splash, because it needs a TPU, not a CPU",
         ),
         ("xla", None, ""),
     ],
@@ -214,7 +219,7 @@ def test_the_kernel_is_picked_once_and_said(
 ) -> None:
     caplog.set_level(logging.INFO, "jaxgpt")
     for _ in range(2):
-        assert pick_kernel(MODEL, Compute(attention=asked)) == "xla"
+        assert pick_kernel(MODEL, Compute(attention=asked), HERE) == "xla"
     assert [r.levelno for r in caplog.records] == [level] * (level is not None)
     assert caplog.text.count(words or "attention kernel") == (level is not None)
 
@@ -226,7 +231,7 @@ def test_the_kernel_is_picked_once_and_said(
         ("gpu", GPT(), Compute(), "cudnn"),
         ("gpu", GPT(), Compute(dtype="float32"), "compute.dtype bfloat16, not float32"),
         ("gpu", GPT(head_width=100), Compute(), "multiple of 8 up to 128, not 100"),
-        ("gpu", GPT(), Compute(attention="splash"), "a TPU, not gpu"),
+        ("gpu", GPT(), Compute(attention="splash"), "a TPU, not a GPU"),
         ("tpu", GPT(windows=(64,)), Compute(dtype="float32"), "splash"),
         ("tpu", GPT(windows=(64, 0)), Compute(), r"same window in every layer, not model.windows \(64, 0\)"),
         ("tpu", GPT(windows=(64, 0)), Compute(attention="xla"), "xla"),
@@ -237,25 +242,24 @@ def test_a_platform_takes_its_fastest_or_says_why_not(
     model: GPT,
     compute: Compute,
     kernel: str,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    target = Target(platform, platform)
     if " " not in kernel:
-        assert pick_kernel(model, replace(compute, strict=True)) == kernel
+        assert pick_kernel(model, replace(compute, strict=True), target) == kernel
         return
-    assert pick_kernel(model, compute) == "xla"
+    assert pick_kernel(model, compute, target) == "xla"
     assert caplog.records[0].levelno == logging.WARNING
     with pytest.raises(UserError, match=f"cannot run here: it needs a?.*{kernel}; use 'xla'"):
-        pick_kernel(model, replace(compute, strict=True))
+        pick_kernel(model, replace(compute, strict=True), target)
 
 
 @pytest.mark.usefixtures("_fresh")
 def test_strict_raises_instead_of_falling_back() -> None:
-    message = "compute.attention is 'cudnn' but cudnn cannot run here: it needs a GPU, not cpu; use 'xla'"
+    message = "compute.attention is 'cudnn' but cudnn cannot run here: it needs a GPU, not a CPU; use 'xla'"
     with pytest.raises(UserError, match=message):
-        pick_kernel(MODEL, Compute(attention="cudnn", strict=True))
-    assert pick_kernel(MODEL, Compute(attention="auto", strict=True)) == "xla"  # nothing faster is here
+        pick_kernel(MODEL, Compute(attention="cudnn", strict=True), HERE)
+    assert pick_kernel(MODEL, Compute(attention="auto", strict=True), HERE) == "xla"  # nothing faster is here
 
 
 @pytest.mark.parametrize(
@@ -276,7 +280,7 @@ def test_splash_attention_equals_the_plain_one(causal: bool, window: int, sizes:
 
     @jax.jit
     def both(seen: Mask | jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        y, back = jax.vjp(lambda q, k, v: attend(q, k, v, seen), q, k, v)
+        y, back = jax.vjp(lambda q, k, v: attend(q, k, v, seen, interpret=True), q, k, v)
         return y, back(cotangent)
 
     plain = both(mask.dense())

@@ -1,7 +1,4 @@
-"""The seam of all products, the tables around the layers, and the cap on logits.
-
-That a float32 product is `tensordot`, and what is rounded in half precision: test_fusion.py.
-"""
+"""The seam of all products, the tables around the layers, and the cap on logits."""
 
 from __future__ import annotations
 
@@ -10,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from same import assert_same, normal
+from tiny import HERE
 
-from jaxgpt.layers.linear import Embedding, Linear, contract, softcap, unembed
+from jaxgpt.layers.linear import Embedding, Linear, contract, product, softcap, unembed
 
 HALF, SINGLE = jnp.dtype("bfloat16"), jnp.dtype("float32")
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jnp.float32(np.random.default_rng(seed).standard_normal(shape))
 
 
 def wide(x: jax.Array) -> np.ndarray:
@@ -33,7 +28,7 @@ def test_half_precision_products_and_their_gradients(
     x_shape: tuple[int, ...], w_shape: tuple[int, ...], axes: int, stream: jnp.dtype
 ) -> None:
     x, w = normal(0, *x_shape).astype(stream), normal(1, *w_shape)
-    y, back = jax.jit(lambda x, w: jax.vjp(lambda x, w: contract(x, w, axes, HALF), x, w))(x, w)
+    y, back = jax.jit(lambda x, w: jax.vjp(lambda x, w: contract(x, w, axes, HALF, HERE), x, w))(x, w)
     assert y.dtype == stream
     dy = normal(2, *y.shape).astype(stream)
     dx, dw = back(dy)
@@ -54,7 +49,7 @@ def test_half_precision_products_and_their_gradients(
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_contracts_the_last_axes_and_adds_its_bias(bias: bool) -> None:
     axes = ("heads", "head", "embed")
-    layer = Linear(jax.random.key(0), (3, 4), (8,), axes, bias=bias, std=0.5, dtype=SINGLE)
+    layer = Linear(jax.random.key(0), (3, 4), (8,), axes, bias=bias, std=0.5, dtype=SINGLE, target=HERE)
     graphdef, state = nnx.split(layer)
     state = jax.tree.map(lambda leaf: normal(3, *leaf.shape), state)
     layer, x = nnx.merge(graphdef, state), normal(0, 2, 5, 3, 4)
@@ -65,9 +60,8 @@ def test_a_linear_layer_contracts_the_last_axes_and_adds_its_bias(bias: bool) ->
 
 
 def test_a_linear_layer_starts_with_its_spread_and_no_bias() -> None:
-    layer = Linear(
-        jax.random.key(0), (64,), (8, 16), ("embed", "heads", "head"), bias=True, std=0.3, dtype=HALF
-    )
+    axes = ("embed", "heads", "head")
+    layer = Linear(jax.random.key(0), (64,), (8, 16), axes, bias=True, std=0.3, dtype=HALF, target=HERE)
     np.testing.assert_allclose(layer.weight[...].std(), 0.3, rtol=0.05)
     assert not layer.bias[...].any()
     assert layer.weight.get_metadata()["axes"] == ("embed", "heads", "head")
@@ -118,3 +112,32 @@ def test_softcap_bounds_keeps_order_and_leaves_what_is_small() -> None:
     np.testing.assert_allclose(softcap(x / 1000, 30.0), x / 1000, rtol=1e-4)
     np.testing.assert_allclose(jax.grad(lambda v: softcap(v, 30.0))(0.0), 1.0)
     assert softcap(x, None) is x
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "axes"), [((2, 5, 8), (8, 3, 4), 1), ((2, 5, 3, 4), (3, 4, 8), 2)]
+)
+def test_contract_is_tensordot(x_shape: tuple[int, ...], w_shape: tuple[int, ...], axes: int) -> None:
+    x, w = normal(0, *x_shape), normal(1, *w_shape)
+    assert_same(
+        lambda x, w: contract(x, w, axes, jnp.dtype("float32"), HERE),
+        lambda x, w: jnp.tensordot(x, w, axes),
+        x,
+        w,
+    )
+
+
+def test_bfloat16_product_rounds_its_factors_alone() -> None:
+    """Result and gradients stay float32: only what is multiplied is rounded, once."""
+    x, w, dy = normal(0, 64, 32), normal(1, 32, 16), normal(2, 64, 16)
+    y, back = jax.vjp(lambda x, w: product(x, w, jnp.dtype("bfloat16"), HERE), x, w)
+    x16, w16, dy16 = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, w, dy))
+    for ours, plain in zip((y, *back(dy)), (x16 @ w16, dy16 @ w16.T, x16.T @ dy16), strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_barriers_change_no_value() -> None:
+    tree = {"a": normal(0, 3, 4), "b": jnp.arange(3)}
+    assert HERE.barriers
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(HERE.pin)(tree), tree)

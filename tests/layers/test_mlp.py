@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from same import assert_same, normal
+from tiny import HERE
 
 from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.mlp import MLP, gelu
@@ -35,7 +37,7 @@ def plain_silu(x: np.ndarray) -> np.ndarray:
 )
 def test_the_mlp_is_its_formula(model: GPT) -> None:
     random = np.random.default_rng(0)
-    graphdef, state = nnx.split(MLP(jax.random.key(0), model, FLOAT32))
+    graphdef, state = nnx.split(MLP(jax.random.key(0), model, FLOAT32, HERE))
     mlp = nnx.merge(graphdef, jax.tree.map(lambda p: jnp.float32(random.standard_normal(p.shape)), state))
     x = random.standard_normal((2, 3, 12))
 
@@ -62,7 +64,12 @@ def test_output_projections_start_smaller_in_deeper_models() -> None:
     sizes = []
     for layers in (1, 16):
         model = GPT(vocab_size=8, width=64, heads=2, layers=layers)
-        mlp = MLP(jax.random.key(0), model, FLOAT32)
+        mlp = MLP(jax.random.key(0), model, FLOAT32, HERE)
         np.testing.assert_allclose(mlp.up.weight[...].std(), 0.02, rtol=0.05)
         sizes.append(float(mlp.down.weight[...].std()))
     np.testing.assert_allclose(sizes, [0.02 / math.sqrt(2), 0.02 / math.sqrt(32)], rtol=0.05)
+
+
+def test_gelu_is_the_tanh_form() -> None:
+    x = jnp.concatenate([jnp.linspace(-30, 30, 401), normal(0, 100)])
+    assert_same(gelu, lambda x: jax.nn.gelu(x, approximate=True), x)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import FLOAT32, ONE, assert_close, mesh
+from tiny import FLOAT32, HERE, ONE, assert_close, mesh
 
 from jaxgpt.config import GPT, MoE
 from jaxgpt.layers.mlp import ACTIVATIONS
@@ -30,7 +30,7 @@ forms = pytest.mark.parametrize("model", [PLAIN, MIXTRAL, QWEN], ids=["plain", "
 
 @cache
 def build(model: GPT) -> tuple[nnx.GraphDef, dict]:
-    graphdef, state = nnx.split(Experts(jax.random.key(0), model, FLOAT32))
+    graphdef, state = nnx.split(Experts(jax.random.key(0), model, FLOAT32, HERE))
     random = np.random.default_rng(0)
     params = nnx.to_pure_dict(state)
     return graphdef, jax.tree.map(lambda p: jnp.float32(0.5 * random.standard_normal(p.shape)), params)

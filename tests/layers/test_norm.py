@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import HERE
 
 from jaxgpt.layers.norm import Norm
 
@@ -15,7 +16,7 @@ WIDTH = 12
 
 def make(kind: str, eps: float = 1e-5, *, bias: bool) -> Norm:
     """A norm with a random scale, and a random bias where it has one."""
-    norm, random = Norm(WIDTH, kind, eps, bias=bias), np.random.default_rng(0)
+    norm, random = Norm(WIDTH, kind, eps, HERE, bias=bias), np.random.default_rng(0)
     graphdef, state = nnx.split(norm)
     state = jax.tree.map(lambda leaf: jnp.float32(random.standard_normal(leaf.shape)), state)
     return nnx.merge(graphdef, state)
@@ -42,7 +43,10 @@ def test_a_norm_is_what_its_paper_defines(kind: str, bias: bool, eps: float) -> 
 
 def test_a_new_norm_scales_by_one_and_rmsnorm_has_no_bias() -> None:
     x = jnp.float32(np.random.default_rng(1).standard_normal((7, WIDTH)))
-    layernorm, rmsnorm = Norm(WIDTH, "layernorm", 1e-6, bias=True), Norm(WIDTH, "rmsnorm", 1e-6, bias=True)
+    layernorm, rmsnorm = (
+        Norm(WIDTH, "layernorm", 1e-6, HERE, bias=True),
+        Norm(WIDTH, "rmsnorm", 1e-6, HERE, bias=True),
+    )
     assert rmsnorm.bias is None
     y = np.asarray(layernorm(x))
     np.testing.assert_allclose([y.mean(-1), y.var(-1)], np.stack([np.zeros(7), np.ones(7)]), atol=1e-4)

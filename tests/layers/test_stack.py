@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import assert_close, assert_same
+from tiny import HERE, assert_close, assert_same
 
 from jaxgpt.config import Compute
 from jaxgpt.layers.linear import Linear
@@ -29,8 +29,10 @@ class Layer(nnx.Module):
     """Small, but with what a block has: parameters of two kinds, a product, and what differs by layer."""
 
     def __init__(self, key: jax.Array) -> None:
-        self.norm = Norm(D, "rmsnorm", 1e-5)
-        self.inner = Linear(key, (D,), (D,), ("embed", "mlp"), bias=True, std=0.5, dtype=jnp.dtype("float32"))
+        self.norm = Norm(D, "rmsnorm", 1e-5, HERE)
+        self.inner = Linear(
+            key, (D,), (D,), ("embed", "mlp"), bias=True, std=0.5, dtype=jnp.dtype("float32"), target=HERE
+        )
 
     def __call__(self, x_BTD: jax.Array, gain: jax.Array) -> jax.Array:
         return x_BTD + gain * jnp.tanh(self.inner(self.norm(x_BTD)))
@@ -57,7 +59,9 @@ def loss(through: Callable[[dict, jax.Array, dict], jax.Array]) -> Callable[...,
 
 def by_scan(compute: Compute) -> Callable[..., jax.Array]:
     graphdef, _ = nnx.split(stacked(Layer, KEY, L))
-    return loss(lambda params, x, own: scan_layers(nnx.merge(graphdef, params), x, own, call, compute)[0])
+    return loss(
+        lambda params, x, own: scan_layers(nnx.merge(graphdef, params), x, own, call, compute, HERE)[0]
+    )
 
 
 def by_loop(params: dict, x_BTD: jax.Array, own: dict) -> jax.Array:

@@ -18,6 +18,7 @@ from flax import nnx
 from tiny import (
     FLOAT32,
     GPT2,
+    HERE,
     ONE,
     T,
     V,
@@ -125,7 +126,7 @@ def test_a_token_reaches_those_after_it_and_no_other_but_by_design(name: str) ->
 def test_decoding_with_a_cache_equals_the_whole(name: str) -> None:
     """The prompt at once, the rest token by token; rows of padding beside it change nothing."""
     model = MODELS[name]
-    graphdef = abstract_model(model, FLOAT32, scanned=False)[0]
+    graphdef = abstract_model(model, FLOAT32, HERE, scanned=False)[0]
     params = decoding_params(model, sharp_params(model))
 
     @jax.jit

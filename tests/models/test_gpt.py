@@ -14,6 +14,7 @@ from flax import nnx
 from tiny import (
     FLOAT32,
     GPT2,
+    HERE,
     MIXED,
     MODELS,
     MODERN,
@@ -166,7 +167,7 @@ def unpacked(batch: Batch) -> Batch:
 @forms
 def test_layers_scanned_and_apart_agree(model: GPT) -> None:
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
-    apart = nnx.merge(abstract_model(model, FLOAT32, scanned=False)[0], decoding_params(model, params))
+    apart = nnx.merge(abstract_model(model, FLOAT32, HERE, scanned=False)[0], decoding_params(model, params))
     whole = model_of(model)(params)
     a, b = jax.jit(lambda batch: (whole.hidden(batch), apart.hidden(batch)))(batch)
     assert_close(a, b, 1e-5)

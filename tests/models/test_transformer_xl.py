@@ -18,6 +18,7 @@ import pytest
 from flax import nnx
 from tiny import (
     FLOAT32,
+    HERE,
     MESHES,
     ONE,
     VOCABULARY,
@@ -68,7 +69,7 @@ def forward(model: TransformerXL) -> Callable[[dict, Batch], tuple[jax.Array, Me
 
 def in_turn(model: TransformerXL, params: dict, batch: Batch, length: int, memory: int) -> np.ndarray:
     """Logits of a long batch in segments of this length, with a memory of this many tokens."""
-    kept = init_memory(replace(model, memory=memory), COMPUTE, len(batch.tokens_BT))
+    kept = init_memory(replace(model, memory=memory), COMPUTE, HERE, len(batch.tokens_BT))
     logits = []
     for start in range(0, batch.tokens_BT.shape[1], length):
         part = jax.tree.map(lambda a, s=start: a[:, s : s + length], batch)
@@ -154,7 +155,7 @@ def test_three_segments_equal_those_of_the_authors_code(name: str) -> None:
     model, stored = CASES[name], dict(np.load(GOLDENS / f"transformer_xl_{name}.npz"))
     tokens_BT, expected_BTV = jnp.asarray(stored.pop("tokens")), stored.pop("logprobs")
     params = jax.tree.map(jnp.asarray, golden_params(stored, model))
-    shapes = nnx.to_pure_dict(abstract_model(model, FLOAT32)[1])
+    shapes = nnx.to_pure_dict(abstract_model(model, FLOAT32, HERE)[1])
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     logits_BTV = in_turn(model, params, plain(tokens_BT), 6, model.memory)
     np.testing.assert_allclose(jax.nn.log_softmax(logits_BTV), expected_BTV, atol=1e-4)
@@ -229,7 +230,7 @@ def test_the_gradient_does_not_cross_into_the_segment_before() -> None:
 
         return jax.grad(loss, (0, 1, 2), allow_int=True)(params, params, memory)
 
-    memory = forward(XL)(params, replace(first, memory=init_memory(XL, COMPUTE, 2)))[1]
+    memory = forward(XL)(params, replace(first, memory=init_memory(XL, COMPUTE, HERE, 2)))[1]
     assert memory is not None and float(jnp.abs(memory.x_BLMD).min(initial=1)) >= 0
     before, after, by_memory = gradients(params, memory)
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(before))
@@ -283,7 +284,7 @@ def test_later_tokens_and_other_documents_have_no_gradient() -> None:
     params, tokens = sharp_params(model), jnp.arange(1, T + 1)[None]
     segments = np.array([1] * 3 + [2] * 5)
     batch = replace(
-        plain(tokens), segments_BT=jnp.asarray(segments[None]), memory=init_memory(model, COMPUTE, 1)
+        plain(tokens), segments_BT=jnp.asarray(segments[None]), memory=init_memory(model, COMPUTE, HERE, 1)
     )
 
     @jax.jit
@@ -392,7 +393,7 @@ def test_decoding_equals_segments_of_one_token_with_memory(name: str) -> None:
     params, tokens_BT = sharp_params(model), streams(2, S).tokens_BT
     M = model.eval_memory or model.memory
     expected = in_turn(model, params, plain(tokens_BT), 1, M)
-    apart = nnx.merge(abstract_model(model, COMPUTE, scanned=False)[0], decoding_params(model, params))
+    apart = nnx.merge(abstract_model(model, COMPUTE, HERE, scanned=False)[0], decoding_params(model, params))
 
     @jax.jit
     def decode(tokens_BT: jax.Array, start_B: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
@@ -412,7 +413,7 @@ def test_without_a_memory_decoding_sees_the_whole_row() -> None:
     model = replace(XL, memory=0)
     params, tokens_BT = sharp_params(model), streams(2, 16).tokens_BT
     expected = forward(model)(params, plain(tokens_BT))[0]
-    apart = nnx.merge(abstract_model(model, COMPUTE, scanned=False)[0], decoding_params(model, params))
+    apart = nnx.merge(abstract_model(model, COMPUTE, HERE, scanned=False)[0], decoding_params(model, params))
     cache = init_cache(model, 2, 16, jnp.dtype("float32"))
     x_BTD, _ = jax.jit(apart.decode)(tokens_BT, jnp.zeros(2, jnp.int32), cache)
     np.testing.assert_allclose(apart.logits(x_BTD), expected, atol=2e-5)
@@ -450,7 +451,7 @@ def test_impossible_configs_are_refused() -> None:
 
 def test_a_kernel_that_takes_no_bias_is_refused_under_strict() -> None:
     with pytest.raises(UserError, match="cannot run here"):
-        Recurrent(XL, Compute(attention="splash", strict=True), jax.random.key(0))
+        Recurrent(XL, Compute(attention="splash", strict=True), HERE, jax.random.key(0))
 
 
 def test_chunks_of_the_adaptive_loss_change_neither_loss_nor_gradients() -> None:

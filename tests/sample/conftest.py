@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import HERE
 from tiny_models import FLOAT32, MODELS, RECITED, VOCAB, sharp_params
 
 from jaxgpt.config import GPT
@@ -41,7 +42,7 @@ def reciter() -> Generator:
     links = dict(pairwise(chain))
     links |= {ord("x"): chain[0], control["<|assistant|>"]: chain[0]}
     model = GPT(vocab_size=VOCAB + 7, context=48, layers=1, width=VOCAB + 7, heads=1, tied=False)
-    params = jax.tree.map(jnp.zeros_like, init_params(model, FLOAT32, jax.random.key(0)))
+    params = jax.tree.map(jnp.zeros_like, init_params(model, FLOAT32, HERE, jax.random.key(0)))
     params["norm"]["scale"] += 1
     params["embed"]["weight"] = 10 * jnp.eye(model.vocab_size)
     head = np.zeros((model.vocab_size, model.width), np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from tiny import HERE
 from tiny_models import FLOAT32, RECITED, full_logits
 
 from jaxgpt.config import GPT, UserError
@@ -153,7 +154,7 @@ def spread(model: GPT, params: dict, sizes: dict[str, int]) -> Generator:
     """A generator over eight devices, fed with parameters that lie there as in training."""
     assert jax.device_count() >= 8
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1} | sizes, jax.devices()[:8])
-    shardings = param_shardings(program.abstract_model(model, FLOAT32)[1], mesh)
+    shardings = param_shardings(program.abstract_model(model, FLOAT32, HERE)[1], mesh)
     placed = jax.device_put(params, shardings)
     return Generator(model, FLOAT32, placed, ByteTokenizer(), mesh=mesh)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tiny import FLOAT32, GPT2, MODERN, plain
+from tiny import FLOAT32, GPT2, HERE, MODERN, plain
 
 from jaxgpt.config import GPT
 from jaxgpt.models import abstract_model, init_params
@@ -26,13 +26,13 @@ RECITED = "é日🎉"  # no byte occurs twice, so that each determines the next
 
 def sharp_params(model: GPT) -> dict:
     """Random parameters large enough that logits are well apart and attention is not flat."""
-    params = init_params(model, FLOAT32, jax.random.key(1))
+    params = init_params(model, FLOAT32, HERE, jax.random.key(1))
     return jax.tree.map(lambda p: p * (6.0 if p.ndim > 1 and p.std() > 0 else 1.0), params)
 
 
 @partial(jax.jit, static_argnums=0)
 def _forward(model: GPT, params: dict, tokens_BT: jax.Array) -> jax.Array:
-    decoder = nnx.merge(abstract_model(model, FLOAT32)[0], params)
+    decoder = nnx.merge(abstract_model(model, FLOAT32, HERE)[0], params)
     return decoder.logits(decoder.hidden(plain(tokens_BT)).x_BTD)
 
 
