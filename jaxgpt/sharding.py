@@ -7,6 +7,7 @@ used twice in one array, raises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -64,6 +65,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(
         tuple(sizes.values()), names, axis_types=(AxisType.Auto,) * len(names), devices=devices
     )
+
+
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the mesh splits the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:

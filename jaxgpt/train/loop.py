@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.checkpoint import Checkpoints, load_params, load_run
-from jaxgpt.config import Run, require
+from jaxgpt.checkpoint import Checkpoints, load_params
+from jaxgpt.config import Run, load_run, require
 from jaxgpt.data.loader import TrainIterator, run_tokenizer, train_iterator, validation_batches
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective

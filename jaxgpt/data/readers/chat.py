@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import UserError, nearest, require
-from jaxgpt.data.sources import Report, check_text, expand, numbered_lines, open_source, parse_line
+from jaxgpt.data.sources import (
+    Report,
+    as_object,
+    check_text,
+    expand,
+    field_of,
+    open_source,
+    parse_line,
+    read_lines,
+)
 from jaxgpt.text.chat import Dialogue
 from jaxgpt.text.chat_template import ROLES
 
@@ -86,11 +95,8 @@ def shape_of(record: Any) -> str | None:
 def to_dialogue(record: Any, shape: str) -> Dialogue:
     """The dialogue of one record; `ValueError` with a short reason where it is not one."""
     keys, read = _SHAPES[shape]
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON object was expected, not {type(record).__name__}")
     for key in keys:
-        if key not in record:
-            raise ValueError(f"no field {key!r}{nearest(key, map(str, record))}")
+        field_of(as_object(record), key)
     turns = read(record)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise ValueError("no assistant turn, so nothing to learn")
@@ -158,12 +164,7 @@ def _checked(where: str, record: Any, shape: str, report: ChatReport) -> Iterato
 def _records(path: str, report: ChatReport) -> Iterator[tuple[str, Any]]:
     """(where it stands, JSON value) of each record; lines that are not JSON are counted bad."""
     if not path.lower().endswith(".json"):
-        for number, line in numbered_lines(path):
-            report.lines += 1
-            try:
-                yield f"{path}:{number}", parse_line(line)
-            except ValueError as error:
-                report.add_bad(f"{path}:{number}", str(error))
+        yield from read_lines(path, report, parse_line)
         return
     with open_source(path) as stream:
         data = stream.read()
