@@ -95,8 +95,8 @@ def param_shardings(abstract: Any, mesh: jax.sharding.Mesh) -> dict:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Layout of a batch's [B, T] arrays: rows over `data`, `fsdp` and `expert`."""
-    return NamedSharding(mesh, spec(("batch", "length")))
+    """Layout of a batch's arrays, [B, ...]: rows over `data`, `fsdp` and `expert`."""
+    return NamedSharding(mesh, spec(("batch",)))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

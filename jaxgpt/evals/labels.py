@@ -16,8 +16,9 @@ from flax import nnx
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import Labelled, Tagged, UserError
-from jaxgpt.data.loader import ValidationBatches, encode_split
+from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.data.packing import Item, PackedExamples
+from jaxgpt.data.readers import encode_split
 from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.load import Trained

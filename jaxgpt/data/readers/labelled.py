@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgpt.config import UserError, require, require_known
-from jaxgpt.data.packing import Item
+from jaxgpt.config import Classifier, Labelled, UserError, require, require_known
+from jaxgpt.data.packing import Item, Rows
+from jaxgpt.data.readers.labels import check_labels, packed, required, split_files
 from jaxgpt.data.sources import (
     DOCUMENT_BYTES,
     Report,
@@ -218,3 +219,33 @@ def _csv_rows(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
         report.lines += reader.line_num - start
         if any(cells):
             yield f"{path}:{start + 1}", cells
+
+
+# ---------------------------------------------------------------------------------------- the rows
+
+
+def encode(
+    data: Labelled, tokenizer: Tokenizer, length: int, split: str, task: Classifier
+) -> tuple[list[LabelledText], list[list[Item]]]:
+    """The texts of a split (`train`, `validation`, `test`), and the one item of each.
+
+    Raises:
+      UserError: the split names no files; a label that the model does not know.
+    """
+    assert task.pool != "token", "Run pairs Tagged data with it"
+    texts = read_labelled(split_files(data, split), data.text, data.pair, data.label)
+    check_labels(split, {text.label for text in texts}, label_set(texts), task)
+    return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]
+
+
+def rows(
+    data: Labelled,
+    tokenizer: Tokenizer,
+    length: int,
+    seed: int | None,
+    batch_size: int,
+    task: Classifier | None,
+) -> Rows:
+    """The items of a split packed whole; see `data.readers.Reader`."""
+    split = "validation" if seed is None else "train"
+    return packed(encode(data, tokenizer, length, split, required(task))[1], data, tokenizer, length, seed)
