@@ -112,11 +112,9 @@ def test_extra_columns_go_with_their_rows() -> None:
         "share": np.linspace(0, 1, T, dtype=np.float32) * np.ones((16, 1), np.float32),
     }
     weights_BT = batch.weights_BT * extra["reward"][:, None] * extra["share"]
-    run = make_run(optim=LINEAR, train=Train(steps=1, batch_size=16, accumulate=parts))
-    expected = one_update(
-        replace(run, train=Train(steps=1, batch_size=16)), replace(batch, weights_BT=weights_BT)
-    )
-
+    run = make_run(optim=LINEAR, train=Train(steps=1, batch_size=16, accumulate=4))
+    whole = replace(run, train=replace(run.train, accumulate=1))
+    params, numbers = one_update(whole, replace(batch, weights_BT=weights_BT))
     plain = make_objective(run.objective, VOCABULARY)
 
     def objective(model, batch, key):

@@ -11,6 +11,7 @@ from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, UserErr
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import Item, Rows
 from jaxgpt.data.readers import chat, labelled, tagging, text
+from jaxgpt.data.readers.labels import Encode, rows_by
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 
@@ -22,20 +23,19 @@ class Reader(NamedTuple):
       rows: (data, tokenizer, length, seed, batch_size, task) to rows by number; see `rows_of`.
       tokenizer: of the data, where their tokenizer is: a folder, `byte`, or nothing, which means that of
         the run to start from.
-      encode: of data with labels: (data, tokenizer, length, split, task) to the examples of any split and
-        the items that each was encoded to.
+      encode: of data with labels: the examples of any split and the items that each was encoded to.
     """
 
     rows: Callable[[Any, Tokenizer, int, int | None, int, Classifier | None], Rows]
     tokenizer: Callable[[Any], str] = attrgetter("tokenizer")
-    encode: Callable[[Any, Tokenizer, int, str, Classifier], tuple[list[Any], list[list[Item]]]] | None = None
+    encode: Encode | None = None
 
 
 READERS: dict[type, Reader] = {
     Text: Reader(text.rows, text.tokenizer_of),
     Chat: Reader(chat.rows),
-    Tagged: Reader(tagging.rows, encode=tagging.encode),
-    Labelled: Reader(labelled.rows, encode=labelled.encode),
+    Tagged: Reader(rows_by(tagging.encode), encode=tagging.encode),
+    Labelled: Reader(rows_by(labelled.encode), encode=labelled.encode),
 }
 """The reader of each class of `config.data`."""
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxgpt.config import Classifier, Labelled, UserError, require, require_known
-from jaxgpt.data.packing import Item, Rows
-from jaxgpt.data.readers.labels import check_labels, packed, required, split_files
+from jaxgpt.data.packing import Item
+from jaxgpt.data.readers.labels import check_labels, split_files
 from jaxgpt.data.sources import (
     DOCUMENT_BYTES,
     Report,
@@ -221,7 +221,7 @@ def _csv_rows(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
             yield f"{path}:{start + 1}", cells
 
 
-# ---------------------------------------------------------------------------------------- the rows
+# --------------------------------------------------------------------------------------- the splits
 
 
 def encode(
@@ -236,16 +236,3 @@ def encode(
     texts = read_labelled(split_files(data, split), data.text, data.pair, data.label)
     check_labels(split, {text.label for text in texts}, label_set(texts), task)
     return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]
-
-
-def rows(
-    data: Labelled,
-    tokenizer: Tokenizer,
-    length: int,
-    seed: int | None,
-    batch_size: int,
-    task: Classifier | None,
-) -> Rows:
-    """The items of a split packed whole; see `data.readers.Reader`."""
-    split = "validation" if seed is None else "train"
-    return packed(encode(data, tokenizer, length, split, required(task))[1], data, tokenizer, length, seed)

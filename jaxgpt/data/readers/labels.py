@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxgpt.config import Classifier, Labelled, Tagged, UserError, require
 from jaxgpt.data.packing import Item, PackedExamples, Rows
 from jaxgpt.text.tokenizer import Tokenizer
+
+Encode = Callable[[Any, Tokenizer, int, str, Classifier], tuple[list[Any], list[list[Item]]]]
+"""(data, tokenizer, length, split, task) to the examples of the split and the items of each."""
 
 
 def split_files(data: Tagged | Labelled, split: str) -> tuple[str, ...]:
@@ -25,16 +31,22 @@ def check_labels(split: str, used: set[str], whole: tuple[str, ...], task: Class
     )
 
 
-def required(task: Classifier | None) -> Classifier:
-    """The task, without which labels mean nothing."""
-    if task is None:
-        raise UserError("labels need a model that knows them; set model to Classifier(...).")
-    return task
+def rows_by(encode: Encode) -> Callable[..., Rows]:
+    """The `rows` of a reader whose examples are encoded to items, each of which is packed whole."""
 
+    def rows(
+        data: Tagged | Labelled,
+        tokenizer: Tokenizer,
+        length: int,
+        seed: int | None,
+        batch_size: int,
+        task: Classifier | None,
+    ) -> Rows:
+        if task is None:
+            raise UserError("labels need a model that knows them; set model to Classifier(...).")
+        split = "validation" if seed is None else "train"
+        _, groups = encode(data, tokenizer, length, split, task)
+        items = [item for group in groups for item in group]
+        return PackedExamples(items, length, data.bins, seed, tokenizer.control["<|pad|>"])
 
-def packed(
-    groups: list[list[Item]], data: Tagged | Labelled, tokenizer: Tokenizer, length: int, seed: int | None
-) -> Rows:
-    """The items of all examples as rows."""
-    items = [item for group in groups for item in group]
-    return PackedExamples(items, length, data.bins, seed, tokenizer.control["<|pad|>"])
+    return rows

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.config import Classifier, Tagged, UserError, require, require_known
-from jaxgpt.data.packing import Item, Rows
-from jaxgpt.data.readers.labels import check_labels, packed, required, split_files
+from jaxgpt.data.packing import Item
+from jaxgpt.data.readers.labels import check_labels, split_files
 from jaxgpt.data.sources import expand, numbered_lines
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -234,7 +234,7 @@ def align(
     return made
 
 
-# ---------------------------------------------------------------------------------------- the rows
+# --------------------------------------------------------------------------------------- the splits
 
 
 def encode(
@@ -249,16 +249,3 @@ def encode(
     used = {tag for sentence in sentences for tag in sentence.tags}
     check_labels(split, used, label_set(sentences), task)
     return sentences, [align(s, tokenizer, task.labels, length, data.joiner) for s in sentences]
-
-
-def rows(
-    data: Tagged,
-    tokenizer: Tokenizer,
-    length: int,
-    seed: int | None,
-    batch_size: int,
-    task: Classifier | None,
-) -> Rows:
-    """The items of a split packed whole; see `data.readers.Reader`."""
-    split = "validation" if seed is None else "train"
-    return packed(encode(data, tokenizer, length, split, required(task))[1], data, tokenizer, length, seed)
