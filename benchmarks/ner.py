@@ -37,7 +37,7 @@ def main(args: Args) -> None:
     from jaxgpt.data.readers.tagging import read_conll
     from jaxgpt.data.train_tokenizer import train_tokenizer
     from jaxgpt.evals.labels import label_report
-    from jaxgpt.evals.loss import load_trained
+    from jaxgpt.sample.load import load_trained
     from jaxgpt.train.loop import train
 
     source, work = args.data.resolve(), args.workdir

@@ -52,9 +52,9 @@ def losses(args: Losses) -> None:
     from jaxgpt.config import load
     from jaxgpt.data.prepare import prepare
     from jaxgpt.evals import perplexity
-    from jaxgpt.evals.loss import load_trained
     from jaxgpt.evals.scoring import Scorer
     from jaxgpt.models import parameter_counts
+    from jaxgpt.sample.load import load_trained
     from jaxgpt.train.loop import train
 
     text = str(args.text.resolve())

@@ -5,7 +5,8 @@ Shapes: B rows of the batch, T tokens a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,8 @@ class Batch:
       positions_BT: 0, 1, ... from the start of each document's piece in the row; of the document
         itself in rows that go on.
       types_BT: kind of text each token belongs to, of a model that tells them apart; None means all 0.
+      extra: named columns beyond these, [B] or [B, T], as an objective asks for them: a preference pair's
+        side, a reward, a reference's log-probabilities. 0 on rows of padding.
       memory: what a recurrent model keeps of the batch before, [B, ...] arrays; None for others.
     """
 
@@ -36,17 +39,34 @@ class Batch:
     segments_BT: Int[Array, "B T"]
     positions_BT: Int[Array, "B T"]
     types_BT: Int[Array, "B T"] | None = None
+    extra: dict[str, Array] = field(default_factory=dict)
     memory: Any = None
 
     @classmethod
-    def abstract(cls, rows: int, length: int, sharding: Any = None, *, types: bool = False) -> Batch:
-        """A batch of shapes and types alone, to trace or compile with; `types` adds `types_BT`."""
+    def abstract(
+        cls,
+        rows: int,
+        length: int,
+        sharding: Any = None,
+        *,
+        types: bool = False,
+        extra: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    ) -> Batch:
+        """A batch of shapes and types alone, to trace or compile with.
 
-        def make(dtype: Any) -> Any:
-            return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
+        Args:
+          rows, length: B and T.
+          sharding: of each array.
+          types: whether it has `types_BT`.
+          extra: shapes and types of one row's extra columns, [] or [T].
+        """
 
-        columns = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-        return cls(*map(make, columns), types_BT=make(jnp.int32) if types else None)
+        def make(dtype: Any, shape: tuple[int, ...] = (length,)) -> Any:
+            return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+        columns = map(make, (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32))
+        more = {name: make(column.dtype, column.shape) for name, column in (extra or {}).items()}
+        return cls(*columns, types_BT=make(jnp.int32) if types else None, extra=more)
 
 
 class Features(NamedTuple):
@@ -55,6 +75,8 @@ class Features(NamedTuple):
     Attributes:
       x_BTD: final features of every token.
       balance: load-balancing loss of a mixture of experts, weighted, a mean over the layers; else 0.
+      extra: named columns beyond these, [B] or [B, T], as an objective asks for them: a preference pair's
+        side, a reward, a reference's log-probabilities. 0 on rows of padding.
       memory: what a recurrent model keeps for the next batch, as in `Batch`.
     """
 

@@ -22,7 +22,6 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxgpt import config
 from jaxgpt.config import Run, UserError, require
 from jaxgpt.models import abstract_params
 from jaxgpt.sharding import param_shardings
@@ -228,16 +227,6 @@ def _forget_damaged_scores(folder: Path) -> None:
         except ValueError:
             log.warning("%s is damaged and removed: its step no longer counts as the best", path)
             path.unlink()
-
-
-def load_run(folder: str | Path) -> Run:
-    """The resolved config of a run folder."""
-    folder = Path(folder)
-    require(
-        (folder / "config.json").is_file(),
-        f"{str(folder)!r} is no run folder: it has no config.json; give a folder that `jaxgpt train` made.",
-    )
-    return config.load(folder / "config.json")
 
 
 def load_params(

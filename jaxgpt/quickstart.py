@@ -257,7 +257,7 @@ def _report(
 ) -> None:
     """`report.html`: the numbers, curves, what the loss sees, answers."""
     from jaxgpt import report
-    from jaxgpt.data.loader import run_tokenizer
+    from jaxgpt.data.readers import run_tokenizer
     from jaxgpt.data.show import examples
 
     tokenizer = run_tokenizer(tune)

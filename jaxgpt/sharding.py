@@ -7,6 +7,7 @@ used twice in one array, raises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -66,6 +67,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     )
 
 
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the mesh splits the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Fix the layout of an activation by logical axes; does nothing where no mesh is set."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -89,8 +95,8 @@ def param_shardings(abstract: Any, mesh: jax.sharding.Mesh) -> dict:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Layout of a batch's [B, T] arrays: rows over `data`, `fsdp` and `expert`."""
-    return NamedSharding(mesh, spec(("batch", "length")))
+    """Layout of a batch's arrays, [B, ...]: rows over `data`, `fsdp` and `expert`."""
+    return NamedSharding(mesh, spec(("batch",)))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

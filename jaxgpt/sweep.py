@@ -6,19 +6,18 @@ import dataclasses
 import itertools
 import json
 import logging
-import math
 import shlex
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jaxgpt import report
 from jaxgpt.config import Run, UserError, load_sweep, override, require, require_known, to_json
 from jaxgpt.files import write_json, write_text
+from jaxgpt.report import points, read_metrics
+from jaxgpt.report.sweep import Row, markdown, print_rows, write_sweep
 
 log = logging.getLogger(__name__)
 PROG = "jaxgpt sweep CONFIG [--only NAME ...]"
@@ -28,9 +27,6 @@ same command again goes on where it stopped. --only trains the runs named; other
 those of `jaxgpt train`, set a field in every run.
 """
 DONE = ("finished", "patience")
-Row = dict[str, Any]
-"""What is known of one run, as `sweep.json` has it: `name`, `run`, `differs` (field to value), `state`
-(one of `DONE`, stopped, failed, or waiting), `reason`, `parameters` and what `measure` finds."""
 
 
 def sweep(args: list[str]) -> int:
@@ -125,7 +121,7 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
     done, failed = sum(state in DONE for state in states), states.count("failed")
     then = f"{stopped}; run the same command to go on" if stopped else f"see {folder / 'sweep.html'}"
     counts = f"{done} of {len(chosen)} runs done" + f", {failed} failed" * bool(failed)
-    _print(list(rows.values()))
+    print_rows(list(rows.values()))
     print(f"{folder}: {counts}{_best_words([rows[name] for name in chosen])}; {then}")
     return STOPPED_BY_SIGNAL if stopped else 3 if failed else 0
 
@@ -164,14 +160,14 @@ def measure(run: Run) -> Row:
     """
     records: list[Row] = []
     with suppress(OSError):
-        records = report.read_metrics(run.folder / "metrics.jsonl")
+        records = read_metrics(run.folder / "metrics.jsonl")
     logged = [r for r in records if "step_seconds" in r]
     if not logged:
         return {}
     tokens = run.train.batch_size * run.length
     steps = [0, *(r["step"] for r in logged)]
     spent = [(b - a) * r["step_seconds"] for a, b, r in zip(steps, steps[1:], logged, strict=False)]
-    curve = [(step * tokens, loss) for step, loss in report.points(records, "val_loss") if loss == loss]
+    curve = [(step * tokens, loss) for step, loss in points(records, "val_loss") if loss == loss]
     found = {
         "steps": steps[-1],
         "tokens": steps[-1] * tokens,
@@ -182,7 +178,7 @@ def measure(run: Run) -> Row:
     if curve:
         best = min((r for r in records if r.get("val_loss") is not None), key=lambda r: r["val_loss"])
         found |= {name: best[name] for name in ("val_loss", "val_bits_per_byte") if name in best}
-        accuracies = [a for _, a in report.points(records, "val_accuracy") if a == a]
+        accuracies = [a for _, a in points(records, "val_accuracy") if a == a]
         if run.train.best_by == "error" and accuracies:
             found["val_accuracy"] = max(accuracies)
     return found
@@ -232,23 +228,6 @@ def _best_words(rows: list[Row]) -> str:
     return f", lowest validation loss {best['val_loss']:.4f} ({best['name']})" if best else ""
 
 
-def _print(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = [_cells(row, rows) for row in rows]
-    columns = [c for c in shown[0] if c in (*WORDS, *MEASURED) and any(cells[c] != "–" for cells in shown)]
-    table = Table(*columns)
-    for column in table.columns:
-        column.justify = "left" if column.header in WORDS else "right"
-    for cells in shown:
-        table.add_row(*(cells[c] for c in columns))
-    Console().print(table)
-
-
-# ---------------------------------------------------------------------------------- what is written
-
-
 def _write(folder: Path, rows: list[Row], words: str) -> None:
     """Write the three files, on the first process of a cluster."""
     import jax
@@ -257,142 +236,4 @@ def _write(folder: Path, rows: list[Row], words: str) -> None:
         return
     write_json(folder / "sweep.json", {"runs": rows})
     write_text(folder / "sweep.md", markdown(rows))
-    page = [
-        (
-            "Validation loss",
-            report.Html(STYLE),
-            chart({r["name"]: r["curve"] for r in rows if r.get("curve")}),
-        ),
-        ("Runs", report.table([_cells(row, rows) for row in rows], "What differs, and what came of it")),
-        ("Run it", report.commands(f"jaxgpt sweep {words}")),
-    ]
-    report.write(folder / "sweep.html", f"Sweep {folder.name}", page)
-
-
-WORDS = ("Run", "Differs in", "State")
-"""The columns of words; the others are numbers."""
-MEASURED = ("Best validation loss", "Best validation accuracy", "Bits per byte")
-"""Those of them that the terminal shows too."""
-
-
-def _cells(row: Row, rows: list[Row]) -> dict[str, str]:
-    """A row of the tables: what a person reads of a run. The first shows what the others change."""
-    differs = row["differs"]
-    if row is rows[0]:
-        varied = dict.fromkeys(name for other in rows for name in other["differs"])
-        differs = {name: value for name in varied if (value := _field(row.get("run"), name)) is not None}
-    words = ", ".join(f"{name} {_value(value)}" for name, value in differs.items())
-    labels = any("val_accuracy" in other for other in rows)
-
-    def number(name: str, form: str = ",") -> str:
-        return format(row[name], form) if name in row else "–"
-
-    return {
-        "Run": row["name"],
-        "Differs in": words or "nothing",
-        "Parameters": number("parameters"),
-        "Steps": number("steps"),
-        "Tokens": number("tokens"),
-        "Best validation loss": number("val_loss", ".4f"),
-        **({"Best validation accuracy": number("val_accuracy", ".4f")} if labels else {}),
-        "Bits per byte": number("val_bits_per_byte", ".4f"),
-        "Seconds": number("seconds", ",.1f"),
-        "Tokens/s": number("tokens_per_second"),
-        "State": f"{row['state']}: {row['reason']}" if row["reason"] else row["state"],
-    }
-
-
-def _field(config: Any, name: str) -> Any:
-    """The value of a dotted name in a config as JSON; None where it has none, or a part of another kind."""
-    for part in name.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config
-
-
-def _value(value: Any) -> str:
-    """A field's value on one line; a part of another kind by its kind and fields."""
-    if isinstance(value, dict):
-        fields = ", ".join(f"{k}={_value(v)}" for k, v in value.items() if k != "kind")
-        return f"{value['kind']}({fields})"
-    return str(tuple(value)) if isinstance(value, list) else str(value)
-
-
-def markdown(rows: list[Row]) -> str:
-    """The table in Markdown."""
-    shown = [_cells(row, rows) for row in rows]
-    bar = "\\|"  # escaped, it does not end a cell
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(' '.join(c.replace('|', bar).split()) for c in cells)} |\n"
-
-    rule = line("---" if name in WORDS else "---:" for name in shown[0])
-    return line(shown[0]) + rule + "".join(line(row.values()) for row in shown)
-
-
-# Okabe & Ito's colours, darkened on white so that each keeps a contrast of 3 to the page.
-STYLE = """<style>:root{--r0:#0072b2;--r1:#d55e00;--r2:#00805c;--r3:#b8478a;--r4:#a06a00;--r5:#4b5563}
-@media (prefers-color-scheme:dark){:root{--r0:#56b4e9;--r1:#ff8c42;--r2:#2fc79a;--r3:#e79cc6;--r4:#f0c040;
---r5:#cbd5e1}}svg.runs text{font-size:11px}svg.runs .name{fill:var(--ink)}main{max-width:1180px}table{
-font-size:.84rem}td,th{overflow-wrap:normal}td:nth-child(2){min-width:13em}td:nth-child(n+3):not(:last-child),th:nth-child(n+3):not(:last-child){
-text-align:right;font-variant-numeric:tabular-nums}td:last-child{min-width:11em}</style>"""
-COLOURS, DASHES = 6, ("none", "7 5", "2 5", "12 4 2 4")
-
-
-def chart(curves: Mapping[str, Sequence[tuple[float, float]]]) -> report.Html:
-    """Validation losses over tokens, one line a run with its name and last loss at its end.
-
-    Lines are told apart by colour, then by dashes, and without either by their names. What lies above
-    all that is measured in the last three quarters is cut off: there the runs are closest.
-    """
-    if not curves:
-        return report.text("No run was evaluated yet.")
-    most = max(x for line in curves.values() for x, _ in line)
-    late = [y for line in curves.values() for x, y in line if x >= most / 4 or x == line[-1][0]]
-    height = max(300.0, 17.0 * len(curves) + 40)
-    x, x_ticks, _ = report.axis([most], 46, 640, zero=True)
-    y, y_ticks, curved = report.axis(late, height - 28, 12)
-    parts = [f"<title>Validation loss</title><desc>{len(curves)} runs</desc>"]
-    parts.append(f'<clipPath id="in"><path d="M46 4H642V{height - 28:.0f}H46z"/></clipPath>')
-    for tick in y_ticks:
-        parts.append(f'<path class="grid" d="M46 {y(tick):.1f}H640"/>')
-        parts.append(f'<text class="left" x="40" y="{y(tick) + 4:.1f}">{tick:g}</text>')
-    for tick in x_ticks:
-        parts.append(f'<text class="mid" x="{x(tick):.1f}" y="{height - 10:.0f}">{_tokens(tick)}</text>')
-    parts.append('<text class="left" x="40" y="8">log</text>' if curved else "")
-    order = {name: i for i, name in enumerate(curves)}
-    tops = _spread([(y(line[-1][1]), name) for name, line in curves.items()], 17, height - 28)
-    for name, line in curves.items():
-        end, top = line[-1], tops[name]
-        pen = f'style="color:var(--r{order[name] % COLOURS})" stroke-dasharray="'
-        pen += f'{DASHES[order[name] // COLOURS % len(DASHES)]}"'
-        tip = f"<title>{escape(name)}: {end[1]:.4f}</title>"
-        points = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in report.downsample(line))
-        parts.append(f'<path {pen} clip-path="url(#in)" d="M{points}h0">{tip}</path>')
-        parts.append(f'<path class="grid" d="M{x(end[0]) + 3:.1f} {y(end[1]):.1f}L660 {top:.1f}"/>')
-        parts.append(f'<path {pen} d="M664 {top:.1f}h30"/>')
-        parts.append(f'<text class="name" x="700" y="{top + 4:.1f}">{escape(name)} {end[1]:.4f}</text>')
-    words = "nats a target, over the tokens trained on; at each line's end its last"
-    picture = f'<svg class="runs" viewBox="0 0 900 {height:.0f}" role="img">{"".join(parts)}</svg>'
-    head = f"<figcaption>Validation loss <small>{words}</small></figcaption>"
-    return report.Html(f'<figure class="card">{head}{picture}</figure>')
-
-
-def _spread(tops: list[tuple[float, str]], gap: float, floor: float) -> dict[str, float]:
-    """Heights of labels near the wanted ones, at least `gap` apart and not below the floor."""
-    placed: list[tuple[float, str]] = []
-    at = -math.inf
-    for top, name in sorted(tops):
-        at = max(top, at + gap, 10)
-        placed.append((at, name))
-    found, limit = {}, floor
-    for top, name in reversed(placed):
-        found[name] = limit = min(top, limit)
-        limit -= gap
-    return found
-
-
-def _tokens(count: float) -> str:
-    """A number of tokens, short."""
-    units = {"T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
-    unit = next((u for u in "TBMk" if count >= units[u]), "")
-    return f"{count / units[unit]:g}{unit}"
+    write_sweep(folder / "sweep.html", f"Sweep {folder.name}", rows, words)

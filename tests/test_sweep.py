@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from jaxgpt.cli import main
 from jaxgpt.config import GPT, MoE, Optim, Run, Train, UserError, load, load_sweep, to_json
 from jaxgpt.data.prepare import prepare
 from jaxgpt.files import write_json
-from jaxgpt.sweep import _best_words, chart, differences, markdown, measure, split_only, sweep_runs
+from jaxgpt.report.sweep import markdown
+from jaxgpt.sweep import _best_words, differences, measure, split_only, sweep_runs
 from jaxgpt.train import loop
 from jaxgpt.train.metrics import Metrics
 
@@ -388,21 +388,3 @@ def test_runs_that_are_best_by_error_are_compared_by_accuracy(tmp_path: Path) ->
     other = row | {"name": "b", "val_loss": 0.1, "val_accuracy": 0.25}
     assert "| Best validation accuracy |" in markdown([row, other])
     assert _best_words([row, other]) == ", highest validation accuracy 0.7500 (a)"
-
-
-def test_twelve_runs_are_told_apart_without_colour() -> None:
-    curves = {f"run {i:02}": [(x, 4 - x / 100 + i / 1000) for x in range(10, 101, 10)] for i in range(12)}
-    picture = chart(curves)
-    tops = re.findall(r'class="name" x="700" y="([\d.]+)">(run \d\d) [\d.]+<', picture)
-    assert [name for _, name in tops] == list(curves)
-    heights = sorted(float(top) for top, _ in tops)
-    assert all(b - a >= 16.9 for a, b in pairwise(heights))
-    pens = re.findall(r'(style="color[^"]*" stroke-dasharray="[^"]*") clip-path', picture)
-    assert len(set(pens)) == len(pens) == 12
-    bottom = float(re.search(r'viewBox="0 0 900 (\d+)"', picture)[1])
-    assert 0 < heights[0] < heights[-1] < bottom
-
-
-def test_a_page_without_any_loss_says_so() -> None:
-    assert "No run was evaluated yet." in chart({})
-    assert "<svg" in chart({"one": [(5.0, 2.0)]})

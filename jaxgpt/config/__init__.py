@@ -6,12 +6,24 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 
 from jaxgpt.config.check import UserError, from_json, nearest, require, require_known, to_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
-from jaxgpt.config.load import load, load_module, load_sweep, override, parse_args
+from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
 from jaxgpt.config.models import GPT, Bert, Classifier, Model, MoE, RopeScaling, TransformerXL
-from jaxgpt.config.run import ROW_AXES, CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
+from jaxgpt.config.run import (
+    ONE_DEVICE,
+    ROW_AXES,
+    CausalLM,
+    Classification,
+    Compute,
+    MaskedLM,
+    Mesh,
+    Optim,
+    Run,
+    Train,
+)
 
 __all__ = [
     "GPT",
+    "ONE_DEVICE",
     "ROW_AXES",
     "Bert",
     "CausalLM",
@@ -35,6 +47,7 @@ __all__ = [
     "from_json",
     "load",
     "load_module",
+    "load_run",
     "load_sweep",
     "nearest",
     "override",

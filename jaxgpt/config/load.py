@@ -54,6 +54,21 @@ def load(path: str | Path) -> Run:
     return _checked(_call(path, "config", "Run"), f"{path}: config() returned")
 
 
+def load_run(folder: str | Path) -> Run:
+    """The resolved config of a run's folder.
+
+    Raises:
+      UserError: there is no such folder, or it is none of a run.
+    """
+    folder = Path(folder)
+    require(folder.is_dir(), f"run folder {str(folder)!r} does not exist; give the folder of a run.")
+    require(
+        (folder / "config.json").is_file(),
+        f"{str(folder)!r} is no run folder: it has no config.json; give a folder that `jaxgpt train` made.",
+    )
+    return load(folder)
+
+
 def load_sweep(path: str | Path) -> dict[str, Run]:
     """The runs of a config file's `sweep()` by their names, in its order.
 

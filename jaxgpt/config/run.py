@@ -168,6 +168,10 @@ class Mesh:
         return sizes | dict.fromkeys(free, devices // known)
 
 
+ONE_DEVICE = Mesh(data=1)
+"""What a command that uses a trained run takes, unless it is told otherwise."""
+
+
 ROW_AXES = ("data", "fsdp", "expert")
 """The mesh axes that rows of a batch are spread over."""
 

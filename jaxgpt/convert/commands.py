@@ -18,12 +18,25 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxgpt.config import GPT, CausalLM, Chat, Compute, MaskedLM, Mesh, Run, Text, load, require, to_json
+from jaxgpt.config import (
+    GPT,
+    ONE_DEVICE,
+    CausalLM,
+    Chat,
+    Compute,
+    MaskedLM,
+    Mesh,
+    Run,
+    Text,
+    load,
+    load_run,
+    require,
+    to_json,
+)
 from jaxgpt.files import write_json
 
 log = logging.getLogger(__name__)
 
-ONE_DEVICE = Mesh(data=1)
 HF = "hf"
 """In a run's folder: where the imported config.json and generation_config.json are kept."""
 TENSORS = "tensors.json"
@@ -52,7 +65,7 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     """
     from jaxgpt.convert import files, weights
     from jaxgpt.convert.registry import read_config, text_part
-    from jaxgpt.sample.generate import sampling_mesh
+    from jaxgpt.sample.load import sampling_mesh
     from jaxgpt.text.hf_tokenizer import HFTokenizer
 
     source, target = Path(folder), Path(run)
@@ -169,28 +182,22 @@ def export(
     Raises:
       UserError: a model that belongs to no family of Hugging Face.
     """
-    from jaxgpt.checkpoint import load_params
     from jaxgpt.convert import files, tokenizers, weights
     from jaxgpt.convert.registry import family_of, read_config
-    from jaxgpt.sample.generate import sampling_mesh
-    from jaxgpt.text.load import load_tokenizer
+    from jaxgpt.sample.load import load_trained
 
     source, target = Path(run), Path(folder)
-    require(source.is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")
-    most = _bytes(max_shard_size)
+    held, most = load_run(source), _bytes(max_shard_size)
     _refuse_filled(target, "a model")
-    held = load(source)
     origin = _origin(source, held)
     family, dtypes = family_of(held.model), {}
     model: Any = held.model
     if origin is not None:
         family = read_config(files.read_json(origin / files.CONFIG), str(origin / files.CONFIG))[0]
         dtypes = files.read_json(origin / TENSORS)
-    placed = sampling_mesh(held, mesh)
-    words = load_tokenizer(source / "tokenizer")
-    params, step = load_params(source, held, placed, checkpoint)
-    log.info("checkpoint: step %s of %s", step, run)
-    entries = list(weights.entries(family, model, params, dtypes, files.NAMES.get(dtype, "")))
+    trained = load_trained(source, which=checkpoint, mesh=mesh)
+    words = trained.tokenizer
+    entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
     with _whole(target) as work, _progress(sum(entry.size for entry in entries)) as done:
         _write_configs(work, origin, family, model, dtype, words)
         files.write_model(work, entries, most, done)

@@ -2,7 +2,8 @@
 
 A row is a dict of arrays of length T: `tokens`, `targets` (the next token), `weights` (of each
 target), `segments` (1, 2, ... along the row; 0 is padding) and `positions` (restart with each
-segment). A target that lies in another document than its input has weight 0.
+segment). A target that lies in another document than its input has weight 0. Other columns, of
+length T or one number a row, become `Batch.extra`.
 
 Rows are functions of (seed, number), so that a stream's whole state is the number of the next row,
 whatever the processes and threads that read it. Shapes: T tokens a row, D documents, E examples.
@@ -60,6 +61,8 @@ class Rows(Protocol):
     """The id that fills what is not used."""
     fingerprint: str
     """Changes with anything that changes a row."""
+    masked: bool
+    """Whether some of every row's targets are only to be read, as the questions of dialogues."""
 
     @property
     def epoch_rows(self) -> int:
@@ -99,6 +102,7 @@ class ConcatRows(Sendable):
     """
 
     _fresh = ("_plans", "_lock")
+    masked = False
 
     def __init__(self, corpus: Corpus, length: int, seed: int | None, pad: int = 0) -> None:
         self.corpus, self.length, self.seed, self.pad = corpus, length, seed, pad
@@ -281,6 +285,7 @@ class PackedExamples(Sendable):
     """
 
     _fresh = ("_plans", "_lock", "_starts")
+    masked = True
 
     def __init__(self, items: Sequence[Item], length: int, bins: int, seed: int | None, pad: int = 0) -> None:
         require(bins >= 1, f"data.bins is {bins}; it must be at least 1.")

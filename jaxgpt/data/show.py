@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from jaxgpt.config import Run, load, require
+from jaxgpt.data.readers import rows_of, run_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 
 
@@ -24,8 +25,6 @@ def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -
     """
     require(n >= 1, f"n is {n}; it must be at least 1.")
     run = load(config)
-    from jaxgpt.data.loader import run_tokenizer  # late: it imports jax
-
     tokenizer = run_tokenizer(run)
     for number, example in enumerate(examples(run, tokenizer, n)):
         if json:
@@ -40,9 +39,7 @@ def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
     `weights[i]` is the weight with which token i is learned (as a target), so the first token of
     a segment has 0. A segment's last target is listed too, though it is nobody's input.
     """
-    from jaxgpt.data.loader import packed_rows
-
-    rows = packed_rows(run.data, tokenizer, run.length, run.train.seed, run.train.batch_size, run.task)
+    rows = rows_of(run.data, tokenizer, run.length, run.train.seed, run.train.batch_size, run.task)
     if run.task:
         return [_labelled(rows[i], tokenizer, run.task.labels) for i in range(n)]
     return [_example(rows[i], tokenizer) for i in range(n)]

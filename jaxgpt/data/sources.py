@@ -12,15 +12,16 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from jaxgpt.config import UserError, nearest, require, require_known
 
 log = logging.getLogger(__name__)
+Parsed = TypeVar("Parsed")
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 DOCUMENT_BYTES = 64 << 20
@@ -195,13 +196,11 @@ def read_span(span: Span, field: str, report: Report) -> Iterator[str]:
     elif kind == ".parquet":
         yield from _read_parquet(span, field, report)
     else:
-        for number, line in _numbered(span):
-            report.lines += 1
-            try:
-                text = _text_of(parse_line(line), field)
-            except ValueError as error:
-                report.add_bad(f"{span.path}:{number()}", str(error))
-                continue
+
+        def text_of(line: bytes | None) -> str:
+            return check_text(field_of(as_object(parse_line(line)), field), field)
+
+        for _, text in _parsed(span, report, text_of):
             if text:
                 yield text
             else:
@@ -240,12 +239,18 @@ def parse_line(line: bytes | None) -> Any:
         raise ValueError(f"not JSON ({error})") from None
 
 
-def _text_of(value: Any, field: str) -> str:
+def as_object(value: Any) -> dict[str, Any]:
+    """`value` if it is a JSON object, else `ValueError`."""
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
-    if field not in value:
-        raise ValueError(f"no field {field!r}{nearest(field, map(str, value))}")
-    return check_text(value[field], field)
+    return value
+
+
+def field_of(record: dict[str, Any], name: str) -> Any:
+    """A record's field; `ValueError` with the nearest name it has where it lacks this one."""
+    if name not in record:
+        raise ValueError(f"no field {name!r}{nearest(name, map(str, record))}")
+    return record[name]
 
 
 def check_text(text: Any, name: str) -> str:
@@ -263,6 +268,33 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes | None]]:
     """(line number, line) of a .jsonl or .jsonl.gz file; None for a line too long to hold."""
     for number, line in _numbered(Span(path, 0, Path(path).stat().st_size, 0)):
         yield number(), line
+
+
+def read_lines(
+    path: str, report: Report, parse: Callable[[bytes | None], Parsed]
+) -> Iterator[tuple[str, Parsed]]:
+    """(FILE:LINE, what it was parsed to) of each line that is not blank; bad ones are counted and left out.
+
+    Args:
+      path: of a text file, or one of .jsonl.gz.
+      report: counts lines and bad lines.
+      parse: what a line stands for (None is one too long to hold); a `ValueError` says what is bad in it.
+    """
+    for number, value in _parsed(Span(path, 0, Path(path).stat().st_size, 0), report, parse):
+        yield f"{path}:{number()}", value
+
+
+def _parsed(
+    span: Span, report: Report, parse: Callable[[bytes | None], Parsed]
+) -> Iterator[tuple[Callable[[], int], Parsed]]:
+    for number, line in _numbered(span):
+        report.lines += 1
+        try:
+            value = parse(line)
+        except ValueError as error:
+            report.add_bad(f"{span.path}:{number()}", str(error))
+        else:
+            yield number, value
 
 
 def _numbered(span: Span) -> Iterator[tuple[Any, bytes | None]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from jaxgpt.config import (
+    ONE_DEVICE,
     Chat,
     Labelled,
     MaskedLM,
@@ -23,16 +24,16 @@ from jaxgpt.config import (
     Text,
     TransformerXL,
     UserError,
+    load_run,
     require,
 )
 from jaxgpt.files import write_json
 from jaxgpt.report import run_report
 
 if TYPE_CHECKING:
-    from jaxgpt.evals.loss import Trained
     from jaxgpt.evals.tasks import Figure
+    from jaxgpt.sample.load import Trained
 
-ONE_DEVICE = Mesh(data=1)
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -181,8 +182,8 @@ def _check(settings: Settings, text: bool, names: list[str]) -> None:
 
 
 def _load(run: str, checkpoint: str, mesh: Mesh, settings: Settings) -> Trained:
-    require(Path(run).is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")
-    from jaxgpt.evals.loss import load_trained
+    load_run(run)  # a wrong name needs no jax to be told
+    from jaxgpt.sample.load import load_trained
 
     trained = load_trained(run, which=checkpoint, mesh=mesh)
     if settings.memory is None:

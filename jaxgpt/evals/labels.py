@@ -5,7 +5,6 @@ Shapes: B rows, T tokens a row, C labels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -16,12 +15,14 @@ import numpy as np
 from flax import nnx
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import ROW_AXES, Labelled, Tagged, UserError
-from jaxgpt.data.loader import ValidationBatches, encode_split
+from jaxgpt.config import Labelled, Tagged, UserError
+from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.data.packing import Item, PackedExamples
-from jaxgpt.evals.loss import Trained
+from jaxgpt.data.readers import encode_split
 from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
 from jaxgpt.models import abstract_model
+from jaxgpt.sample.load import Trained
+from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
 
 
@@ -81,7 +82,7 @@ def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> li
     each other.
     """
     run, mesh = trained.run, trained.mesh
-    batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    batch_size += -batch_size % row_shards(mesh)
     pad = trained.tokenizer.control["<|pad|>"]
     rows = PackedExamples(items, run.length, cast(Any, run.data).bins, None, pad)
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), Target.of(mesh))

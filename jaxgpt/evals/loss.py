@@ -1,58 +1,25 @@
-"""A trained run, loaded; and its losses on data of one's choice."""
+"""Losses of a trained run on data of one's choice."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
 from jaxgpt.batch import Batch
-from jaxgpt.checkpoint import load_params, load_run
-from jaxgpt.config import ROW_AXES, Mesh, Run
 from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_batches
 from jaxgpt.models import abstract_model, init_memory
 from jaxgpt.objectives import make_objective
-from jaxgpt.sample.generate import sampling_mesh
+from jaxgpt.sample.load import Trained, load_trained
+from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
-from jaxgpt.text.load import load_tokenizer
-from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.step import eval_step, evaluate
-
-ONE_DEVICE = Mesh(data=1)
-
-
-class Trained(NamedTuple):
-    """One checkpoint of a run and what belongs to it."""
-
-    folder: Path
-    run: Run
-    params: dict
-    """In the training form (layers stacked), on the mesh."""
-    tokenizer: Tokenizer
-    mesh: jax.sharding.Mesh
-    step: int
-
-
-def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Trained:
-    """A run's checkpoint.
-
-    Args:
-      folder: the run's folder.
-      which: `best` on validation data, `newest`, or a step.
-      mesh: devices to spread the model over.
-    """
-    run, folder = load_run(folder), Path(folder)
-    tokenizer, placed = load_tokenizer(folder / "tokenizer"), sampling_mesh(run, mesh)
-    params, step = load_params(folder, run, placed, which)
-    return Trained(folder, run, params, tokenizer, placed, step)
 
 
 def validation_loss(
@@ -83,7 +50,7 @@ def loss_of(
 ) -> dict[str, float]:
     """As `validation_loss`, of a run that is loaded already."""
     run, tokenizer, mesh = trained.run, trained.tokenizer, trained.mesh
-    batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    batch_size += -batch_size % row_shards(mesh)
     chosen = data or run.data
     rows: Iterable[Batch] = validation_batches(
         chosen, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task

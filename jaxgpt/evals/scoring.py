@@ -6,7 +6,6 @@ Shapes: B rows, T tokens a row, K scored targets a row, N tokens of one row, D w
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,12 +22,12 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, ROW_AXES, Compute, Mesh, Model, TransformerXL, require
-from jaxgpt.evals.loss import ONE_DEVICE, Trained, load_trained
+from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, TransformerXL, require
 from jaxgpt.models import abstract_model
+from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sample.strategies import argmax
-from jaxgpt.sharding import spec
+from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -169,7 +168,7 @@ class Scorer:
     def batch_rows(self, count: int, batch_size: int) -> int:
         """Rows of every batch where there are `count` in all: few different sizes, that the mesh divides."""
         size = min(batch_size, 1 << (count - 1).bit_length())
-        return size + -size % math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
+        return size + -size % row_shards(self.mesh)
 
     def score_batch(
         self, rows: Sequence[Row], T: int, B: int, memory: Any = None

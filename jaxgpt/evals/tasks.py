@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgpt.config import UserError, nearest, require
-from jaxgpt.data.sources import check_text, expand, numbered_lines, parse_line
+from jaxgpt.data.sources import as_object, check_text, expand, numbered_lines, parse_line
 from jaxgpt.evals.perplexity import exponential
 from jaxgpt.evals.scoring import Score, Scorer, encode_pair
 
@@ -59,9 +59,7 @@ def read_task(path: str | Path) -> list[Question]:
     questions = []
     for number, line in numbered_lines(name):
         try:
-            record = parse_line(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"a JSON object was expected, not {type(record).__name__}")
+            record = as_object(parse_line(line))
             if read is None:
                 read = _choice if "choices" in record else _last_word
             questions.append(read(record))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxgpt.config import require
-from jaxgpt.report import Html, _escape, _figure, _show
+from jaxgpt.report.page import Html, escaped, figure, shown
 
 LONGEST = 22
 """Characters of a label that are drawn; the whole of it is in the cells' tooltips."""
@@ -55,7 +55,7 @@ def confusion_picture(labels: Sequence[str], counts: np.ndarray) -> Html:
     box = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{style}" role="img">{"".join(parts)}</svg>'
     right_ones = int(np.trace(counts))
     words = f"{right_ones:,} of {int(counts.sum()):,} on the diagonal; colour: share of the gold label's row"
-    return Html(_figure("Confusion matrix", words, box))
+    return Html(figure("Confusion matrix", words, box))
 
 
 def _cell(x: float, y: float, side: float, count: int, share: float, what: str) -> str:
@@ -65,9 +65,9 @@ def _cell(x: float, y: float, side: float, count: int, share: float, what: str) 
     if count:
         size = 13.0 if side >= 44 else 10.5
         ink = "var(--card)" if share > 0.7 else "var(--ink)"
-        shown = _show(count) if side >= 44 else _short(count)
-        number = _text(shown, x + side / 2, y + side / 2 + 0.36 * size, "middle", size, ink=ink)
-    return f'<g><title>{_escape(what)}</title><rect {place} style="{paint}"/>{number}</g>'
+        digits = shown(count) if side >= 44 else _short(count)
+        number = _text(digits, x + side / 2, y + side / 2 + 0.36 * size, "middle", size, ink=ink)
+    return f'<g><title>{escaped(what)}</title><rect {place} style="{paint}"/>{number}</g>'
 
 
 def _text(
@@ -84,7 +84,7 @@ def _text(
     """SVG text; its style is its own because the page's rules are for charts that shrink."""
     style = f"font-size:{size:g}px;fill:{ink};text-anchor:{anchor}" + (";font-weight:600" if bold else "")
     turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{turned} style="{style}">{_escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{turned} style="{style}">{escaped(words)}</text>'
 
 
 def _short(count: int) -> str:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxgpt.config import Chat, Mesh, UserError, load, require
+from jaxgpt.config import ONE_DEVICE, Chat, Mesh, UserError, load_run, require
 from jaxgpt.sample.settings import Sampling
 
 if TYPE_CHECKING:
-    from jaxgpt.config import Run
     from jaxgpt.sample.generate import Generator, Token
 
 SEPARATOR = "---"
@@ -27,7 +26,6 @@ SEPARATOR = "---"
 
 FLAT = tyro.conf.arg(name="")
 """Gives a group's fields as flags without a prefix."""
-ONE_DEVICE = Mesh(data=1)
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -76,7 +74,7 @@ def sample(
     """
     for name, value in (("n", n), ("batch_size", batch_size)):
         require(value >= 1, f"{name} is {value}; it must be at least 1.")
-    as_chat = isinstance(_config(run).data, Chat) and not raw
+    as_chat = isinstance(load_run(run).data, Chat) and not raw
     require(as_chat or not system, "system is given but this run continues plain text; drop it.")
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
@@ -149,7 +147,7 @@ def chat(
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
     """
-    if not isinstance(_config(run).data, Chat):
+    if not isinstance(load_run(run).data, Chat):
         _note("this run was not tuned on dialogues, so its answers may make no sense")
     require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
     generator = _load(run, checkpoint, mesh)
@@ -241,11 +239,6 @@ def _read_turns() -> Iterator[str]:
             return
         if line:
             yield line
-
-
-def _config(run: str) -> Run:
-    require(Path(run).is_dir(), f"run folder {run!r} does not exist; give the folder of a run.")
-    return load(run)
 
 
 def _load(run: str, checkpoint: str, mesh: Mesh) -> Generator:

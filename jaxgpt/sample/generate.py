@@ -10,9 +10,7 @@ Shapes: B rows, T prompt length (rounded up), S slots a row, N stop tokens.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import ROW_AXES, CausalLM, Compute, Mesh, Model, Run, require
+from jaxgpt.config import ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run, require
+from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
-from jaxgpt.sharding import make_mesh, spec
+from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
-from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import StreamDecoder, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -107,16 +105,14 @@ class Generator:
             self.params = prepare(self.model, self.compute, self.target, params)
 
     @classmethod
-    def load(cls, folder: str | Path, *, which: str = "best", mesh: Mesh | None = None) -> Generator:
+    def load(cls, folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Generator:
         """The generator of a run's folder.
 
         Args:
           folder: of the run.
           which: checkpoint: `best` on validation data, `newest`, or a step number.
-          mesh: axes to spread the parameters over; None takes one device.
+          mesh: devices to spread the model over.
         """
-        from jaxgpt.checkpoint import load_params, load_run
-
         run = load_run(folder)
         writes = isinstance(run.objective, CausalLM) and run.task is None
         require(
@@ -124,11 +120,8 @@ class Generator:
             f"{folder} holds a {type(run.model).__name__} trained on {type(run.objective).__name__}(), which "
             "writes no text; `jaxgpt eval` measures it, and sampling needs a run of CausalLM().",
         )
-        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-        placed = sampling_mesh(run, mesh or Mesh(data=1))
-        params, step = load_params(folder, run, placed, which)
-        log.info("checkpoint: step %s of %s", step, folder)
-        return cls(run.model, run.compute, params, tokenizer, mesh=placed)
+        trained = load_trained(folder, which=which, mesh=mesh)
+        return cls(run.model, run.compute, trained.params, trained.tokenizer, mesh=trained.mesh)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -171,7 +164,7 @@ class Generator:
             *(bucket(max(ends), context), vocab, features_of(settings)),
         )
         stops = self.stop if stop is None else tuple(stop)
-        extra = -len(prompts) % self._row_shards()
+        extra = 0 if self.mesh is None else -len(prompts) % row_shards(self.mesh)
         T = bucket(max(map(len, prompts)), context)
         tokens_BT = np.zeros((len(prompts) + extra, T), np.int32)
         for i, prompt in enumerate(prompts):
@@ -186,9 +179,6 @@ class Generator:
             controls_of(settings + [Sampling()] * extra, [*seeds, *[0] * extra]),
         )
         return program, self._place(rows)
-
-    def _row_shards(self) -> int:
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
 
     def _place(self, rows: Rows) -> Rows:
         if self.mesh is None:
@@ -279,17 +269,3 @@ class Generator:
         text = "" if token in stops else writer.feed(token)
         text += writer.flush() if reason else ""
         return Token(row, token, float(made.logprobs_BS[row, slot]), reason, text)
-
-
-def sampling_mesh(run: Run, mesh: Mesh) -> jax.sharding.Mesh:
-    """A mesh of as many of this machine's devices as these axes ask for (all with a -1).
-
-    Raises:
-      UserError: too few devices, or axes that do not divide the model.
-    """
-    asked = list(dataclasses.asdict(mesh).values())
-    devices = jax.devices() if -1 in asked else jax.devices()[: int(np.prod(asked))]
-    sizes = mesh.resolve(len(devices))
-    batch = dataclasses.replace(run.train, batch_size=math.prod(sizes[a] for a in ROW_AXES), accumulate=1)
-    dataclasses.replace(run, mesh=mesh, train=batch).check_mesh(len(devices))
-    return make_mesh(sizes, devices)

@@ -22,7 +22,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -34,8 +34,6 @@ from jaxgpt.config import UserError, require, require_known
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
-    from jaxgpt.text.hf_tokenizer import HFTokenizer
-
 log = logging.getLogger(__name__)
 
 _OPEN, _CLOSE, _GUARD = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: never in exchanged text
@@ -45,6 +43,21 @@ ROLES = ("system", "user", "assistant")
 """Who speaks in a dialogue."""
 Messages = Sequence[Mapping[str, str]]
 Span = tuple[int, int]
+
+
+class Names(Protocol):
+    """What a template needs of its tokenizer; see `HFTokenizer`."""
+
+    roles: dict[str, str]
+    special: dict[str, int]
+
+    def broken(self, text: str, guard: str) -> str: ...
+
+    def end_of_turn(self, text: str, start: int) -> int: ...
+
+    def rendered(
+        self, text: str, spans: Sequence[Span] = (), guard: str = ""
+    ) -> tuple[list[int], list[float]]: ...
 
 
 class _Generation(Extension):
@@ -84,7 +97,7 @@ class ChatTemplate:
       UserError: the source is not valid Jinja.
     """
 
-    def __init__(self, source: str, tokenizer: HFTokenizer, where: str = "the tokenizer") -> None:
+    def __init__(self, source: str, tokenizer: Names, where: str = "the tokenizer") -> None:
         now = datetime.datetime.now()
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
@@ -206,7 +219,7 @@ class ChatTemplate:
         )
 
 
-def _guarded(messages: Messages, tokenizer: HFTokenizer) -> list[dict[str, str]]:
+def _guarded(messages: Messages, tokenizer: Names) -> list[dict[str, str]]:
     guarded = []
     for message in messages:
         role, content = message["role"], message["content"]

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgpt.checkpoint import load_run
-from jaxgpt.config import Classifier, Run, UserError, load, require, to_json
+from jaxgpt.config import Classifier, Run, UserError, load, load_run, require, to_json
 from jaxgpt.files import write_json
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.checkpoint import Checkpoints, load_params, load_run
-from jaxgpt.config import Run, require
-from jaxgpt.data.loader import TrainIterator, run_tokenizer, train_iterator, validation_batches
+from jaxgpt.checkpoint import Checkpoints, load_params
+from jaxgpt.config import Run, load_run, require
+from jaxgpt.data.loader import TrainIterator, train_iterator, validation_batches
+from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
@@ -158,9 +159,8 @@ class Loop:
             out_shardings=(program.shardings, replicated(program.mesh)),
         )
         times = [time.perf_counter()]
-        traced = step.trace(
-            state, Batch.abstract(train.batch_size, self.run.length, self.layout, types=self.run.typed)
-        )
+        columns = {"types": self.run.typed, "extra": self.data.extra}
+        traced = step.trace(state, Batch.abstract(train.batch_size, self.run.length, self.layout, **columns))
         times.append(time.perf_counter())
         lowered = traced.lower()
         times.append(time.perf_counter())

@@ -1,47 +1,23 @@
-"""A run of random parameters with a text of its own, and a model that knows one sentence by heart."""
+"""Runs and scorers that the tests of evaluation share."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import FLOAT32, HERE, MODERN, mesh, sharp_params
+from tiny import HERE, mesh, sharp_params
+from tiny_evals import COMPUTE, MODEL, ONE, ROWS, TEXT, save_run
 
-from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import GPT, Run, Text, to_json
+from jaxgpt.config import GPT, Text
 from jaxgpt.data.prepare import prepare
 from jaxgpt.evals.loss import validation_loss
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.models import init_params
 from jaxgpt.text.tokenizer import ByteTokenizer
-from jaxgpt.train.state import State
-
-ONE = {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1}
-MODEL = replace(MODERN, vocab_size=264, context=32, layers=1, windows=(), logit_softcap=30.0)
-COMPUTE = replace(FLOAT32, unroll=1)  # compiles in half the time
-ROWS = 4
-"""Rows of a batch in every test: they share one compiled program."""
-TEXT = "the cat sat on a mat while seven dogs ran over green hills — and far away. " * 9
-
-
-def save_run(folder: Path, data: Any, model: GPT = MODEL) -> Path:
-    """A run's folder with one checkpoint at step 5, as training leaves it."""
-    run = Run(name=folder.name, model=model, data=data, compute=COMPUTE)
-    ByteTokenizer().save(folder / "tokenizer")
-    (folder / "config.json").write_text(json.dumps({"run": to_json(run)}))
-    (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n')
-    checkpoints = Checkpoints(folder)
-    state = State(jnp.int32(5), jnp.int32(0), sharp_params(model), {"unused": jnp.zeros(1)})
-    checkpoints.save(state, {}, 1.0)
-    checkpoints.close()
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, TEXT, save_run
+from tiny_evals import ROWS, TEXT, save_run
 
 from jaxgpt.cli import main
 from jaxgpt.config import Chat

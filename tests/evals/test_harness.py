@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROWS, TEXT
+from tiny_evals import ROWS, TEXT
 
 from jaxgpt.config import UserError
 from jaxgpt.evals.harness import MARK, as_lm, cut_at, run_lm_eval

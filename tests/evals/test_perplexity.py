@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MODEL, ROWS, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import sharp_params
+from tiny_evals import MODEL, ROWS, TEXT
 
 from jaxgpt.config import TransformerXL, UserError
 from jaxgpt.evals.perplexity import (

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import COMPUTE, MODEL, ROWS
 from flax import nnx
 from tiny import HERE, place, plain, sharp_params
+from tiny_evals import COMPUTE, MODEL, ROWS
 
 from jaxgpt.config import GPT, Bert, UserError
 from jaxgpt.evals.scoring import Score, Scorer, encode_pair

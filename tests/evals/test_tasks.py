@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROWS
+from tiny_evals import ROWS
 
 from jaxgpt.config import UserError
 from jaxgpt.evals.scoring import Score, Scorer

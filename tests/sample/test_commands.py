@@ -26,7 +26,7 @@ TEXT_RUN = Run(name="r", data=Text(path="x"))
 @pytest.fixture
 def chat_run(monkeypatch: pytest.MonkeyPatch, reciter: Generator) -> Generator:
     """A run tuned on dialogues stands where a folder would be read."""
-    monkeypatch.setattr(commands, "_config", lambda run: CHAT_RUN)
+    monkeypatch.setattr(commands, "load_run", lambda run: CHAT_RUN)
     monkeypatch.setattr(commands, "_load", lambda *args: reciter)
     return reciter
 
@@ -34,7 +34,7 @@ def chat_run(monkeypatch: pytest.MonkeyPatch, reciter: Generator) -> Generator:
 @pytest.fixture
 def text_run(monkeypatch: pytest.MonkeyPatch, chat_run: Generator) -> Generator:
     """The same with a run that continues text."""
-    monkeypatch.setattr(commands, "_config", lambda run: TEXT_RUN)
+    monkeypatch.setattr(commands, "load_run", lambda run: TEXT_RUN)
     return chat_run
 
 
@@ -70,7 +70,7 @@ def test_raw_and_a_text_run_continue_the_prompt(
 ) -> None:
     prompts = asked(monkeypatch, text_run)
     commands.sample("r", prompt=("ax",), sampling=GREEDY, max_new_tokens=20)
-    monkeypatch.setattr(commands, "_config", lambda run: CHAT_RUN)
+    monkeypatch.setattr(commands, "load_run", lambda run: CHAT_RUN)
     commands.sample("r", prompt=("ax",), sampling=GREEDY, max_new_tokens=20, raw=True)
     assert capsys.readouterr().out == (RECITED + "\n") * 2
     assert prompts == [".ax", ".ax"]

@@ -21,7 +21,7 @@ from jaxgpt.config import (
     UserError,
 )
 from jaxgpt.evals.labels import label_report
-from jaxgpt.evals.loss import load_trained
+from jaxgpt.sample.load import load_trained
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train import loop
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from tiny import (
     MIXED,
     MODERN,
     ONE,
+    VOCABULARY,
     T,
     assert_close,
     assert_same,
@@ -28,7 +29,10 @@ from tiny import (
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import CausalLM, Optim, Run, Train
+from jaxgpt.objectives import make_objective
+from jaxgpt.sharding import batch_sharding
 from jaxgpt.train.state import State, init_state, make_program
+from jaxgpt.train.step import train_step
 
 RUNS = {
     # Dropout too: a random number belongs to its row, not to the device that holds it.
@@ -98,6 +102,39 @@ def test_accumulation_equals_the_full_batch(model, sizes) -> None:
     for name in ("loss", "nll", "grad_norm", "accuracy", "bytes"):
         assert sums[name] == pytest.approx(numbers[name], rel=1e-6), name
     assert_close(whole, parts, 1e-6)
+
+
+def test_extra_columns_go_with_their_rows() -> None:
+    """A loss weighted by a column a row and one a token: in microbatches and on eight devices the same."""
+    batch = text_batches(1, 16)[0]
+    extra = {
+        "reward": np.linspace(0, 2, 16, dtype=np.float32),
+        "share": np.linspace(0, 1, T, dtype=np.float32) * np.ones((16, 1), np.float32),
+    }
+    weights_BT = batch.weights_BT * extra["reward"][:, None] * extra["share"]
+    run = make_run(optim=LINEAR, train=Train(steps=1, batch_size=16, accumulate=4))
+    whole = replace(run, train=replace(run.train, accumulate=1))
+    params, numbers = one_update(whole, replace(batch, weights_BT=weights_BT))
+    plain = make_objective(run.objective, VOCABULARY)
+
+    def objective(model, batch, key):
+        shares_BT = batch.extra["reward"][:, None] * batch.extra["share"]
+        return plain(model, replace(batch, weights_BT=batch.weights_BT * shares_BT), key)
+
+    program = make_program(run, mesh(MIXED))
+    step = partial(train_step, program, objective, 4, 0)
+    layout = batch_sharding(program.mesh)
+    columns = {name: jax.ShapeDtypeStruct(c.shape[1:], c.dtype) for name, c in extra.items()}
+    with jax.set_mesh(program.mesh):
+        state = init_state(run, program)
+        compiled = jax.jit(step).trace(state, Batch.abstract(16, T, layout, extra=columns)).lower().compile()
+        state, seen = compiled(state, jax.device_put(replace(batch, extra=extra), layout))
+    assert float(seen["loss"]) == pytest.approx(numbers["loss"], rel=1e-5)
+    assert_close(params, state.params, 1e-5)
+
+
+def test_a_batch_without_extra_columns_is_the_program_it_was() -> None:
+    assert len(jax.tree.leaves(Batch.abstract(2, T))) == 5
 
 
 def test_the_mean_of_microbatch_means_would_be_another_loss() -> None:

@@ -1,18 +1,31 @@
-"""The file shapes that dialogues come in."""
+"""Dialogues: the file shapes that they come in, what is held out of them, and their rows."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import UserError, nearest, require
-from jaxgpt.data.sources import Report, check_text, expand, numbered_lines, open_source, parse_line
-from jaxgpt.text.chat import Dialogue
+from jaxgpt.config import Chat, Classifier, UserError, nearest, require
+from jaxgpt.data.packing import Item, PackedExamples, Rows
+from jaxgpt.data.sources import (
+    Report,
+    as_object,
+    check_text,
+    expand,
+    field_of,
+    open_source,
+    parse_line,
+    read_lines,
+)
+from jaxgpt.text.chat import Dialogue, Example, render, truncate
 from jaxgpt.text.chat_template import ROLES
+from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +99,8 @@ def shape_of(record: Any) -> str | None:
 def to_dialogue(record: Any, shape: str) -> Dialogue:
     """The dialogue of one record; `ValueError` with a short reason where it is not one."""
     keys, read = _SHAPES[shape]
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON object was expected, not {type(record).__name__}")
     for key in keys:
-        if key not in record:
-            raise ValueError(f"no field {key!r}{nearest(key, map(str, record))}")
+        field_of(as_object(record), key)
     turns = read(record)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise ValueError("no assistant turn, so nothing to learn")
@@ -158,12 +168,7 @@ def _checked(where: str, record: Any, shape: str, report: ChatReport) -> Iterato
 def _records(path: str, report: ChatReport) -> Iterator[tuple[str, Any]]:
     """(where it stands, JSON value) of each record; lines that are not JSON are counted bad."""
     if not path.lower().endswith(".json"):
-        for number, line in numbered_lines(path):
-            report.lines += 1
-            try:
-                yield f"{path}:{number}", parse_line(line)
-            except ValueError as error:
-                report.add_bad(f"{path}:{number}", str(error))
+        yield from read_lines(path, report, parse_line)
         return
     with open_source(path) as stream:
         data = stream.read()
@@ -181,3 +186,88 @@ def _records(path: str, report: ChatReport) -> Iterator[tuple[str, Any]]:
     for i, record in enumerate(value):
         report.lines += 1
         yield f"{path}: record {i + 1}", record
+
+
+# ---------------------------------------------------------------------------------------- the rows
+
+
+def rows(
+    data: Chat,
+    tokenizer: Tokenizer,
+    length: int,
+    seed: int | None,
+    batch_size: int,
+    task: Classifier | None,
+) -> Rows:
+    """The dialogues of a split, rendered and packed whole; see `data.readers.Reader`.
+
+    Raises:
+      UserError: no dialogue has an answer within the length.
+    """
+    split = "validation" if seed is None else "train"
+    items = [Item.of(example) for example in _examples(data, tokenizer, length, split)]
+    return PackedExamples(items, length, data.bins, seed, tokenizer.control["<|pad|>"])
+
+
+def _examples(data: Chat, tokenizer: Tokenizer, length: int, split: str) -> list[Example]:
+    """The examples of a split; remembered while the files stay as they are."""
+    apart = bool(data.validation)  # validation has files of its own: the others need no reading
+    files = expand(data.validation if apart and split == "validation" else data.train, SUFFIXES)
+    stats = [(f, Path(f).stat()) for f in files]
+    stamp = tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats)
+    return _read_examples(stamp, split if apart else "", data.validation_fraction, tokenizer, length)[split]
+
+
+@lru_cache(maxsize=2)  # the files of training, and those of validation where they are others
+def _read_examples(
+    stamp: tuple[tuple[str, int, int], ...], only: str, share: float, tokenizer: Tokenizer, length: int
+) -> dict[str, list[Example]]:
+    """Examples by split: all for the split `only`, or where it is empty, a share held out of them."""
+    dialogues, _ = read_dialogues(path for path, _, _ in stamp)
+    if only:
+        parts = {only: dialogues}
+    else:
+        parts = dict(zip(("train", "validation"), hold_out(dialogues, share), strict=True))
+    return {name: _fit(part, tokenizer, length, name) for name, part in parts.items()}
+
+
+def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
+    """(kept, held out): the held-out dialogues are chosen by a hash, and copies stay together."""
+    keys = [hashlib.sha256(repr(d).encode("utf-8")).digest() for d in dialogues]
+    order = sorted(set(keys))
+    require(
+        len(order) >= 2,
+        "the instruction files hold a single distinct dialogue, so none can be held out; add more "
+        "or set data.validation.",
+    )
+    count = min(max(1, round(share * len(order))), len(order) - 1)
+    chosen = set(order[:count])
+    kept = [d for d, key in zip(dialogues, keys, strict=True) if key not in chosen]
+    return kept, [d for d, key in zip(dialogues, keys, strict=True) if key in chosen]
+
+
+def _fit(dialogues: list[Dialogue], tokenizer: Tokenizer, length: int, name: str) -> list[Example]:
+    """Rendered and cut to the row; those left without a trained token are counted and dropped."""
+    examples, cut = list[Example](), 0
+    for dialogue in dialogues:
+        rendered = render(dialogue, tokenizer)
+        if (example := truncate(rendered, length)) is not None:
+            examples.append(example)
+            cut += sum(example.weights) < sum(rendered.weights)
+    dropped = len(dialogues) - len(examples)
+    if dropped:
+        log.warning(
+            "%d of %d dialogues (%s) have no answer within %d tokens and were dropped",
+            dropped, len(dialogues), name, length,
+        )  # fmt: skip
+    if cut:
+        log.warning(
+            "%d of %d dialogues (%s) lose the end of an answer beyond %d tokens; lengthen data.length",
+            cut, len(dialogues), name, length,
+        )  # fmt: skip
+    require(
+        bool(examples),
+        f"none of the {len(dialogues)} dialogues ({name}) has an answer within {length} tokens; "
+        "lengthen data.length.",
+    )
+    return examples

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgpt.config import UserError, nearest, require, require_known
+from jaxgpt.config import Classifier, Labelled, UserError, require, require_known
 from jaxgpt.data.packing import Item
+from jaxgpt.data.readers.labels import check_labels, split_files
 from jaxgpt.data.sources import (
     DOCUMENT_BYTES,
     Report,
+    as_object,
     check_text,
     expand,
-    numbered_lines,
+    field_of,
     open_source,
     parse_line,
+    read_lines,
 )
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -109,8 +112,9 @@ def read_labelled(
     names = (text_field, pair_field, label_field)
     require(bool(text_field and label_field), "text_field and label_field cannot be empty; name the fields.")
     for path in expand(paths, SUFFIXES):
-        read = _json if path.lower().endswith((".jsonl", ".jsonl.gz")) else _table
-        for where, record in read(path, names, report):
+        json = path.lower().endswith((".jsonl", ".jsonl.gz"))
+        records = read_lines(path, report, parse_line) if json else _table(path, names, report)
+        for where, record in records:
             try:
                 examples.append(_example(record, names))
             except ValueError as error:
@@ -121,11 +125,8 @@ def read_labelled(
 
 
 def _example(record: Any, names: Names) -> LabelledText:
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON object was expected, not {type(record).__name__}")
     for name in filter(None, names):
-        if name not in record:
-            raise ValueError(f"no field {name!r}{nearest(name, map(str, record))}")
+        field_of(as_object(record), name)
     text_field, pair_field, label_field = names
     text = check_text(record[text_field], text_field)
     pair = check_text(record[pair_field], pair_field) if pair_field else None
@@ -141,31 +142,22 @@ def _example(record: Any, names: Names) -> LabelledText:
     return LabelledText(text, pair, label)
 
 
-def _json(path: str, names: Names, report: Report) -> Iterator[tuple[str, Any]]:
-    """(where it stands, JSON value) of each line."""
-    for number, line in numbered_lines(path):
-        report.lines += 1
-        try:
-            yield f"{path}:{number}", parse_line(line)
-        except ValueError as error:
-            report.add_bad(f"{path}:{number}", str(error))
-
-
 def _table(path: str, names: Names, report: Report) -> Iterator[tuple[str, dict[str, str]]]:
     """(where it stands, field to cell) of each row but the header."""
-    rows = (_csv_rows if path.lower().endswith(".csv") else _tsv_rows)(path, report)
+    csv_file = path.lower().endswith(".csv")
+    rows = _csv_rows(path, report) if csv_file else read_lines(path, report, _cells)
     columns, headed, labels = list[str](), True, list[str]()
-    for number, cells in rows:
+    for where, cells in rows:
         if not columns:
             columns, headed = _columns(path, cells, names)
             if headed:
                 continue
         if len(cells) != len(columns):
-            report.add_bad(f"{path}:{number}", f"{len(cells)} columns, not the {len(columns)} of the first")
+            report.add_bad(where, f"{len(cells)} columns, not the {len(columns)} of the first")
             continue
         if not headed:
             labels.append(cells[-1])
-        yield f"{path}:{number}", dict(zip(columns, cells, strict=True))
+        yield where, dict(zip(columns, cells, strict=True))
     if len(labels) > 2 and labels.count(labels[0]) == 1:
         log.warning(
             "%s: the first line is read as an example, but no other has its label %r; if it is a header, "
@@ -192,21 +184,18 @@ def _columns(path: str, cells: list[str], names: Names) -> tuple[list[str], bool
     return [names[0], names[2]], False
 
 
-def _tsv_rows(path: str, report: Report) -> Iterator[tuple[int, list[str]]]:
-    for number, line in numbered_lines(path):
-        report.lines += 1
-        try:
-            if line is None:
-                raise ValueError(f"the line is longer than {DOCUMENT_BYTES >> 20} MiB")
-            yield number, line.decode("utf-8").rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as error:
-            report.add_bad(f"{path}:{number}", f"not UTF-8 (byte 0x{error.object[error.start]:02x})")
-        except ValueError as error:
-            report.add_bad(f"{path}:{number}", str(error))
+def _cells(line: bytes | None) -> list[str]:
+    """The cells of a .tsv file's line."""
+    if line is None:
+        raise ValueError(f"the line is longer than {DOCUMENT_BYTES >> 20} MiB")
+    try:
+        return line.decode("utf-8").rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x})") from None
 
 
-def _csv_rows(path: str, report: Report) -> Iterator[tuple[int, list[str]]]:
-    """(line it begins on, cells) of each row; what a broken quote swallows counts as bad lines."""
+def _csv_rows(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
+    """(where it begins, cells) of each row; what a broken quote swallows counts as bad lines."""
     with open_source(path) as stream:
         data = stream.read()
     try:
@@ -229,4 +218,21 @@ def _csv_rows(path: str, report: Report) -> Iterator[tuple[int, list[str]]]:
             return
         report.lines += reader.line_num - start
         if any(cells):
-            yield start + 1, cells
+            yield f"{path}:{start + 1}", cells
+
+
+# --------------------------------------------------------------------------------------- the splits
+
+
+def encode(
+    data: Labelled, tokenizer: Tokenizer, length: int, split: str, task: Classifier
+) -> tuple[list[LabelledText], list[list[Item]]]:
+    """The texts of a split (`train`, `validation`, `test`), and the one item of each.
+
+    Raises:
+      UserError: the split names no files; a label that the model does not know.
+    """
+    assert task.pool != "token", "Run pairs Tagged data with it"
+    texts = read_labelled(split_files(data, split), data.text, data.pair, data.label)
+    check_labels(split, {text.label for text in texts}, label_set(texts), task)
+    return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]

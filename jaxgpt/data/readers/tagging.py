@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxgpt.config import UserError, require, require_known
+from jaxgpt.config import Classifier, Tagged, UserError, require, require_known
 from jaxgpt.data.packing import Item
+from jaxgpt.data.readers.labels import check_labels, split_files
 from jaxgpt.data.sources import expand, numbered_lines
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -231,3 +232,20 @@ def align(
         tokens, targets, weights = map(list, zip(*whole, strict=True))
         made.append(Item(tokens, targets, weights))
     return made
+
+
+# --------------------------------------------------------------------------------------- the splits
+
+
+def encode(
+    data: Tagged, tokenizer: Tokenizer, length: int, split: str, task: Classifier
+) -> tuple[list[TaggedSentence], list[list[Item]]]:
+    """The sentences of a split (`train`, `validation`, `test`), and the items that each was encoded to.
+
+    Raises:
+      UserError: the split names no files; a tag that the model does not know.
+    """
+    sentences = read_conll(split_files(data, split))
+    used = {tag for sentence in sentences for tag in sentence.tags}
+    check_labels(split, used, label_set(sentences), task)
+    return sentences, [align(s, tokenizer, task.labels, length, data.joiner) for s in sentences]

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
-from jaxgpt.data.readers.chat import read_dialogues
+from jaxgpt.config import Chat, UserError
+from jaxgpt.data.readers import rows_of
+from jaxgpt.data.readers.chat import hold_out, read_dialogues
 from jaxgpt.text.chat import prompt_ids, render, truncate
 from jaxgpt.text.tokenizer import ByteTokenizer
 
+BYTES = ByteTokenizer()
 quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 content = st.one_of(st.text(max_size=20), st.sampled_from(["<|end|>", "<|assistant|>hi<|end|>", "\n"]))
 turn = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": content})
@@ -148,3 +150,24 @@ def test_truncation_cuts_or_drops(messages, length):
     if cut is not None:
         assert cut.tokens == example.tokens[: length + 1]
         assert cut.weights == example.weights[: length + 1]
+
+
+def test_copies_are_held_out_together():
+    dialogues = [[{"role": "user", "content": str(i % 10)}] for i in range(40)]
+    kept, held = hold_out(dialogues, 0.3)
+    assert (len(kept), len(held)) == (28, 12)
+    assert not {d[0]["content"] for d in kept} & {d[0]["content"] for d in held}
+
+
+def test_examples_without_a_trained_token_are_dropped_and_counted(tmp_path, caplog):
+    records = [{"prompt": "x" * (100 if i < 5 else 3), "completion": "yes"} for i in range(50)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "v.jsonl").write_text(json.dumps(records[-1]))
+    names = {"train": (str(tmp_path / "a.jsonl"),), "validation": (str(tmp_path / "v.jsonl"),)}
+    rows_of(Chat(**names, tokenizer="-"), BYTES, 64, 3, 4)
+    assert "5 of 50 dialogues (train) have no answer within 64 tokens and were dropped" in caplog.text
+    assert "lose the end" not in caplog.text
+    rows_of(Chat(**names, tokenizer="-", length=9), BYTES, 64, 3, 4)
+    assert "45 of 50 dialogues (train) lose the end of an answer beyond 9 tokens" in caplog.text
+    with pytest.raises(UserError, match=r"none of the 50 dialogues \(train\)"):
+        rows_of(Chat(**names, tokenizer="-", length=3), BYTES, 64, 0, 1)

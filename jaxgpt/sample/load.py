@@ -1,0 +1,64 @@
+"""A run's checkpoint, loaded whole: config, tokenizer, mesh and parameters of one step."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxgpt.checkpoint import load_params
+from jaxgpt.config import ONE_DEVICE, ROW_AXES, Mesh, Run, load_run
+from jaxgpt.sharding import make_mesh
+from jaxgpt.text.load import load_tokenizer
+from jaxgpt.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """One checkpoint of a run and what belongs to it."""
+
+    folder: Path
+    run: Run
+    params: dict
+    """In the training form (layers stacked), on the mesh."""
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+    step: int
+
+
+def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Trained:
+    """A run's checkpoint.
+
+    Args:
+      folder: the run's folder.
+      which: `best` on validation data, `newest`, or a step number.
+      mesh: devices to spread the model over.
+
+    Raises:
+      UserError: no run, no such checkpoint, or a mesh that does not fit the model or this machine.
+    """
+    run, folder = load_run(folder), Path(folder)
+    tokenizer, placed = load_tokenizer(folder / "tokenizer"), sampling_mesh(run, mesh)
+    params, step = load_params(folder, run, placed, which)
+    log.info("checkpoint: step %s of %s", step, folder)
+    return Trained(folder, run, params, tokenizer, placed, step)
+
+
+def sampling_mesh(run: Run, mesh: Mesh) -> jax.sharding.Mesh:
+    """A mesh of as many of this machine's devices as these axes ask for (all with a -1).
+
+    Raises:
+      UserError: too few devices, or axes that do not divide the model.
+    """
+    asked = list(dataclasses.asdict(mesh).values())
+    devices = jax.devices() if -1 in asked else jax.devices()[: int(np.prod(asked))]
+    sizes = mesh.resolve(len(devices))
+    batch = dataclasses.replace(run.train, batch_size=math.prod(sizes[a] for a in ROW_AXES), accumulate=1)
+    dataclasses.replace(run, mesh=mesh, train=batch).check_mesh(len(devices))
+    return make_mesh(sizes, devices)
