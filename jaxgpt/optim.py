@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,32 +36,40 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
     return optax.join_schedules([warmup, after], [optim.warmup_steps])
 
 
+DECAYED = ("matrix", "embedding", "position")
+"""Roles of the parameters that weight decay falls on."""
+Trainable = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
+"""Whether a parameter is trained, by its path and its metadata."""
+
+
 def make_optimizer(
-    optim: Optim, steps: int, abstract: nnx.State, frozen: tuple[str, ...] = ()
+    optim: Optim, steps: int, abstract: nnx.State, trainable: Trainable | None = None
 ) -> optax.GradientTransformation:
     """The optax chain: global-norm clipping, then AdamW, or Muon with AdamW for the rest.
 
-    Weight decay falls on matrices only. Muon (Jordan et al. 2024) takes the matrices inside the
-    layers; embeddings, output projection and vectors stay with AdamW.
+    Weight decay falls on matrices and tables only. Muon (Jordan et al. 2024) takes the matrices inside
+    the layers; embeddings, output projection and vectors stay with AdamW.
 
     Args:
       optim: the config.
       steps: length of the run, for the schedule.
-      abstract: the model's state, whose metadata tells a matrix's input and output axes.
-      frozen: first names of parameters that stay as they are and cost no memory here.
+      abstract: the model's state, whose metadata tells a parameter's role, and a matrix's axes.
+      trainable: what is trained; None means all. The chain is of the trees that `split_trainable` gives:
+        what is frozen has no state and no gradient.
     """
-    flat = nnx.to_flat_state(abstract)
+    flat = [(path, variable, variable.get_metadata()) for path, variable in nnx.to_flat_state(abstract)]
+    learned = [(p, v, about) for p, v, about in flat if trainable is None or trainable(p, about)]
 
     def tree(leaf: Any) -> dict:
-        return nnx.to_pure_dict(nnx.from_flat_state({path: leaf(path, v) for path, v in flat}))
+        leaves = {path: optax.MaskedNode() for path, _, _ in flat}
+        leaves |= {path: leaf(variable, about) for path, variable, about in learned}
+        return nnx.to_pure_dict(nnx.from_flat_state(leaves))
 
-    def dims(path: tuple, variable: nnx.Variable) -> MuonDimensionNumbers | None:
-        about = variable.get_metadata()
-        inputs = about.get("inputs")
-        if "blocks" not in path or inputs is None:
+    def dims(variable: nnx.Variable, about: Mapping[str, Any]) -> MuonDimensionNumbers | None:
+        if about["role"] != "matrix" or about["axes"][0] != "layers":
             return None
         axes = range(1 + about.get("lead", 0), variable.ndim)  # before them the layer, the expert
-        return MuonDimensionNumbers(tuple(axes[:inputs]), tuple(axes[inputs:]))
+        return MuonDimensionNumbers(tuple(axes[: about["inputs"]]), tuple(axes[about["inputs"] :]))
 
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
     adamw = optax.adamw(
@@ -69,9 +78,9 @@ def make_optimizer(
         optim.b2,
         optim.eps,
         weight_decay=optim.weight_decay,
-        mask=tree(lambda path, _: path[-1] == "weight"),
+        mask=tree(lambda _, about: about["role"] in DECAYED),
     )
-    if optim.name == "adamw" and not frozen:
+    if optim.name == "adamw" and len(learned) == len(flat):
         return optax.chain(clip, adamw)
     muon = optax.contrib.muon(
         schedule(optim, steps, optim.muon_lr),
@@ -80,13 +89,31 @@ def make_optimizer(
     )
 
     # What is no matrix goes to our own AdamW: that inside optax's muon decays vectors, too.
-    def group(path: tuple, variable: nnx.Variable) -> str:
-        if path[0] in frozen:
-            return "frozen"
-        return "muon" if optim.name == "muon" and dims(path, variable) else "adamw"
+    def group(variable: nnx.Variable, about: Mapping[str, Any]) -> str:
+        return "muon" if optim.name == "muon" and dims(variable, about) else "adamw"
 
+    # The third group is empty since frozen parameters are split off; older checkpoints name it.
     parts: Any = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
     return optax.chain(clip, optax.partition(parts, tree(group)))
+
+
+def split_trainable(params: Any, abstract: nnx.State, trainable: Trainable) -> tuple[Any, Any]:
+    """A tree of parameters as two: those trained, and the others; each has empty nodes for the rest."""
+    flat = nnx.to_flat_state(abstract)
+    learned = nnx.to_pure_dict(
+        nnx.from_flat_state({path: trainable(path, v.get_metadata()) for path, v in flat})
+    )
+    none = optax.MaskedNode()
+    return (
+        jax.tree.map(lambda keep, p: p if keep else none, learned, params),
+        jax.tree.map(lambda keep, p: none if keep else p, learned, params),
+    )
+
+
+def join(learned: Any, frozen: Any) -> Any:
+    """The tree that `split_trainable` took apart."""
+    empty = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(lambda a, b: b if empty(a) else a, learned, frozen, is_leaf=empty)
 
 
 def state_shardings(

@@ -19,12 +19,12 @@ from jaxgpt.models import (
     abstract_model,
     abstract_params,
     flops_per_token,
-    frozen_paths,
     init_memory,
     parameter_counts,
+    trainable,
 )
 from jaxgpt.objectives import make_objective
-from jaxgpt.optim import make_optimizer
+from jaxgpt.optim import join, make_optimizer, split_trainable
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.command import read_args
@@ -74,7 +74,9 @@ def cost(run: Run) -> Cost:
     run.check_mesh(devices)
     model = abstract_params(run.model)
     params = nnx.to_pure_dict(model)
-    optimizer = make_optimizer(run.optim, run.train.steps, model, frozen=frozen_paths(run.model))
+    chosen = trainable(run.model)
+    optimizer = make_optimizer(run.optim, run.train.steps, model, chosen)
+    learned, _ = split_trainable(params, model, chosen)
     counts = parameter_counts(run.model)
     rows = run.train.batch_size // run.train.accumulate // math.prod(axes[a] for a in ROW_AXES)
     return Cost(
@@ -85,8 +87,8 @@ def cost(run: Run) -> Cost:
         devices=devices,
         split=axes["fsdp"] * axes["tensor"],
         parameter_bytes=nbytes(params),
-        gradient_bytes=nbytes(params),
-        optimizer_bytes=nbytes(jax.eval_shape(optimizer.init, params)),
+        gradient_bytes=nbytes(learned),
+        optimizer_bytes=nbytes(jax.eval_shape(optimizer.init, learned)),
         activation_bytes=_residual_bytes(run, params, rows),
     )
 
@@ -106,8 +108,9 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     batch = dataclasses.replace(Batch.abstract(rows, run.length, types=run.typed), memory=memory)
 
     def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
-        loss = lambda p: objective(nnx.merge(graphdef, p), batch, key).loss  # noqa: E731
-        return jax.vjp(loss, params)[1]  # the function is a pytree of what it keeps
+        learned, frozen = split_trainable(params, abstract_params(run.model), trainable(run.model))
+        loss = lambda p: objective(nnx.merge(graphdef, join(p, frozen)), batch, key).loss  # noqa: E731
+        return jax.vjp(loss, learned)[1]  # the function is a pytree of what it keeps
 
     program = jax.make_jaxpr(backward)(params, batch, jax.random.key(0)).jaxpr
     # By identity: a parameter that is kept is no new array, but one of its shape is.

@@ -72,6 +72,7 @@ class MoE:
 class GPT:
     """A decoder. The defaults are GPT-2 124M (Radford et al. 2019); other fields give today's form."""
 
+    # sizes
     vocab_size: int = 50_304
     """Rows of the embedding; at least the tokenizer's size, divisible by the mesh's tensor axis."""
     context: int = 1024
@@ -80,36 +81,16 @@ class GPT:
     """Blocks of attention and MLP."""
     width: int = 768
     """Features of a token between the blocks."""
+
+    # attention
     heads: int = 12
     """Attention heads (of the queries)."""
     kv_heads: int | None = None
     """Grouped-query attention (Ainslie et al. 2023): key and value heads; None means as many as heads."""
     head_width: int | None = None
     """Width of one head; None means width / heads."""
-    mlp_width: int | None = None
-    """Hidden width of the MLP; None means 4 x width, or if gated 8/3 x width up to a multiple of 64."""
-    position: Literal["learned", "rope", "alibi", "relative", "none"] = "learned"
-    """A learned table (GPT-2), rotary (Llama), or a bias on the scores: ALiBi's slopes, T5's buckets."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths; larger for longer contexts."""
-    rope_local_theta: float | None = None
-    """Base in the layers with a window, which are then never scaled (Gemma 3); None means rope_theta."""
-    rope_scaling: RopeScaling | None = None
-    """Stretches the rotary wavelengths (Llama 3.1); None leaves them."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """LayerNorm (GPT-2) or RMSNorm (today's choice)."""
-    norm_at: Literal["pre", "post", "both"] = "pre"
-    """On a branch's input (GPT-2), on the sum after it (BERT), or on its input and output (Gemma 2)."""
-    norm_eps: float = 1e-5
-    """Added to the variance in every norm."""
-    zero_centered_norm: bool = False
-    """Norms multiply by 1 + scale (Gemma)."""
-    mlp: Activation = "gelu"
-    """Activation of the MLP: GELU (GPT-2), or gated SwiGLU (Llama) or GeGLU (Gemma)."""
-    moe: MoE | None = None
-    """Experts in place of the MLP; None for a dense model."""
-    bias: bool = True
-    """Biases in the projections and in LayerNorm."""
+    windows: tuple[int, ...] = ()
+    """Sliding-window sizes in tokens, repeated over the layers; 0 in it means full attention."""
     qkv_bias: bool | None = None
     """Biases of queries, keys and values; None means as bias (Qwen2 has only these)."""
     qk_norm: bool = False
@@ -118,20 +99,54 @@ class GPT:
     """Cap attention scores to (-c, c) by c * tanh(scores / c) (Gemma 2, section 2)."""
     attention_scalar: float | None = None
     """Scores are divided by the root of it; None means head_width (Gemma sets it)."""
+    causal: bool = True
+    """False gives bidirectional attention, which a next-token objective refuses."""
+    prefix: bool = False
+    """Bidirectional over a prompt, causal over its answer (prefix LM; Raffel et al. 2020, section 3.2)."""
+
+    # positions
+    position: Literal["learned", "rope", "alibi", "relative", "none"] = "learned"
+    """A learned table (GPT-2), rotary (Llama), or a bias on the scores: ALiBi's slopes, T5's buckets."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths; larger for longer contexts."""
+    rope_local_theta: float | None = None
+    """Base in the layers with a window, which are then never scaled (Gemma 3); None means rope_theta."""
+    rope_scaling: RopeScaling | None = None
+    """Stretches the rotary wavelengths (Llama 3.1); None leaves them."""
+
+    # norms
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """LayerNorm (GPT-2) or RMSNorm (today's choice)."""
+    norm_at: Literal["pre", "post", "both"] = "pre"
+    """On a branch's input (GPT-2), on the sum after it (BERT), or on its input and output (Gemma 2)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    zero_centered_norm: bool = False
+    """Norms multiply by 1 + scale (Gemma)."""
+
+    # MLP
+    mlp: Activation = "gelu"
+    """Activation of the MLP: GELU (GPT-2), or gated SwiGLU (Llama) or GeGLU (Gemma)."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP; None means 4 x width, or if gated 8/3 x width up to a multiple of 64."""
+    moe: MoE | None = None
+    """Experts in place of the MLP; None for a dense model."""
+
+    # all projections
+    bias: bool = True
+    """Biases in the projections and in LayerNorm."""
+
+    # embedding and output
     embed_scale: bool = False
     """Multiply embeddings by the root of the width (Vaswani et al. 2017, section 3.4; Gemma)."""
     tied: bool = True
     """Use the embedding as the output projection."""
     logit_softcap: float | None = None
     """Cap logits to (-c, c) by c * tanh(logits / c) (Gemma 2, section 2)."""
+
+    # regularisation
     dropout: float = 0.0
     """Rate after the embedding and on both residual branches."""
-    windows: tuple[int, ...] = ()
-    """Sliding-window sizes in tokens, repeated over the layers; 0 in it means full attention."""
-    causal: bool = True
-    """False gives bidirectional attention, which a next-token objective refuses."""
-    prefix: bool = False
-    """Bidirectional over a prompt, causal over its answer (prefix LM; Raffel et al. 2020, section 3.2)."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")

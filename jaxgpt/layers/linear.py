@@ -51,7 +51,7 @@ class Linear(nnx.Module):
         self.contracted = len(inputs)
         self.dtype, self.target = dtype, target
         weight = std * jax.random.normal(key, (*inputs, *outputs), jnp.float32)
-        self.weight = nnx.Param(weight, axes=axes, role="matrix", inputs=len(inputs))
+        self.weight = nnx.Param(weight, axes=axes, role="matrix", inputs=len(inputs), read_in=dtype.name)
         out_axes = axes[len(inputs) :]
         bias_axes = ("vector",) if out_axes == ("embed",) else out_axes
         self.bias = nnx.Param(jnp.zeros(outputs), axes=bias_axes, role="bias") if bias else None

@@ -97,7 +97,7 @@ class Bias(nnx.Module):
         self.kind, self.causal, self.heads = model.position, model.causal, model.heads
         table_NH = 0.02 * jax.random.normal(key, (self.BUCKETS, model.heads))
         learned = model.position == "relative"
-        self.table = nnx.Param(table_NH, axes=("position", "heads"), role="position") if learned else None
+        self.table = nnx.Param(table_NH, axes=("position", "heads"), role="bias") if learned else None
 
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:
         """The bias [B, H, T, S], float32, of distances back from query to key."""

@@ -5,7 +5,7 @@ Shapes: B rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -77,9 +77,10 @@ def init_memory(
     return transformer_xl.init_memory(model, compute, target, rows, length) if length else None
 
 
-def frozen_paths(model: Model) -> tuple[str, ...]:
-    """First names of the parameters that are not trained."""
-    return ("backbone",) if isinstance(model, Classifier) and model.frozen else ()
+def trainable(model: Model) -> Callable[[tuple[Any, ...], Mapping[str, Any]], bool]:
+    """Whether a parameter is trained, by its path and its metadata (axes, role)."""
+    frozen = isinstance(model, Classifier) and model.frozen
+    return lambda path, about: not (frozen and path[0] == "backbone")
 
 
 def decoding_params(model: Model, params: dict[str, Any]) -> dict[str, Any]:

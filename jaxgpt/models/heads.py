@@ -65,8 +65,6 @@ class ClassifierModule(nnx.Module):
         keys: Any = (None, None) if key is None else jax.random.split(key)
         features = self.backbone.hidden(batch, keys[0])
         x_BTD = features.x_BTD
-        if self.model.frozen:
-            x_BTD = jax.lax.stop_gradient(x_BTD)
         if self.model.pool == "mean":
             x_BTD = document_means(x_BTD, batch.segments_BT)
         return features._replace(x_BTD=dropout(x_BTD, self.model.head_dropout, keys[1]))

@@ -187,7 +187,8 @@ def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dic
 
     def one(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
         names = tuple(entry.key for entry in path)
-        p = p.astype(compute.dtype) if about[names]["role"] in CAST else p
+        if about[names]["role"] in CAST:
+            p = p.astype(about[names].get("read_in", compute.dtype))  # a router is read in float32
         return constrain(p, *about[names]["axes"])
 
     return jax.tree_util.tree_map_with_path(one, decoding_params(model, params))

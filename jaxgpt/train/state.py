@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from jax.sharding import NamedSharding
 
 from jaxgpt.checkpoint import State
 from jaxgpt.config import Run
-from jaxgpt.models import abstract_model, frozen_paths, init_memory, init_params
-from jaxgpt.optim import make_optimizer, state_shardings
+from jaxgpt.models import abstract_model, init_memory, init_params, trainable
+from jaxgpt.optim import make_optimizer, split_trainable, state_shardings
 from jaxgpt.sharding import param_shardings, replicated, spec
 from jaxgpt.target import Target
 
@@ -26,6 +27,7 @@ class Program:
     Attributes:
       graphdef: the model's graph; `nnx.merge(graphdef, params)` gives the model.
       optimizer: the optax chain.
+      split: a tree of parameters as those trained and those frozen, see `optim.split_trainable`.
       shardings: a `State` of shardings.
       abstract: a `State` of `ShapeDtypeStruct`s with shardings, the target of a restore.
       mesh: the mesh.
@@ -34,6 +36,7 @@ class Program:
 
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
+    split: Callable[[Any], tuple[Any, Any]]
     shardings: State
     abstract: State
     mesh: jax.sharding.Mesh
@@ -50,19 +53,25 @@ def make_program(run: Run, mesh: jax.sharding.Mesh, target: Target | None = None
     """
     target = target or Target.of(mesh)
     graphdef, model = abstract_model(run.model, run.compute, target)
-    optimizer = make_optimizer(run.optim, run.train.steps, model, frozen=frozen_paths(run.model))
-    params = nnx.to_pure_dict(model)
+    chosen, params = trainable(run.model), nnx.to_pure_dict(model)
+    optimizer = make_optimizer(run.optim, run.train.steps, model, chosen)
+
+    def split(params: Any) -> tuple[Any, Any]:
+        return split_trainable(params, model, chosen)
+
     layout = param_shardings(model, mesh)
     whole: Any = replicated(mesh)
     memory = jax.eval_shape(lambda: init_memory(run.model, run.compute, target, run.train.batch_size))
     rows = jax.tree.map(lambda _: NamedSharding(mesh, spec(("batch",))), memory)
-    shardings = State(whole, whole, layout, state_shardings(optimizer, params, layout, whole), rows)
+    shardings = State(
+        whole, whole, layout, state_shardings(optimizer, split(params)[0], split(layout)[0], whole), rows
+    )
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = State(count, count, params, jax.eval_shape(optimizer.init, params), memory)
+    shapes = State(count, count, params, jax.eval_shape(optimizer.init, split(params)[0]), memory)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    return Program(graphdef, optimizer, shardings, abstract, mesh, target)
+    return Program(graphdef, optimizer, split, shardings, abstract, mesh, target)
 
 
 def init_state(run: Run, program: Program, params: dict | None = None) -> State:
@@ -78,7 +87,7 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
         params = init_params(run.model, run.compute, program.target, key) | given
         zero = jnp.zeros((), jnp.int32)
         memory = init_memory(run.model, run.compute, program.target, run.train.batch_size)
-        return State(zero, zero, params, program.optimizer.init(params), memory)
+        return State(zero, zero, params, program.optimizer.init(program.split(params)[0]), memory)
 
     # It runs once: on a CPU optimising it takes longer than what it then saves.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxgpt.batch import Batch
 from jaxgpt.config import require
 from jaxgpt.objectives import Objective
+from jaxgpt.optim import join
 from jaxgpt.train.state import Program, State
 
 Metrics = dict[str, jax.Array]
@@ -39,12 +40,14 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = replace(batch, memory=state.memory)
 
-    def loss_sum(params: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        sums = objective(nnx.merge(program.graphdef, params), part, key)
+    learned, frozen = program.split(state.params)
+
+    def loss_sum(learned: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        sums = objective(nnx.merge(program.graphdef, join(learned, frozen)), part, key)
         return sums.loss, (sums.metrics | {"loss": sums.loss, "weight": sums.weight}, sums.memory)
 
     def gradients(part: Batch, key: jax.Array) -> tuple[tuple[Metrics, dict], Any]:
-        (_, (sums, memory)), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, part, key)
+        (_, (sums, memory)), grads = jax.value_and_grad(loss_sum, has_aux=True)(learned, part, key)
         return (sums, grads), memory
 
     (sums, grads), memory = _accumulate(gradients, batch, key, accumulate)
@@ -55,10 +58,11 @@ def train_step(
     good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
 
     # Pinned: the old moments are then dead before the parameters change, and need no copy.
-    updates, opt = program.target.pin(program.optimizer.update(grads, state.opt, state.params))
-    params = optax.apply_updates(state.params, updates)
-    params, opt = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old), (params, opt), (state.params, state.opt)
+    updates, opt = program.target.pin(program.optimizer.update(grads, state.opt, learned))
+    new, opt = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (optax.apply_updates(learned, updates), opt),
+        (learned, state.opt),
     )
     # The old memory does not end where the next batch begins, so after a bad step there is none.
     memory = jax.tree.map(lambda new: jnp.where(good, new, 0).astype(new.dtype), memory)
@@ -72,7 +76,7 @@ def train_step(
         "grad_norm": grad_norm,
         "bad_steps": bad_steps,
     }
-    return State(state.step + 1, bad_steps, params, opt, memory), metrics
+    return State(state.step + 1, bad_steps, join(new, frozen), opt, memory), metrics
 
 
 def _accumulate(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
