@@ -184,7 +184,8 @@ def _logprobs_back(chunk, saved, dlogprob_BT):  # noqa: ANN001, ANN202
     def slopes(scores: Scores, dlogprob_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         return dlogprob_BT, jnp.zeros_like(dlogprob_BT)
 
-    _, *grads = sweep_back(*saved, chunk, slopes, dlogprob_BT)
+    head, x_BTD, targets_BT = saved
+    _, *grads = sweep_back(head, x_BTD, targets_BT, chunk, slopes, dlogprob_BT)
     return *grads, None
 
 
