@@ -26,7 +26,7 @@ class Compute:
     strict: bool = False
     """Raise instead of falling back to a slower attention kernel."""
     loss_chunk: int = 8192
-    """Tokens (over the whole batch) whose logits are held at a time in the loss."""
+    """Tokens of each device whose logits are held at a time in the loss."""
     unroll: int | None = None
     """Layers unrolled in one turn of the scan; None means all on a CPU, one elsewhere."""
 

@@ -9,14 +9,16 @@ Shapes: V ids, D width, C later clusters, E width of one cluster.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.config import Compute, TransformerXL
-from jaxgpt.layers.linear import Embedding, Linear, unembed
+from jaxgpt.config import Compute, TransformerXL, require
+from jaxgpt.layers.linear import Embedding, Linear
+from jaxgpt.layers.unembedding import Head, Losses, Pull, Scores, Unembedding
 from jaxgpt.target import Target
 
 
@@ -70,7 +72,7 @@ class Tables(nnx.Module):
 
 
 class AdaptiveSoftmax(nnx.Module):
-    """Log-probabilities of all ids, normalised exactly.
+    """The parameters of an `AdaptiveUnembedding`.
 
     With `tied` the tables are the embedding's, and so are the later clusters' projections; the first
     cluster keeps one of its own, as in the released code.
@@ -87,54 +89,91 @@ class AdaptiveSoftmax(nnx.Module):
         own = model.tied and model.div > 1
         self.first = projection(keys[2], model.width, model, compute, target) if own else None
 
-    def head(self, x: jax.Array, embed: Tables) -> jax.Array:
-        """Log-probabilities of the first cluster's ids and of the later clusters, float32."""
-        end = self.clusters[0][1]
-        x = self._narrow(0, x, embed)
-        ids = unembed(x, (self.tables or embed).rows(0)) + self.bias[:end]
-        gates = unembed(x, self.gates.weight[...]) + self.gates_bias[...]
-        return jax.nn.log_softmax(jnp.concatenate([ids, gates], axis=-1))
+    def over(self, embed: Tables) -> AdaptiveUnembedding:
+        """The head, with the embedding's tables where they are tied."""
+        tables, narrow = self.tables or embed, list[Unembedding]()
+        for i, project in enumerate(tables.projections):
+            own = self.first if i == 0 and self.first is not None else project
+            narrow.append(Unembedding(own.weight[...]))
+        ids = [
+            Unembedding(tables.rows(i), self.bias[start:end])
+            for i, (start, end, _) in enumerate(self.clusters)
+        ]
+        gates = Unembedding(self.gates.weight[...], self.gates_bias[...])
+        return AdaptiveUnembedding(tuple(narrow), tuple(ids), gates)
 
-    def tail(self, cluster: int, x: jax.Array, embed: Tables) -> jax.Array:
-        """Log-probabilities of a later cluster's ids within it, float32."""
-        start, end, _ = self.clusters[cluster]
-        x = self._narrow(cluster, x, embed)
-        return jax.nn.log_softmax(unembed(x, (self.tables or embed).rows(cluster)) + self.bias[start:end])
 
-    def _narrow(self, cluster: int, x: jax.Array, embed: Tables) -> jax.Array:
-        """Features in a cluster's width."""
-        tables = self.tables or embed
-        if not tables.projections:
-            return x
-        own = self.first if cluster == 0 and self.first is not None else tables.projections[cluster]
-        return unembed(x, own.weight[...]).astype(x.dtype)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdaptiveUnembedding(Head):
+    """Log-probabilities of all ids, normalised exactly.
 
-    def __call__(self, x: jax.Array, embed: Tables) -> jax.Array:
-        """Log-probabilities [..., V], float32, of features [..., D].
+    Attributes:
+      narrow: from the model's width to each cluster's; none where all have the model's.
+      ids: of each cluster.
+      gates: of the later clusters, read of the first cluster's features.
+    """
 
-        Args:
-          x: the features.
-          embed: the embedding, read where the two are tied.
-        """
-        head, end = self.head(x, embed), self.clusters[0][1]
-        tails = [head[..., end + i - 1, None] + self.tail(i, x, embed) for i in range(1, len(self.clusters))]
-        return jnp.concatenate([head[..., :end], *tails], axis=-1)
+    narrow: tuple[Unembedding, ...]
+    ids: tuple[Unembedding, ...]
+    gates: Unembedding
 
-    def of(self, targets: jax.Array, x: jax.Array, embed: Tables) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Log-probabilities [..., V], float32, of features [..., D]."""
+        first, gates = self._first(x)
+        later = [gates[..., i - 1, None] + self._later(i, x) for i in range(1, len(self.ids))]
+        return jnp.concatenate([first, *later], axis=-1)
+
+    def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
+        # In float32, so that gradients by it are; the products round to the type of the features again.
+        wide = jax.tree.map(lambda a: a.astype(jnp.float32), self)
+        hit_BT, back, top_BT = jax.vjp(lambda head, x: head.of(targets_BT, x), wide, x_BTD, has_aux=True)
+
+        def pull(dlogprob_BT: jax.Array, dlog_z_BT: jax.Array) -> tuple[AdaptiveUnembedding, jax.Array]:
+            return back(dlogprob_BT)  # what it predicts is normalised: log_z is 0 for all parameters
+
+        return Scores(hit_BT, jnp.zeros_like(hit_BT), hit_BT >= top_BT), pull
+
+    def losses(
+        self, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, chunk: int
+    ) -> Losses:
+        require(
+            z_loss == 0,
+            f"objective.z_loss is {z_loss} but the adaptive softmax of model.cutoffs has no one "
+            "log-partition; set it to 0.",
+        )
+        return super().losses(x_BTD, targets_BT, weights_BT, z_loss, chunk)
+
+    def of(self, targets: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of the targets [...], and of each place's likeliest id.
 
         Never holds those of all ids at once: one cluster after the other.
         """
-        head, end = self.head(x, embed), self.clusters[0][1]
-        hit, top = _pick(head, targets, 0, end), head[..., :end].max(-1)
-        for i, (start, end_i, _) in enumerate(self.clusters[1:], 1):
-            tail = head[..., end + i - 1, None] + self.tail(i, x, embed)
-            hit = jnp.where((targets >= start) & (targets < end_i), _pick(tail, targets, start, end_i), hit)
-            top = jnp.maximum(top, tail.max(-1))
+        logprobs, gates = self._first(x)
+        hit, top, end = _pick(logprobs, targets), logprobs.max(-1), logprobs.shape[-1]
+        for i in range(1, len(self.ids)):
+            logprobs = gates[..., i - 1, None] + self._later(i, x)
+            start, end = end, end + logprobs.shape[-1]
+            hit = jnp.where((targets >= start) & (targets < end), _pick(logprobs, targets - start), hit)
+            top = jnp.maximum(top, logprobs.max(-1))
         return hit, top
 
+    def _first(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of the first cluster's ids and of the later clusters, float32."""
+        x = self._narrow(0, x)
+        ids, gates = self.ids[0](x), self.gates(x)
+        both = jax.nn.log_softmax(jnp.concatenate([ids, gates], axis=-1))
+        return both[..., : ids.shape[-1]], both[..., ids.shape[-1] :]
 
-def _pick(logprobs: jax.Array, targets: jax.Array, start: int, end: int) -> jax.Array:
-    """Each target's entry; rubbish where it lies in another cluster."""
-    index = jnp.clip(targets - start, 0, end - start - 1)[..., None]
+    def _later(self, cluster: int, x: jax.Array) -> jax.Array:
+        """Log-probabilities of a later cluster's ids within it, float32."""
+        return jax.nn.log_softmax(self.ids[cluster](self._narrow(cluster, x)))
+
+    def _narrow(self, cluster: int, x: jax.Array) -> jax.Array:
+        return self.narrow[cluster](x).astype(x.dtype) if self.narrow else x
+
+
+def _pick(logprobs: jax.Array, index: jax.Array) -> jax.Array:
+    """Each place's entry at its index; rubbish where there is none."""
+    index = jnp.clip(index, 0, logprobs.shape[-1] - 1)[..., None]
     return jnp.take_along_axis(logprobs, index, axis=-1)[..., 0]

@@ -11,16 +11,18 @@ from flax import nnx
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Bert, Compute
-from jaxgpt.layers.linear import Embedding, Linear, unembed
+from jaxgpt.layers.linear import Embedding, Linear
 from jaxgpt.layers.mlp import ACTIVATIONS
 from jaxgpt.layers.norm import model_norm
 from jaxgpt.layers.residual import dropout
+from jaxgpt.layers.unembedding import Unembedding
 from jaxgpt.models.gpt import make_blocks, run_blocks
+from jaxgpt.models.predictor import Predictor
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
 
 
-class Encoder(nnx.Module):
+class Encoder(Predictor):
     """Embeddings of token, position and kind of text, normalised; post-norm layers; the head.
 
     Args:
@@ -49,14 +51,9 @@ class Encoder(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(model.vocab_size), axes=("vocab",), role="bias")
 
     @property
-    def unembedding(self) -> jax.Array:
-        """The output projection [V, D]: the embedding."""
-        return self.embed.weight[...]
-
-    @property
-    def output_bias(self) -> jax.Array:
-        """Its bias [V]."""
-        return self.bias[...]
+    def unembedding(self) -> Unembedding:
+        """The embedding, with a bias."""
+        return Unembedding(self.embed.weight[...], self.bias[...])
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
         """Final features of packed rows; a key turns dropout on."""
@@ -71,10 +68,6 @@ class Encoder(nnx.Module):
         )
         return Features(x_BTD.astype(self.compute.dtype), balance)
 
-    def transform(self, x_BTD: jax.Array) -> jax.Array:
+    def transform(self, x: jax.Array) -> jax.Array:
         """What the output projection reads of the features: a layer of the head's own."""
-        return self.dense_norm(ACTIVATIONS[self.model.mlp][0](self.dense(x_BTD)))
-
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [..., V] of features [..., D]."""
-        return unembed(self.transform(x_BTD), self.unembedding) + self.output_bias
+        return self.dense_norm(ACTIVATIONS[self.model.mlp][0](self.dense(x)))

@@ -17,13 +17,15 @@ from jaxgpt.batch import Batch, Features
 from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.attention import Attention, Mask, Seen, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
-from jaxgpt.layers.linear import Embedding, softcap, unembed
+from jaxgpt.layers.linear import Embedding
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.moe import Experts
 from jaxgpt.layers.norm import Norm, model_norm
 from jaxgpt.layers.position import frequencies
 from jaxgpt.layers.residual import dropout, residual
 from jaxgpt.layers.stack import run_layers, stacked
+from jaxgpt.layers.unembedding import Unembedding
+from jaxgpt.models.predictor import Predictor
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
 
@@ -153,7 +155,7 @@ def prompts(batch: Batch) -> jax.Array:
     return (before_BT == base_BT) & (batch.segments_BT > 0)
 
 
-class Decoder(nnx.Module):
+class Decoder(Predictor):
     """A causal language model (bidirectional where `GPT.causal` is False).
 
     Args:
@@ -164,9 +166,6 @@ class Decoder(nnx.Module):
       scanned: layers stacked for training (True) or apart for decoding (False); the parameters of
         one form come from the other's by `decoding_params`.
     """
-
-    output_bias = None
-    """The output projection has none."""
 
     def __init__(
         self, model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
@@ -186,9 +185,9 @@ class Decoder(nnx.Module):
         self.head = None if model.tied else Embedding(keys[3], model.vocab_size, model.width, std=0.02)
 
     @property
-    def unembedding(self) -> jax.Array:
-        """The output projection [V, D]."""
-        return (self.head or self.embed).weight[...]
+    def unembedding(self) -> Unembedding:
+        """A projection of its own, or the embedding."""
+        return Unembedding((self.head or self.embed).weight[...], cap=self.model.logit_softcap)
 
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         dtype = self.target.stream_dtype(self.compute)
@@ -209,14 +208,6 @@ class Decoder(nnx.Module):
         x_BTD = dropout(self._embed(batch.tokens_BT, batch.positions_BT), model.dropout, embed_key)
         x_BTD, balance = run_blocks(self.blocks, model, self.compute, self.target, x_BTD, batch, layers_key)
         return Features(self._last(x_BTD), balance)
-
-    def transform(self, x_BTD: jax.Array) -> jax.Array:
-        """What the output projection reads of the features: they themselves."""
-        return x_BTD
-
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [..., V] of features [..., D]."""
-        return softcap(unembed(x_BTD, self.unembedding), self.model.logit_softcap)
 
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None

@@ -13,12 +13,14 @@ from flax import nnx
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Classifier, Compute
-from jaxgpt.layers.linear import Embedding, unembed
+from jaxgpt.layers.linear import Embedding
 from jaxgpt.layers.residual import dropout
+from jaxgpt.layers.unembedding import Unembedding
+from jaxgpt.models.predictor import Predictor
 from jaxgpt.target import Target
 
 
-class ClassifierModule(nnx.Module):
+class ClassifierModule(Predictor):
     """A backbone and a linear head [C, D] with a bias.
 
     A text's label is predicted at one token of its document, where the batch's weight is: so texts
@@ -51,14 +53,9 @@ class ClassifierModule(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(len(model.labels)), axes=("vector",), role="bias")
 
     @property
-    def unembedding(self) -> jax.Array:
-        """The head's weights [C, D]."""
-        return self.head.weight[...]
-
-    @property
-    def output_bias(self) -> jax.Array:
-        """The head's bias [C]."""
-        return self.bias[...]
+    def unembedding(self) -> Unembedding:
+        """The head over the labels."""
+        return Unembedding(self.head.weight[...], self.bias[...])
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
         """Features that the head reads; a key turns dropout on, in a frozen backbone too."""
@@ -68,14 +65,6 @@ class ClassifierModule(nnx.Module):
         if self.model.pool == "mean":
             x_BTD = document_means(x_BTD, batch.segments_BT)
         return features._replace(x_BTD=dropout(x_BTD, self.model.head_dropout, keys[1]))
-
-    def transform(self, x_BTD: jax.Array) -> jax.Array:
-        """What the head reads of the features: they themselves."""
-        return x_BTD
-
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [..., C] of features [..., D]."""
-        return unembed(x_BTD, self.unembedding) + self.output_bias
 
 
 def document_means(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:

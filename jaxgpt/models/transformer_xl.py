@@ -24,11 +24,13 @@ from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
 from jaxgpt.layers.attention import Mask, Seen, attend, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
-from jaxgpt.layers.linear import Embedding, Linear, add_bias, unembed
+from jaxgpt.layers.linear import Embedding, Linear, add_bias
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.norm import model_norm
 from jaxgpt.layers.residual import dropout, residual
 from jaxgpt.layers.stack import run_layers, stacked
+from jaxgpt.layers.unembedding import Head, Unembedding
+from jaxgpt.models.predictor import Predictor
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
 
@@ -194,7 +196,7 @@ class Layer(nnx.Module):
         return residual(x_BTD, dropout(y_BTD, self.rate, key), self.target)
 
 
-class Recurrent(nnx.Module):
+class Recurrent(Predictor):
     """A causal language model with a memory; see `Decoder` for the arguments.
 
     Embeddings are multiplied by the root of the width, and the output has a bias, as in the released
@@ -221,15 +223,12 @@ class Recurrent(nnx.Module):
         self.adaptive = None if plain else AdaptiveSoftmax(keys[4], model, compute, target)
 
     @property
-    def unembedding(self) -> jax.Array:
-        """The output projection [V, D]; there is no single one where it is adaptive."""
-        assert self.adaptive is None
-        return (self.head or cast(Embedding, self.embed)).weight[...]
-
-    @property
-    def output_bias(self) -> jax.Array | None:
-        """Its bias [V]."""
-        return None if self.bias is None else self.bias[...]
+    def unembedding(self) -> Head:
+        """A projection of its own or the embedding, with a bias; or the adaptive softmax."""
+        if self.adaptive is not None:
+            return self.adaptive.over(cast(Tables, self.embed))
+        weight = (self.head or cast(Embedding, self.embed)).weight[...]
+        return Unembedding(weight, None if self.bias is None else self.bias[...])
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         dtype = self.target.stream_dtype(self.compute)
@@ -273,21 +272,6 @@ class Recurrent(nnx.Module):
         if memory is not None:
             memory = Memory(jnp.moveaxis(kept_LBMD, 0, 1), segments_BS[:, T:])
         return Features(self._last(x_BTD), memory=memory)
-
-    def transform(self, x_BTD: jax.Array) -> jax.Array:
-        """What the output projection reads of the features: they themselves."""
-        return x_BTD
-
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [..., V] of features [..., D]; log-probabilities where it is adaptive."""
-        if self.adaptive is not None:
-            return self.adaptive(x_BTD, cast(Tables, self.embed))
-        return unembed(x_BTD, self.unembedding) + cast(jax.Array, self.output_bias)
-
-    def scores(self, targets: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Adaptive: log-probabilities of the targets [...], and of each place's likeliest id."""
-        assert self.adaptive is not None
-        return self.adaptive.of(targets, x, cast(Tables, self.embed))
 
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None

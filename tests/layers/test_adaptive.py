@@ -71,7 +71,7 @@ def plain(name: str, embed: Tables, softmax: AdaptiveSoftmax, x_ND: np.ndarray) 
 @forms
 def test_probabilities_are_those_by_hand_and_sum_to_one(name: str) -> None:
     embed, softmax, x_ND = parts(name)
-    probs_NV = np.exp(np.asarray(softmax(x_ND, embed)))
+    probs_NV = np.exp(np.asarray(softmax.over(embed)(x_ND)))
     assert probs_NV.shape == (N, V)
     np.testing.assert_allclose(probs_NV.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(probs_NV, plain(name, embed, softmax, np.asarray(x_ND)), rtol=2e-5)
@@ -83,11 +83,11 @@ def test_the_targets_alone_have_the_same_values_and_gradients(name: str) -> None
     targets_N = jnp.asarray([0, 9, 10, 17, 18, V - 1])  # both ends of each cluster
 
     def of(x_ND: jax.Array) -> tuple[jax.Array, tuple]:
-        hit_N, top_N = softmax.of(targets_N, x_ND, embed)
+        hit_N, top_N = softmax.over(embed).of(targets_N, x_ND)
         return hit_N.sum(), (hit_N, top_N)
 
     def whole(x_ND: jax.Array) -> tuple[jax.Array, tuple]:
-        logprobs_NV = softmax(x_ND, embed)
+        logprobs_NV = softmax.over(embed)(x_ND)
         hit_N = logprobs_NV[jnp.arange(N), targets_N]
         return hit_N.sum(), (hit_N, logprobs_NV.max(-1))
 

@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import FLOAT32
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import MaskedLM, UserError
+from jaxgpt.layers.unembedding import Unembedding
+from jaxgpt.models.predictor import Predictor
 from jaxgpt.objectives import masked_lm
 from jaxgpt.objectives.masking import mask_tokens
 from jaxgpt.text.vocabulary import Vocabulary
@@ -80,21 +83,12 @@ def test_keys_choose_anew_and_the_same_key_the_same() -> None:
 def test_only_chosen_tokens_carry_loss() -> None:
     """A model that answers by the place alone: its loss is that of the chosen places, no other."""
 
-    class Model:
-        class model:
-            logit_softcap = None
-
-        class compute:
-            loss_chunk = 10**6
-
-        adaptive = output_bias = None
-        unembedding = jnp.eye(V)
+    class Model(Predictor):
+        compute = FLOAT32
+        unembedding = Unembedding(jnp.eye(V))
 
         def hidden(self, batch: Batch, key: jax.Array | None):
             return Features(jax.random.normal(jax.random.key(5), (B, T, V)))
-
-        def transform(self, x):
-            return x
 
     key = jax.random.key(3)
     sums = masked_lm(MaskedLM(), WORDS)(Model(), batch(), key)

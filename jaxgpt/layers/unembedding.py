@@ -1,0 +1,312 @@
+"""From features to logits, losses and log-probabilities: the output projection and what is read of it.
+
+The projection and the softmax are computed together, a chunk of tokens at a time, so that the logits
+of a whole batch never exist. On a mesh every device goes over its own rows: the projection is
+gathered once before the first chunk, and its gradient is reduced once after the last.
+
+Shapes: B rows, T tokens a row, D width, V vocabulary, N chunks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.config import ROW_AXES
+from jaxgpt.layers.linear import softcap, unembed
+
+H = TypeVar("H", bound="Head")
+
+
+class Scores(NamedTuple):
+    """What a head says of targets.
+
+    Attributes:
+      logprob_BT: log-probability of each target.
+      log_z_BT: log-partition of the logits there.
+      correct_BT: whether the target was the likeliest.
+    """
+
+    logprob_BT: jax.Array
+    log_z_BT: jax.Array
+    correct_BT: jax.Array
+
+
+class Losses(NamedTuple):
+    """Sums over targets: `loss` in nats, `nll`, its part without z-loss, and `correct` predictions.
+
+    The last two carry no gradient.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    correct: jax.Array
+
+
+Pull = Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
+"""Gradients by `logprob_BT` and `log_z_BT` to those by a head (a head of float32) and by x_BTD."""
+
+
+class Head:
+    """What predicts from features: a pytree of parameters, which belong to the modules of a model."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of features [..., D]."""
+        raise NotImplementedError
+
+    def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
+        """Scores of a few targets, all their logits at once, and the way back."""
+        raise NotImplementedError
+
+    def losses(
+        self, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, chunk: int
+    ) -> Losses:
+        """See `cross_entropy`."""
+        return cross_entropy(self, x_BTD, targets_BT, weights_BT, z_loss, chunk)
+
+    def logprobs(self, x_BTD: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
+        """See `target_logprobs`."""
+        return target_logprobs(self, x_BTD, targets_BT, chunk)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Unembedding(Head):
+    """Logits `softcap(x . weight^T + bias)`.
+
+    Attributes:
+      weight: [V, D], a projection of its own or the embedding's table.
+      bias: [V], or None.
+      cap: logit soft-cap (Gemma 2, section 2), or None.
+    """
+
+    weight: Any
+    bias: Any = None
+    cap: float | None = field(default=None, metadata={"static": True})
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        logits = unembed(x, self.weight)
+        return softcap(logits if self.bias is None else logits + self.bias, self.cap)
+
+    def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
+        logits_BTV, w_VD = self(x_BTD), self.weight.astype(x_BTD.dtype)
+        top_BT = logits_BTV.max(-1)
+        unnormalised_BTV = jnp.exp(logits_BTV - top_BT[..., None])
+        total_BT = unnormalised_BTV.sum(-1)
+        log_z_BT = top_BT + jnp.log(total_BT)
+        hit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+
+        def pull(dlogprob_BT: jax.Array, dlog_z_BT: jax.Array) -> tuple[Unembedding, jax.Array]:
+            share_BT = (dlog_z_BT - dlogprob_BT) / total_BT
+            is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+            dlogits_BTV = unnormalised_BTV * share_BT[..., None] + dlogprob_BT[..., None] * is_target_BTV
+            if self.cap is not None:
+                dlogits_BTV *= 1 - jnp.square(logits_BTV / self.cap)
+            db_V = None if self.bias is None else jnp.sum(dlogits_BTV, (0, 1))
+            dlogits_BTV = dlogits_BTV.astype(w_VD.dtype)
+            dims = (((0, 1), (0, 1)), ((), ()))
+            dw_VD = jax.lax.dot_general(dlogits_BTV, x_BTD, dims, preferred_element_type=jnp.float32)
+            return Unembedding(dw_VD, db_V, self.cap), dlogits_BTV @ w_VD
+
+        return Scores(hit_BT - log_z_BT, log_z_BT, hit_BT >= top_BT), pull
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def cross_entropy(
+    head: Head,
+    x_BTD: Float[Array, "B T D"],
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+    z_loss: float,
+    chunk: int,
+) -> Losses:
+    """Weighted sums of the targets' losses, `chunk` tokens of every device at a time.
+
+    What a target's loss adds to the gradients is known as soon as its logits are: under
+    differentiation they are made in the forward pass, chunk by chunk, and no logits are computed twice.
+
+    Args:
+      head: predicts.
+      x_BTD: features.
+      targets_BT: token ids.
+      weights_BT: weight of each target; gets no gradient.
+      z_loss: weight of the squared log-partition (PaLM, section 5).
+      chunk: tokens of a device whose logits are held at a time, lowered to a divisor of its own.
+    """
+    return _sums(sweep(head, x_BTD, targets_BT, chunk), weights_BT, z_loss)
+
+
+def _sums(scores: Scores, weights_BT: jax.Array, z_loss: float) -> Losses:
+    nll = -jnp.sum(weights_BT * scores.logprob_BT)
+    loss = nll + z_loss * jnp.sum(weights_BT * jnp.square(scores.log_z_BT))
+    return Losses(loss, nll, jnp.sum(weights_BT * scores.correct_BT))
+
+
+def _losses(head, x_BTD, targets_BT, weights_BT, z_loss, chunk):  # noqa: ANN001, ANN202
+    def slopes(scores: Scores, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return -weights_BT, 2 * z_loss * weights_BT * scores.log_z_BT
+
+    scores, *grads = sweep_back(head, x_BTD, targets_BT, chunk, slopes, weights_BT)
+    return _sums(scores, weights_BT, z_loss), grads
+
+
+def _losses_back(z_loss, chunk, grads, cotangents):  # noqa: ANN001, ANN202
+    return *jax.tree.map(lambda g: (g * cotangents.loss).astype(g.dtype), grads), None, None
+
+
+cross_entropy.defvjp(_losses, _losses_back)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def target_logprobs(
+    head: Head, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], chunk: int
+) -> Float[Array, "B T"]:
+    """Log-probability of each target, for losses that are not sums over targets; as `cross_entropy`.
+
+    The gradients by them are known in the backward pass alone, where all logits are computed again.
+    """
+    return sweep(head, x_BTD, targets_BT, chunk).logprob_BT
+
+
+def _logprobs(head, x_BTD, targets_BT, chunk):  # noqa: ANN001, ANN202
+    return sweep(head, x_BTD, targets_BT, chunk).logprob_BT, (head, x_BTD, targets_BT)
+
+
+def _logprobs_back(chunk, saved, dlogprob_BT):  # noqa: ANN001, ANN202
+    def slopes(scores: Scores, dlogprob_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return dlogprob_BT, jnp.zeros_like(dlogprob_BT)
+
+    head, x_BTD, targets_BT = saved
+    _, *grads = sweep_back(head, x_BTD, targets_BT, chunk, slopes, dlogprob_BT)
+    return *grads, None
+
+
+target_logprobs.defvjp(_logprobs, _logprobs_back)
+
+
+def sweep(head: Head, x_BTD: jax.Array, targets_BT: jax.Array, chunk: int) -> Scores:
+    """Scores of all targets, `chunk` tokens of every device at a time."""
+
+    def one(head: Head, x_BTD: jax.Array, targets_BT: jax.Array) -> Scores:
+        return head.score(x_BTD, targets_BT)[0]
+
+    return _over_rows(one, chunk, head, x_BTD, targets_BT, back=False)
+
+
+def sweep_back(
+    head: H,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    chunk: int,
+    slopes: Callable[[Scores, jax.Array], tuple[jax.Array, jax.Array]],
+    given_BT: jax.Array,
+) -> tuple[Scores, H, jax.Array]:
+    """As `sweep`, and the gradients by the head and by x of a function of the scores.
+
+    Args:
+      slopes: the function's gradients by `logprob_BT` and `log_z_BT`, from the scores of some targets
+        and their part of `given_BT`.
+    """
+
+    def one(head: H, x_BTD: jax.Array, targets_BT: jax.Array, given_BT: jax.Array) -> Any:
+        scores, pull = head.score(x_BTD, targets_BT)
+        dhead, dx_BTD = pull(*slopes(scores, given_BT))
+        return dhead, (scores, dx_BTD)
+
+    dhead, (scores, dx_BTD) = _over_rows(one, chunk, head, x_BTD, targets_BT, given_BT, back=True)
+    return scores, jax.tree.map(lambda grad, weight: grad.astype(weight.dtype), dhead, head), dx_BTD
+
+
+def _over_rows(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
+    """`one(head, *rows)` over chunks of every device's own rows.
+
+    Matrices of the head cross devices once, in the type of the features; what is summed over devices
+    is float32. How `tensor` splits the vocabulary is left to the compiler.
+
+    Args:
+      one: gives what belongs to its rows; with `back` a head of gradients before it.
+      chunk: tokens of a device at a time.
+      head: for `one`.
+      rows: for `one`, [B, T, ...].
+      back: see `one`.
+
+    Returns:
+      What `one` gives, of all rows and summed over them.
+    """
+    head = jax.tree.map(lambda a: a.astype(rows[0].dtype) if a.ndim > 1 else a, head)
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    if devices == 1 or rows[0].shape[0] % devices:  # a few rows that do not divide: the compiler's to lay out
+        return _over_chunks(one, chunk, head, *rows, back=back)
+    # By the columns [V, D] that parameters are split by, too; where they do not divide, not at all.
+    fsdp = mesh.shape["fsdp"]
+    split = jax.tree.map(lambda a: a.ndim > 1 and fsdp > 1 and a.shape[1] % fsdp == 0, head)
+    specs = jax.tree.map(lambda split: P(None, "fsdp") if split else P(), split)
+
+    def here(head: Any, *rows: jax.Array) -> Any:
+        whole = jax.tree.map(lambda a, split: _gathered(a) if split else a, head, split)
+        made = _over_chunks(one, chunk, whole, *rows, back=back)
+        return (jax.tree.map(_reduced, made[0], split), made[1]) if back else made
+
+    run = jax.shard_map(
+        here,
+        in_specs=(specs, *(P(ROW_AXES),) * len(rows)),
+        out_specs=(specs, P(ROW_AXES)) if back else P(ROW_AXES),
+        axis_names=set(ROW_AXES),
+        check_vma=False,
+    )
+    return run(head, *rows)
+
+
+def _gathered(a_VD: jax.Array) -> jax.Array:
+    """All columns of a matrix of which each device of `fsdp` holds some."""
+    return _by_rows(lambda a_VD: jax.lax.all_gather(a_VD, "fsdp", axis=1, tiled=True), a_VD)
+
+
+def _reduced(a: jax.Array, split: bool) -> jax.Array:
+    """The sum over all devices; of a matrix that is split, each device's own columns."""
+    if not split:
+        return jax.lax.psum(a, ROW_AXES)
+
+    def scatter(a_VD: jax.Array) -> jax.Array:
+        return jax.lax.psum_scatter(a_VD, "fsdp", scatter_dimension=1, tiled=True)
+
+    return jax.lax.psum(_by_rows(scatter, a), ("data", "expert"))
+
+
+def _by_rows(f: Callable[[jax.Array], jax.Array], a_VD: jax.Array) -> jax.Array:
+    """`f` on the rows of each device of `tensor`; by itself the compiler puts them together first."""
+    parts = jax.sharding.get_abstract_mesh().shape["tensor"]
+    spec = P("tensor") if a_VD.shape[0] % parts == 0 else P()
+    return jax.shard_map(f, in_specs=spec, out_specs=spec, axis_names={"tensor"}, check_vma=False)(a_VD)
+
+
+def _over_chunks(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
+    """As `_over_rows`, on one device.
+
+    A chunk is equally many tokens of every row, the largest divisor of T that fits.
+    """
+    B, T = rows[0].shape[:2]
+    size = max(t for t in range(1, T + 1) if T % t == 0 and (t == 1 or t * B <= chunk))
+    if size == T:
+        return one(head, *rows)
+
+    def body(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        if not back:
+            return total, one(head, *part)
+        dhead, out = one(head, *part)
+        return jax.tree.map(jnp.add, total, dhead), out
+
+    split = tuple(jnp.moveaxis(a.reshape(B, T // size, size, *a.shape[2:]), 1, 0) for a in rows)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), head) if back else None
+    total, out_NBT = jax.lax.scan(body, zeros, split)
+    out = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(B, T, *a.shape[3:]), out_NBT)
+    return (total, out) if back else out
