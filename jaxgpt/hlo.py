@@ -12,8 +12,9 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,11 @@ class Array:
         """Bytes without padding; a 4-bit number is half a byte."""
         bits = BITS.get(self.dtype) or int(re.findall(r"\d+", self.dtype)[0])
         return bits / 8 * math.prod(self.dims)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Array:
+        """From its JSON."""
+        return cls(record["dtype"], tuple(record["dims"]))
 
 
 def arrays(text: str) -> list[Array]:
@@ -141,6 +147,17 @@ class Collective:
         return "+".join(self.axes) or "none"
 
 
+def traffic(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
+    """Bytes that a device sends, by kind of collective and mesh axes, largest first."""
+    total: dict[tuple[str, str], float] = {}
+    for one in collectives:
+        total[one.kind, one.where] = total.get((one.kind, one.where), 0.0) + one.sent * one.runs
+    table: dict[str, dict[str, float]] = {}
+    for (kind, where), sent in sorted(total.items(), key=lambda item: -item[1]):
+        table.setdefault(kind, {})[where] = sent
+    return table
+
+
 @dataclass(frozen=True)
 class Program:
     """What the text of a compiled program says of one device.
@@ -163,16 +180,6 @@ class Program:
     collectives: tuple[Collective, ...]
     arrays: dict[tuple[Array, str], int]
     unknown_loops: int
-
-    def traffic(self) -> dict[str, dict[str, float]]:
-        """Bytes sent by kind of collective and mesh axes, largest first."""
-        total: Counter[tuple[str, str]] = Counter()
-        for one in self.collectives:
-            total[one.kind, one.where] += one.sent * one.runs  # type: ignore[assignment]
-        table: dict[str, dict[str, float]] = {}
-        for (kind, where), sent in total.most_common():
-            table.setdefault(kind, {})[where] = sent
-        return table
 
     def largest(self, count: int = 20) -> list[tuple[Array, str, int]]:
         """The largest arrays, with what makes them and how many there are."""
@@ -220,7 +227,9 @@ def read(text: str, mesh: Mapping[str, int]) -> Program:
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _KIND = re.compile(r"\s*([\w\-]+)\(")
-_CALLS = re.compile(r"(calls|to_apply|body|condition|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLS = re.compile(
+    r"(calls|to_apply|body|condition|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 _REDUCERS = ("reduce", "sort", "scatter", "map", "reduce-window", "select-and-scatter", "reduce-scatter")
 """Operations that call a computation on scalars: nothing in it is worth counting."""
 
@@ -290,7 +299,7 @@ def _count(program: dict[str, Computation], entry: str) -> int:
 
 def _turns(loop: Op, program: dict[str, Computation]) -> int:
     """How often a loop turns; 0 where it is decided while running."""
-    if known := loop.attribute(r'known_trip_count[^0-9]*(\d+)'):
+    if known := loop.attribute(r"known_trip_count[^0-9]*(\d+)"):
         return int(known)
     condition = program.get(loop.attribute(r"condition=%?([\w.\-]+)"))
     compared = [op for op in condition.ops.values() if op.kind == "constant"] if condition else []
@@ -426,7 +435,9 @@ def device_groups(attributes: str, devices: int) -> np.ndarray:
 
 def _iota(text: str) -> np.ndarray:
     """`[2,4]<=[4,2]T(1,0)`: numbers in order, laid out, transposed, laid out again."""
-    shape, base, turned = ([int(n) for n in re.findall(r"\d+", p)] for p in (*re.split(r"<=|T", text), "")[:3])
+    shape, base, turned = (
+        [int(n) for n in re.findall(r"\d+", p)] for p in (*re.split(r"<=|T", text), "")[:3]
+    )
     ids = np.arange(math.prod(base)).reshape(base)
     return (ids.transpose(turned) if turned else ids).reshape(shape)
 

@@ -33,7 +33,8 @@ def spread(function, *arguments):
     on, layouts = mesh(SIZES), [spec for _, spec in arguments]
     run = jax.shard_map(function, mesh=on, in_specs=tuple(layouts), out_specs=P(), check_vma=False)
     shapes = [
-        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(on, spec)) for shape, spec in arguments
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(on, spec))
+        for shape, spec in arguments
     ]
     return compiled(run, *shapes, sizes=on.shape)
 
@@ -63,7 +64,10 @@ def test_batched_products_and_several_contracted_axes():
 def test_a_convolution_is_2_x_results_x_window_x_channels():
     x, w = jnp.zeros((2, 10, 3)), jnp.zeros((4, 3, 6))
     conv = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=(1,), padding="VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        jax.lax.conv_general_dilated,
+        window_strides=(1,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
     )
     text = jax.jit(conv).lower(x, w).as_text(dialect="hlo")
     assert hlo.read(text, {"data": 1}).product_flops == 2 * (2 * 7 * 6) * 4 * 3
@@ -84,14 +88,18 @@ def test_a_backward_pass_is_twice_the_forward_pass_and_remat_adds_one():
 
 def test_a_loop_whose_turns_are_data_is_counted_once_and_named_so():
     w_DD = jnp.zeros((D, D))
-    found = compiled(lambda n, x, w: jax.lax.fori_loop(0, n, lambda _, x: x @ w, x), 3, jnp.zeros((B, D)), w_DD)
+    found = compiled(
+        lambda n, x, w: jax.lax.fori_loop(0, n, lambda _, x: x @ w, x), 3, jnp.zeros((B, D)), w_DD
+    )
     assert (found.unknown_loops, found.product_flops) == (1, 2 * B * D * D)
 
 
 def test_each_collective_has_its_axis_its_runs_and_what_a_device_sends():
     def program(x, w):
         def body(x):
-            x = jax.lax.psum(x @ jax.lax.all_gather(jnp.sin(w * x[0, 0]), "tensor", axis=1, tiled=True), "fsdp")
+            x = jax.lax.psum(
+                x @ jax.lax.all_gather(jnp.sin(w * x[0, 0]), "tensor", axis=1, tiled=True), "fsdp"
+            )
             part = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=1, tiled=True)
             x = jax.lax.all_gather(jnp.cos(part), "fsdp", axis=1, tiled=True)
             return jax.lax.ppermute(x, "tensor", [(0, 1), (1, 0)])
@@ -110,7 +118,10 @@ def test_each_collective_has_its_axis_its_runs_and_what_a_device_sends():
     }
     assert {(c.kind, c.where, c.runs): c.sent for c in found.collectives} == expected
     assert {c.depth for c in found.collectives if c.runs == LOOPS} == {1}
-    assert found.traffic()["all-gather"] == {"tensor": LOOPS * w / 2, "fsdp": LOOPS * x * 3 / 4}
+    assert hlo.traffic(found.collectives)["all-gather"] == {
+        "tensor": LOOPS * w / 2,
+        "fsdp": LOOPS * x * 3 / 4,
+    }
     gathered = [c for c in found.collectives if (c.kind, c.where) == ("all-gather", "tensor")]
     assert [str(array) for array in gathered[0].whole] == [f"f32[{D},{D}]"]
 
@@ -183,6 +194,8 @@ def test_the_largest_array_is_named_with_what_makes_it():
     assert kind in ("dot", "fusion", "custom-call")
 
 
-@pytest.mark.parametrize(("text", "size"), [("bf16[3,5]", 30), ("f8e4m3fn[7]", 7), ("s4[8]", 4), ("pred[]", 1)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("bf16[3,5]", 30), ("f8e4m3fn[7]", 7), ("s4[8]", 4), ("pred[]", 1)]
+)
 def test_bytes_of_types(text, size):
     assert hlo.arrays(text)[0].nbytes == size

@@ -1,0 +1,447 @@
+"""Any program of a run, compiled for hardware that is not here: does it fit, what does it compute and move?
+
+    report, = compile_for(run, "v5p:4x4x4", ["train"])
+    report = compile_for(run, "h100:2x8", ["decode"], Decoding(rows=64, prompt=1024, slots=8192))[0]
+
+XLA's compilers need no device, only its description: libtpu knows TPU slices by name, the GPU compiler
+takes the facts of a GPU as text. They are compiled in a process of their own, `python -m jaxgpt.aot`,
+since the variables that say which TPU it is are read once, before jax is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+
+from jaxgpt import hlo
+from jaxgpt.batch import Batch
+from jaxgpt.config import Compute, Run, UserError, from_json, require, require_known, to_json
+from jaxgpt.models import abstract_model, flops_per_token, init_memory
+from jaxgpt.objectives import make_objective
+from jaxgpt.sample import program as sampling
+from jaxgpt.sample.strategies import Controls, Features
+from jaxgpt.sharding import batch_sharding, make_mesh, param_shardings, spec
+from jaxgpt.text.vocabulary import Vocabulary
+from jaxgpt.train.state import make_program
+from jaxgpt.train.step import jit_eval_step, jit_train_step
+
+log = logging.getLogger(__name__)
+
+PROGRAMS = ("train", "eval", "prefill", "decode")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a compiler must be told of a device.
+
+    Attributes:
+      platform: of jax, `tpu` or `cuda`.
+      title: TPU: what accelerator types of this kind are called. GPU: the device's own name.
+      cores: TPU: cores that an accelerator type counts for each chip.
+      memory: bytes. XLA knows TPUs' own.
+      bandwidth: of the memory, bytes a second. GPU alone.
+    """
+
+    platform: str
+    title: str
+    cores: int = 1
+    memory: int = 0
+    bandwidth: int = 0
+
+
+CHIPS = {
+    "v4": Chip("tpu", "v4", cores=2),
+    "v5e": Chip("tpu", "v5litepod"),
+    "v5p": Chip("tpu", "v5p", cores=2),
+    "v6e": Chip("tpu", "v6e"),
+    "h100": Chip("cuda", "NVIDIA H100 80GB HBM3", memory=84_942_979_072, bandwidth=3_352_320_000_000),
+    "h200": Chip("cuda", "NVIDIA H200 141GB HBM3e", memory=151_397_597_184, bandwidth=4_800_000_000_000),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices that are not here: `v5p:4x4x4`, a TPU slice by its sides; `h100:2x8`, nodes by GPUs of each.
+
+    Raises:
+      UserError: there is no such chip, or no such form.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        kind, _, shape = self.name.partition(":")
+        require_known(kind, CHIPS, f"topology {self.name!r} names the chip {kind!r}")
+        sides = 2 if self.chip.platform == "cuda" else 3 if kind in ("v4", "v5p") else 2
+        form = (
+            "NODESxGPUS, such as h100:1x8"
+            if self.chip.platform == "cuda"
+            else f"{kind}:{'x'.join('4' * sides)}"
+        )
+        require(
+            re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) is not None and shape.count("x") == sides - 1,
+            f"topology {self.name!r} has the shape {shape!r}; write {form}.",
+        )
+
+    @property
+    def chip(self) -> Chip:
+        """Of each device."""
+        return CHIPS[self.name.partition(":")[0]]
+
+    @property
+    def devices(self) -> int:
+        """In all."""
+        return math.prod(map(int, self.name.partition(":")[2].split("x")))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What must be set before jax is imported."""
+        if self.chip.platform == "cuda":
+            return {}
+        quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled"}
+        place = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+        return quiet | place | {"TPU_ACCELERATOR_TYPE": f"{self.chip.title}-{self.chip.cores * self.devices}"}
+
+    def describe(self) -> list[jax.Device]:
+        """The absent devices, for a mesh. Only in a process with this environment."""
+        if self.chip.platform == "tpu":
+            return topologies.get_topology_desc(self.name, platform="tpu").devices
+        nodes, gpus = self.name.partition(":")[2].split("x")
+        # XLA's form is domains of fast links x nodes in each x GPUs in each: one node is one domain.
+        return topologies.get_topology_desc(
+            f"{nodes}x1x{gpus}", platform="cuda", target_config=gpu_description(self.chip)
+        ).devices
+
+
+def gpu_description(chip: Chip) -> str:
+    """A Hopper GPU as XLA's compiler wants it (`stream_executor.GpuTargetConfigProto` as text).
+
+    Figures: NVIDIA H100 and H200 data sheets, and the CUDA programming guide's table of compute
+    capability 9.0.
+    """
+    return f"""gpu_device_info {{
+      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+      shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+      core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      device_memory_size: {chip.memory} memory_bandwidth: {chip.bandwidth} l2_cache_size: 52428800
+      device_vendor: "NVIDIA Corporation" name: "{chip.title}" device_address_bits: 64
+      pcie_bandwidth: 34359738368 device_interconnect_info {{ active_links: 18 }}
+      cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
+      driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+      dnn_version: "9.10.0"
+    }}
+    platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+    device_description_str: "{chip.title}" """
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The sizes of a call of the sampler: rows, tokens of the longest prompt, slots of the cache."""
+
+    rows: int = 8
+    prompt: int = 1024
+    slots: int = 2048
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a program needs of each device; bytes and FLOPs are of one device and one run.
+
+    Attributes:
+      program: of `PROGRAMS`.
+      where: the topology.
+      device: its devices' kind.
+      mesh: sizes of the axes.
+      fits: the compiler found room for it; where it did not, all but `needed` is empty.
+      needed: bytes of memory: arguments, results that take no argument's place, temporaries, code.
+      memory: its parts.
+      model_flops: `models.flops_per_token` (a third of it for evaluation); 0 for the sampler's programs.
+      product_flops, kernel_flops, kernels, uncounted, collectives, unknown_loops: see `hlo.Program`.
+      largest: arrays, what makes each, their number.
+      squares: arrays with two axes of the run's (the prompt's) length.
+      seconds: of tracing, lowering and compiling.
+    """
+
+    program: str
+    where: str
+    device: str
+    mesh: dict[str, int]
+    fits: bool
+    needed: float
+    memory: dict[str, float] = dataclasses.field(default_factory=dict)
+    model_flops: float = 0.0
+    product_flops: float = 0.0
+    kernel_flops: float = 0.0
+    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+    collectives: tuple[hlo.Collective, ...] = ()
+    unknown_loops: int = 0
+    largest: tuple[tuple[str, str, int], ...] = ()
+    squares: tuple[str, ...] = ()
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs over those of the model: what remat, padding and dense experts cost."""
+        return (self.product_flops + self.kernel_flops) / self.model_flops if self.model_flops else math.nan
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends to others."""
+        return sum(one.sent * one.runs for one in self.collectives)
+
+    def traffic(self) -> dict[str, dict[str, float]]:
+        """Bytes sent by kind of collective and mesh axes, largest first."""
+        return hlo.traffic(self.collectives)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Report:
+        """From its JSON."""
+        moved = [
+            hlo.Collective(
+                **{**c, "axes": tuple(c["axes"]), "whole": tuple(map(hlo.Array.of, c["whole"]))},
+            )
+            for c in record["collectives"]
+        ]
+        return cls(**{**record, "collectives": tuple(moved)})
+
+
+def compile_for(
+    run: Run, where: str, programs: Sequence[str] = ("train",), decoding: Decoding | None = None
+) -> list[Report]:
+    """Compile programs of a run for devices that are not here, in a process of its own.
+
+    Args:
+      run: the config; its mesh must fit the topology.
+      where: see `Topology`.
+      programs: of `PROGRAMS`.
+      decoding: sizes for `prefill` and `decode`.
+
+    Raises:
+      UserError: no such topology or program, the run's mesh does not fit it, or its compiler is not
+        installed.
+      RuntimeError: the compiler failed for another reason than memory; with its last words.
+    """
+    for program in programs:
+        require_known(program, PROGRAMS, f"program {program!r} is not known")
+    topology = Topology(where)
+    _require_compiler(topology)
+    request = {
+        "run": to_json(run),
+        "where": where,
+        "programs": list(programs),
+        "decoding": dataclasses.asdict(decoding or Decoding()),
+    }
+    # What a test or a user set for programs that run here must not change those compiled for there.
+    dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in dropped} | topology.environment
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    with _alone(topology):
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxgpt.aot"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+    last = done.stdout.splitlines()[-1:]  # a compiler may have said something before
+    if done.returncode or not last:
+        words = "\n".join(done.stderr.splitlines()[-20:])
+        raise RuntimeError(f"compiling {run.name} for {where} ended with code {done.returncode}:\n{words}")
+    answer = json.loads(last[0])
+    require("mistake" not in answer, answer.get("mistake", ""))
+    return [Report.of(record) for record in answer["reports"]]
+
+
+def installed(platform: str) -> bool:
+    """Whether the compiler for `tpu` or `cuda` is there."""
+    module = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}[platform]
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even jax_plugins
+        return False
+
+
+def _require_compiler(topology: Topology) -> None:
+    extra = {"tpu": "tpu", "cuda": "cuda"}[topology.chip.platform]
+    require(
+        installed(topology.chip.platform),
+        f"topology {topology.name!r} needs XLA's compiler for {extra}, which is not installed; "
+        f"pip install 'jaxgpt[{extra}]' (no device is needed).",
+    )
+
+
+@contextlib.contextmanager
+def _alone(topology: Topology) -> Iterator[None]:
+    """Wait until no other process of jaxgpt compiles for TPU: libtpu serves one process of a machine."""
+    if topology.chip.platform != "tpu":
+        yield
+        return
+    import fcntl  # of Unix alone, as libtpu is
+
+    path = Path(tempfile.gettempdir()) / "jaxgpt_libtpu.lock"
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another process compiles for TPU (it holds %s); waiting for its end", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# The other process --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Read a request from standard input and answer it with one line of JSON."""
+    request = json.load(sys.stdin)
+    try:
+        run, topology = from_json(Run, request["run"]), Topology(request["where"])
+        decoding = Decoding(**request["decoding"])
+        devices = topology.describe()
+        mesh = make_mesh(run.check_mesh(len(devices)), devices)
+        reports = [_compile(run, topology, mesh, program, decoding) for program in request["programs"]]
+        answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
+    except UserError as error:
+        answer = {"mistake": str(error)}
+    print(json.dumps(answer))
+
+
+def _compile(
+    run: Run, topology: Topology, mesh: jax.sharding.Mesh, program: str, decoding: Decoding
+) -> Report:
+    """Compile one program and read what came out."""
+    kind = mesh.devices.flat[0].device_kind
+    head: Any = (program, topology.name, kind, {a: n for a, n in mesh.shape.items() if n > 1})
+    clock = [time.perf_counter()]
+    with jax.set_mesh(mesh):
+        traced = _trace(run, mesh, program, decoding)
+        clock.append(time.perf_counter())
+        lowered = traced.lower()
+        clock.append(time.perf_counter())
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if not (wanted := _wanted(str(error))):
+                raise
+            return Report(*head, fits=False, needed=wanted)
+    clock.append(time.perf_counter())
+    read = hlo.read(compiled.as_text(), mesh.shape)
+    sizes = compiled.memory_analysis()
+    memory = {
+        "arguments": sizes.argument_size_in_bytes,
+        "results": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+        "code": sizes.generated_code_size_in_bytes,
+    }
+    needed, length = sum(memory.values()), decoding.prompt if program in ("prefill", "decode") else run.length
+    share = {"train": 1.0, "eval": 1 / 3}.get(program, 0.0) / mesh.size
+    return Report(
+        *head,
+        fits=not topology.chip.memory or needed <= topology.chip.memory,
+        needed=needed,
+        memory=memory,
+        model_flops=share * flops_per_token(run.model, run.length) * run.train.batch_size * run.length,
+        **{f.name: getattr(read, f.name) for f in dataclasses.fields(read) if f.name != "arrays"},
+        largest=tuple((str(array), kind, number) for array, kind, number in read.largest()),
+        squares=tuple(map(str, read.squares(length))),
+        seconds={n: round(b - a, 1) for n, a, b in zip(("trace", "lower", "compile"), clock, clock[1:])},
+    )
+
+
+def _wanted(message: str) -> float:
+    """Bytes that a program wanted, if this is a compiler's word that they were too many."""
+    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? \w*hbm", message)
+    if "RESOURCE_EXHAUSTED" not in message or used is None:
+        return 0.0
+    return float(used.group(1)) * 1024 ** " KMGT".index(used.group(2) or " ")
+
+
+def _trace(run: Run, mesh: jax.sharding.Mesh, program: str, decoding: Decoding) -> Any:
+    """The program as the loop or the sampler would call it, with shapes in place of arrays."""
+    if program in ("train", "eval"):
+        parts = make_program(run, mesh)
+        objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
+        layout = batch_sharding(mesh)
+        batch = Batch.abstract(run.train.batch_size, run.length, layout, types=run.typed)
+        if program == "train":
+            return jit_train_step(run, parts, objective).trace(parts.abstract, batch)
+        memory = jax.eval_shape(
+            lambda: init_memory(run.model, run.compute, run.train.batch_size, evaluation=True)
+        )
+        batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
+        return jit_eval_step(parts, objective).trace(parts.abstract.params, batch)
+    compute = Compute(dtype=run.compute.dtype, attention="xla")
+    static = sampling.Program(
+        run.model, compute, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
+    )
+    params, rows = _sampler_params(run, compute, mesh), _rows(decoding, mesh)
+    if program == "prefill":
+        return sampling.prefill.trace(static, params, rows)
+    state = jax.eval_shape(functools.partial(sampling.prefill, static), params, rows)[0]
+    cache = NamedSharding(mesh, spec(("batch", "length", "kv_heads", "head")))
+    by_row = NamedSharding(mesh, spec(("batch",)))
+    state = _laid_out(state, by_row)._replace(cache=_laid_out(state.cache, cache))
+    return sampling.decode.trace(static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def _sampler_params(run: Run, compute: Compute, mesh: jax.sharding.Mesh) -> Any:
+    """Parameters in the form decoding wants, as `sample.program.prepare` makes them."""
+    trained = nnx.to_pure_dict(abstract_model(run.model, run.compute)[1])
+    shapes = jax.eval_shape(functools.partial(sampling.prepare, run.model, compute), trained)
+    layout = param_shardings(abstract_model(run.model, compute, scanned=False)[1], mesh)
+    return _laid_out(shapes, layout)
+
+
+def _rows(decoding: Decoding, mesh: jax.sharding.Mesh) -> sampling.Rows:
+    """A call's prompts and settings."""
+
+    def column(dtype: Any, *more: int) -> Any:
+        return jax.ShapeDtypeStruct(
+            (decoding.rows, *more), dtype, sharding=NamedSharding(mesh, spec(("batch",)))
+        )
+
+    whole, real = column(jnp.int32), column(jnp.float32)
+    controls = Controls(real, whole, real, real, real, column(jnp.uint32))
+    tokens_BT, stop_BN = column(jnp.int32, decoding.prompt), column(jnp.int32, 8)
+    return sampling.Rows(tokens_BT, whole, whole, stop_BN, controls)
+
+
+def _laid_out(shapes: Any, layout: Any) -> Any:
+    """Shapes with their layout: a tree alike, or one for all."""
+    if isinstance(layout, NamedSharding):
+        layout = jax.tree.map(lambda _: layout, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+
+
+if __name__ == "__main__":
+    main()
