@@ -1,4 +1,4 @@
-"""Any program of a run, compiled for hardware that is not here: does it fit, what does it compute and move?
+"""Any program of a run compiled for hardware that is not here: whether it fits, what it computes and moves.
 
     report, = compile_for(run, "v5p:4x4x4", ["train"])
     report = compile_for(run, "h100:2x8", ["decode"], Decoding(rows=64, prompt=1024, slots=8192))[0]
@@ -31,18 +31,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from jaxgpt import hlo
 from jaxgpt.batch import Batch
 from jaxgpt.config import Compute, Run, UserError, from_json, require, require_known, to_json
+from jaxgpt.hlo_text import Array
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.strategies import Controls, Features
 from jaxgpt.sharding import batch_sharding, make_mesh, param_shardings, spec
 from jaxgpt.text.vocabulary import Vocabulary
+from jaxgpt.topology import Topology
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import jit_eval_step, jit_train_step
 
@@ -50,113 +51,6 @@ log = logging.getLogger(__name__)
 
 PROGRAMS = ("train", "eval", "prefill", "decode")
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Chip:
-    """What a compiler must be told of a device.
-
-    Attributes:
-      platform: of jax, `tpu` or `cuda`.
-      title: TPU: what accelerator types of this kind are called. GPU: the device's own name.
-      cores: TPU: cores that an accelerator type counts for each chip.
-      memory: bytes. XLA knows TPUs' own.
-      bandwidth: of the memory, bytes a second. GPU alone.
-    """
-
-    platform: str
-    title: str
-    cores: int = 1
-    memory: int = 0
-    bandwidth: int = 0
-
-
-CHIPS = {
-    "v4": Chip("tpu", "v4", cores=2),
-    "v5e": Chip("tpu", "v5litepod"),
-    "v5p": Chip("tpu", "v5p", cores=2),
-    "v6e": Chip("tpu", "v6e"),
-    "h100": Chip("cuda", "NVIDIA H100 80GB HBM3", memory=84_942_979_072, bandwidth=3_352_320_000_000),
-    "h200": Chip("cuda", "NVIDIA H200 141GB HBM3e", memory=151_397_597_184, bandwidth=4_800_000_000_000),
-}
-
-
-@dataclass(frozen=True)
-class Topology:
-    """Devices that are not here: `v5p:4x4x4`, a TPU slice by its sides; `h100:2x8`, nodes by GPUs of each.
-
-    Raises:
-      UserError: there is no such chip, or no such form.
-    """
-
-    name: str
-
-    def __post_init__(self) -> None:
-        kind, _, shape = self.name.partition(":")
-        require_known(kind, CHIPS, f"topology {self.name!r} names the chip {kind!r}")
-        sides = 2 if self.chip.platform == "cuda" else 3 if kind in ("v4", "v5p") else 2
-        form = (
-            "NODESxGPUS, such as h100:1x8"
-            if self.chip.platform == "cuda"
-            else f"{kind}:{'x'.join('4' * sides)}"
-        )
-        require(
-            re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) is not None and shape.count("x") == sides - 1,
-            f"topology {self.name!r} has the shape {shape!r}; write {form}.",
-        )
-
-    @property
-    def chip(self) -> Chip:
-        """Of each device."""
-        return CHIPS[self.name.partition(":")[0]]
-
-    @property
-    def devices(self) -> int:
-        """In all."""
-        return math.prod(map(int, self.name.partition(":")[2].split("x")))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What must be set before jax is imported."""
-        if self.chip.platform == "cuda":
-            return {}
-        quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled"}
-        place = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-        return quiet | place | {"TPU_ACCELERATOR_TYPE": f"{self.chip.title}-{self.chip.cores * self.devices}"}
-
-    def describe(self) -> list[jax.Device]:
-        """The absent devices, for a mesh. Only in a process with this environment."""
-        if self.chip.platform == "tpu":
-            return topologies.get_topology_desc(self.name, platform="tpu").devices
-        nodes, gpus = self.name.partition(":")[2].split("x")
-        # XLA's form is domains of fast links x nodes in each x GPUs in each: one node is one domain.
-        return topologies.get_topology_desc(
-            f"{nodes}x1x{gpus}", platform="cuda", target_config=gpu_description(self.chip)
-        ).devices
-
-
-def gpu_description(chip: Chip) -> str:
-    """A Hopper GPU as XLA's compiler wants it (`stream_executor.GpuTargetConfigProto` as text).
-
-    Figures: NVIDIA H100 and H200 data sheets, and the CUDA programming guide's table of compute
-    capability 9.0.
-    """
-    return f"""gpu_device_info {{
-      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-      shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-      core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-      registers_per_core_limit: 65536 registers_per_block_limit: 65536
-      device_memory_size: {chip.memory} memory_bandwidth: {chip.bandwidth} l2_cache_size: 52428800
-      device_vendor: "NVIDIA Corporation" name: "{chip.title}" device_address_bits: 64
-      pcie_bandwidth: 34359738368 device_interconnect_info {{ active_links: 18 }}
-      cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
-      driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
-      dnn_version: "9.10.0"
-    }}
-    platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-    device_description_str: "{chip.title}" """
 
 
 @dataclass(frozen=True)
@@ -224,7 +118,7 @@ class Report:
         """From its JSON."""
         moved = [
             hlo.Collective(
-                **{**c, "axes": tuple(c["axes"]), "whole": tuple(map(hlo.Array.of, c["whole"]))},
+                **{**c, "axes": tuple(c["axes"]), "whole": tuple(map(Array.of, c["whole"]))},
             )
             for c in record["collectives"]
         ]
@@ -275,7 +169,7 @@ def compile_for(
         )
     last = done.stdout.splitlines()[-1:]  # a compiler may have said something before
     if done.returncode or not last:
-        words = "\n".join(done.stderr.splitlines()[-20:])
+        words = "\n".join(done.stderr.splitlines()[-25:])
         raise RuntimeError(f"compiling {run.name} for {where} ended with code {done.returncode}:\n{words}")
     answer = json.loads(last[0])
     require("mistake" not in answer, answer.get("mistake", ""))
@@ -328,6 +222,9 @@ def main() -> None:
         run, topology = from_json(Run, request["run"]), Topology(request["where"])
         decoding = Decoding(**request["decoding"])
         devices = topology.describe()
+        jax.default_backend = lambda: {"tpu": "tpu", "cuda": "gpu"}[
+            topology.chip.platform
+        ]  # TEMP until Target
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
         reports = [_compile(run, topology, mesh, program, decoding) for program in request["programs"]]
         answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
@@ -342,9 +239,10 @@ def _compile(
     """Compile one program and read what came out."""
     kind = mesh.devices.flat[0].device_kind
     head: Any = (program, topology.name, kind, {a: n for a, n in mesh.shape.items() if n > 1})
+    function, arguments = _program(run, mesh, program, decoding)  # where arrays still live here
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
-        traced = _trace(run, mesh, program, decoding)
+        traced = function.trace(*arguments)
         clock.append(time.perf_counter())
         lowered = traced.lower()
         clock.append(time.perf_counter())
@@ -374,7 +272,10 @@ def _compile(
         **{f.name: getattr(read, f.name) for f in dataclasses.fields(read) if f.name != "arrays"},
         largest=tuple((str(array), kind, number) for array, kind, number in read.largest()),
         squares=tuple(map(str, read.squares(length))),
-        seconds={n: round(b - a, 1) for n, a, b in zip(("trace", "lower", "compile"), clock, clock[1:])},
+        seconds={
+            n: round(b - a, 1)
+            for n, a, b in zip(("trace", "lower", "compile"), clock, clock[1:], strict=False)
+        },
     )
 
 
@@ -386,32 +287,34 @@ def _wanted(message: str) -> float:
     return float(used.group(1)) * 1024 ** " KMGT".index(used.group(2) or " ")
 
 
-def _trace(run: Run, mesh: jax.sharding.Mesh, program: str, decoding: Decoding) -> Any:
-    """The program as the loop or the sampler would call it, with shapes in place of arrays."""
+def _program(
+    run: Run, mesh: jax.sharding.Mesh, program: str, decoding: Decoding
+) -> tuple[Any, tuple[Any, ...]]:
+    """What the loop or the sampler calls, and shapes in place of the arrays it is called with."""
     if program in ("train", "eval"):
         parts = make_program(run, mesh)
         objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
         layout = batch_sharding(mesh)
         batch = Batch.abstract(run.train.batch_size, run.length, layout, types=run.typed)
         if program == "train":
-            return jit_train_step(run, parts, objective).trace(parts.abstract, batch)
+            return jit_train_step(run, parts, objective), (parts.abstract, batch)
         memory = jax.eval_shape(
             lambda: init_memory(run.model, run.compute, run.train.batch_size, evaluation=True)
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
-        return jit_eval_step(parts, objective).trace(parts.abstract.params, batch)
+        return jit_eval_step(parts, objective), (parts.abstract.params, batch)
     compute = Compute(dtype=run.compute.dtype, attention="xla")
     static = sampling.Program(
         run.model, compute, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
     )
     params, rows = _sampler_params(run, compute, mesh), _rows(decoding, mesh)
     if program == "prefill":
-        return sampling.prefill.trace(static, params, rows)
+        return sampling.prefill, (static, params, rows)
     state = jax.eval_shape(functools.partial(sampling.prefill, static), params, rows)[0]
     cache = NamedSharding(mesh, spec(("batch", "length", "kv_heads", "head")))
     by_row = NamedSharding(mesh, spec(("batch",)))
     state = _laid_out(state, by_row)._replace(cache=_laid_out(state.cache, cache))
-    return sampling.decode.trace(static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
+    return sampling.decode, (static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _sampler_params(run: Run, compute: Compute, mesh: jax.sharding.Mesh) -> Any:

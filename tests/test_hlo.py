@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny import MIXED, mesh
 
-from jaxgpt import hlo
+from jaxgpt import hlo, hlo_text
 from jaxgpt.layers.attention import attend
 
 B, D, LOOPS = 16, 32, 5
@@ -154,7 +154,7 @@ def test_every_form_of_groups_gives_the_same_axes(axes):
 
 
 def test_a_part_of_a_mesh_axis():
-    """Of 8 = 2 x 4 devices the last 2 of 4 next to each other, in the form and in the list that it stands for."""
+    """`(4)2`: of 8 devices in 4 groups, 2 next to each other."""
     groups = hlo.device_groups("replica_groups=mesh['a'=8] {'a':(4)2}", 8)
     assert np.array_equal(groups, [[0, 1], [2, 3], [4, 5], [6, 7]])
     groups = hlo.device_groups("replica_groups=mesh['a'=8] {'a':(1)2}", 8)
@@ -198,4 +198,4 @@ def test_the_largest_array_is_named_with_what_makes_it():
     ("text", "size"), [("bf16[3,5]", 30), ("f8e4m3fn[7]", 7), ("s4[8]", 4), ("pred[]", 1)]
 )
 def test_bytes_of_types(text, size):
-    assert hlo.arrays(text)[0].nbytes == size
+    assert hlo_text.arrays(text)[0].nbytes == size
