@@ -23,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ from jax.sharding import NamedSharding
 
 from jaxgpt import hlo
 from jaxgpt.batch import Batch
-from jaxgpt.config import Compute, Run, UserError, from_json, require, require_known, to_json
+from jaxgpt.config import ROW_AXES, Compute, Run, UserError, from_json, require, require_known, to_json
 from jaxgpt.hlo_text import Array
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.strategies import Controls, Features
-from jaxgpt.sharding import batch_sharding, make_mesh, param_shardings, spec
+from jaxgpt.sharding import TABLE, batch_sharding, make_mesh, param_shardings, spec
 from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.topology import Topology
+from jaxgpt.topology import CHIPS, Topology
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import jit_eval_step, jit_train_step
 
@@ -122,7 +123,9 @@ class Report:
             )
             for c in record["collectives"]
         ]
-        return cls(**{**record, "collectives": tuple(moved)})
+        lists = {name: tuple(record[name]) for name in ("uncounted", "squares")}
+        largest = tuple((array, kind, number) for array, kind, number in record["largest"])
+        return cls(**{**record, **lists, "largest": largest, "collectives": tuple(moved)})
 
 
 def compile_for(
@@ -176,6 +179,43 @@ def compile_for(
     return [Report.of(record) for record in answer["reports"]]
 
 
+def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
+    """Bytes that each device must send in a training step of a dense decoder: the least to aim at.
+
+    Over `fsdp` each matrix of a layer is gathered twice in the compute type (forward, and backward or
+    recomputed) and its float32 gradient scattered once, in each microbatch; embedding and output
+    projection are gathered once, since the loss makes its gradient beside its value. Over `data`
+    gradients are summed once. Over `tensor` the residual stream is summed twice a layer forward, twice
+    backward and once where layers are recomputed (the last sum of a layer is not needed again), once
+    for the embedding and once for the loss. Norms and biases are summed whole. Sums of numbers a row
+    or a token, as the loss has, are left out.
+
+    Args:
+      run: the config; of a mixture of experts the exchange of rows is not in it.
+      axes: sizes of the mesh's axes.
+    """
+    _, model = abstract_model(run.model, run.compute)
+    width = jnp.dtype(run.compute.dtype).itemsize
+    share = {axis: (n - 1) / n for axis, n in axes.items()}
+    sent = 0.0
+    for path, variable in nnx.to_flat_state(model):
+        names = {axis for name in variable.get_metadata()["axes"] for axis in TABLE[name]}
+        others = math.prod(axes[axis] for axis in names - {"fsdp"})
+        held = math.prod(variable.shape) / others  # by all devices of an fsdp group
+        table = "blocks" not in path
+        uses = 2 if table and run.model.tied else 1
+        if "fsdp" in names:
+            moved = (1 if table else 2) * width + 4
+            sent += run.train.accumulate * uses * share["fsdp"] * held * moved
+            sent += 2 * share["data"] * 4 * held / axes["fsdp"]
+        else:
+            rows = axes["data"] * axes["fsdp"]
+            sent += 2 * (rows - 1) / rows * 4 * held
+    rows = run.train.batch_size / math.prod(axes[axis] for axis in ROW_AXES)
+    sums = (5 if run.compute.remat == "full" else 4) * run.model.layers + 2
+    return sent + 2 * share["tensor"] * sums * rows * run.length * run.model.width * width
+
+
 def installed(platform: str) -> bool:
     """Whether the compiler for `tpu` or `cuda` is there."""
     module = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}[platform]
@@ -226,20 +266,29 @@ def main() -> None:
             topology.chip.platform
         ]  # TEMP until Target
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
-        reports = [_compile(run, topology, mesh, program, decoding) for program in request["programs"]]
+        reports = [compile_on(run, mesh, name, decoding, topology.name) for name in request["programs"]]
         answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
     except UserError as error:
         answer = {"mistake": str(error)}
     print(json.dumps(answer))
 
 
-def _compile(
-    run: Run, topology: Topology, mesh: jax.sharding.Mesh, program: str, decoding: Decoding
+def compile_on(
+    run: Run, mesh: jax.sharding.Mesh, program: str, decoding: Decoding | None = None, where: str = ""
 ) -> Report:
-    """Compile one program and read what came out."""
+    """Compile one program for the devices of a mesh, absent or not, and read what came out.
+
+    Args:
+      run: the config.
+      mesh: as the run would make it.
+      program: of `PROGRAMS`.
+      decoding: sizes for `prefill` and `decode`.
+      where: what to call the devices.
+    """
+    decoding = decoding or Decoding()
     kind = mesh.devices.flat[0].device_kind
-    head: Any = (program, topology.name, kind, {a: n for a, n in mesh.shape.items() if n > 1})
-    function, arguments = _program(run, mesh, program, decoding)  # where arrays still live here
+    head: Any = (program, where or kind, kind, {axis: n for axis, n in mesh.shape.items() if n > 1})
+    function, arguments = _program(run, mesh, program, decoding)  # while new arrays still live here
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
         traced = function.trace(*arguments)
@@ -261,21 +310,24 @@ def _compile(
         "temporaries": sizes.temp_size_in_bytes,
         "code": sizes.generated_code_size_in_bytes,
     }
-    needed, length = sum(memory.values()), decoding.prompt if program in ("prefill", "decode") else run.length
+    room = next((chip.memory for chip in CHIPS.values() if chip.title == kind), 0)
     share = {"train": 1.0, "eval": 1 / 3}.get(program, 0.0) / mesh.size
+    seconds = [round(b - a, 1) for a, b in pairwise(clock)]
     return Report(
         *head,
-        fits=not topology.chip.memory or needed <= topology.chip.memory,
-        needed=needed,
+        fits=not room or sum(memory.values()) <= room,
+        needed=sum(memory.values()),
         memory=memory,
         model_flops=share * flops_per_token(run.model, run.length) * run.train.batch_size * run.length,
-        **{f.name: getattr(read, f.name) for f in dataclasses.fields(read) if f.name != "arrays"},
+        product_flops=read.product_flops,
+        kernel_flops=read.kernel_flops,
+        kernels=read.kernels,
+        uncounted=read.uncounted,
+        collectives=read.collectives,
+        unknown_loops=read.unknown_loops,
         largest=tuple((str(array), kind, number) for array, kind, number in read.largest()),
-        squares=tuple(map(str, read.squares(length))),
-        seconds={
-            n: round(b - a, 1)
-            for n, a, b in zip(("trace", "lower", "compile"), clock, clock[1:], strict=False)
-        },
+        squares=tuple(map(str, read.squares(run.length if share else decoding.prompt))),
+        seconds=dict(zip(("trace", "lower", "compile"), seconds, strict=True)),
     )
 
 

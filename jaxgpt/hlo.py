@@ -196,7 +196,9 @@ def kernel_flops(name: str, op: Op, part: Computation) -> float | None:
         return 0.0  # a product, counted there
     floats = [a for a in part.inputs(op) if a.dtype[0] in "bf" and len(a.dims) >= 3]
     if "fmha" in name:
-        scores = re.findall(r"\d+", op.attribute(r'"intermediate_tensor_dimensions":\[([^\]]*)\]'))
+        # The scores' shape, [B, H, T, S], is in cuDNN's configuration.
+        shape = op.attribute(r'"intermediate_tensor_shape": ?\{[^\[]*"dimensions": ?\[([^\]]*)\]')
+        scores = re.findall(r"\d+", shape)
         if not scores:
             return None
         return 2.0 * math.prod(map(int, scores)) * floats[0].dims[-1] * (5 if "Backward" in name else 2)
