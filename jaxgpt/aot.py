@@ -78,7 +78,7 @@ class Report:
       model_flops: `models.flops_per_token` (a third of it for evaluation); 0 for the sampler's programs.
       product_flops, kernel_flops, kernels, uncounted, collectives, unknown_loops: see `hlo.Program`.
       largest: arrays, what makes each, their number.
-      squares: arrays with two axes of the run's (the prompt's) length.
+      squares: arrays with two axes of the run's (the prompt's) length, as attention's scores have.
       seconds: of tracing, lowering and compiling.
     """
 
@@ -129,7 +129,12 @@ class Report:
 
 
 def compile_for(
-    run: Run, where: str, programs: Sequence[str] = ("train",), decoding: Decoding | None = None
+    run: Run,
+    where: str,
+    programs: Sequence[str] = ("train",),
+    decoding: Decoding | None = None,
+    *,
+    keep: str | Path = "",
 ) -> list[Report]:
     """Compile programs of a run for devices that are not here, in a process of its own.
 
@@ -138,6 +143,7 @@ def compile_for(
       where: see `Topology`.
       programs: of `PROGRAMS`.
       decoding: sizes for `prefill` and `decode`.
+      keep: a folder into which the text of each compiled program is written, `PROGRAM.hlo`.
 
     Raises:
       UserError: no such topology or program, the run's mesh does not fit it, or its compiler is not
@@ -153,6 +159,7 @@ def compile_for(
         "where": where,
         "programs": list(programs),
         "decoding": dataclasses.asdict(decoding or Decoding()),
+        "keep": str(keep and Path(keep).absolute()),
     }
     # What a test or a user set for programs that run here must not change those compiled for there.
     dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
@@ -266,7 +273,10 @@ def main() -> None:
             topology.chip.platform
         ]  # TEMP until Target
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
-        reports = [compile_on(run, mesh, name, decoding, topology.name) for name in request["programs"]]
+        reports = [
+            compile_on(run, mesh, name, decoding, where=topology.name, keep=request["keep"])
+            for name in request["programs"]
+        ]
         answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
     except UserError as error:
         answer = {"mistake": str(error)}
@@ -274,7 +284,13 @@ def main() -> None:
 
 
 def compile_on(
-    run: Run, mesh: jax.sharding.Mesh, program: str, decoding: Decoding | None = None, where: str = ""
+    run: Run,
+    mesh: jax.sharding.Mesh,
+    program: str,
+    decoding: Decoding | None = None,
+    *,
+    where: str = "",
+    keep: str | Path = "",
 ) -> Report:
     """Compile one program for the devices of a mesh, absent or not, and read what came out.
 
@@ -284,6 +300,7 @@ def compile_on(
       program: of `PROGRAMS`.
       decoding: sizes for `prefill` and `decode`.
       where: what to call the devices.
+      keep: see `compile_for`.
     """
     decoding = decoding or Decoding()
     kind = mesh.devices.flat[0].device_kind
@@ -302,7 +319,11 @@ def compile_on(
                 raise
             return Report(*head, fits=False, needed=wanted)
     clock.append(time.perf_counter())
-    read = hlo.read(compiled.as_text(), mesh.shape)
+    text = compiled.as_text()
+    if keep:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        (Path(keep) / f"{program}.hlo").write_text(text)
+    read = hlo.read(text, mesh.shape)
     sizes = compiled.memory_analysis()
     memory = {
         "arguments": sizes.argument_size_in_bytes,

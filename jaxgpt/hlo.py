@@ -8,7 +8,6 @@ Names: T, S lengths of queries and keys, K head width; N devices in a collective
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections import Counter
@@ -30,6 +29,8 @@ COLLECTIVES = (
 )
 VIEWS = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "opt-barrier")
 """Operations that make no array of their own."""
+TILE = 128
+"""Kernels pad a length to a multiple of it."""
 KERNEL = re.compile(r"\$|mosaic|triton|pallas|tpu_custom_call")
 """Targets of custom calls that compute; the others are the compiler's bookkeeping."""
 
@@ -108,8 +109,10 @@ class Program:
         return [(array, kind, number) for (array, kind), number in order[:count]]
 
     def squares(self, length: int) -> list[Array]:
-        """Arrays with at least two axes of this length or more, such as attention's scores."""
-        found = {array for array, _ in self.arrays if sum(n >= length for n in array.dims) >= 2}
+        """Arrays with two axes of this length (up to a tile's padding), as attention's scores have."""
+        found = {
+            array for array, _ in self.arrays if sum(length <= n <= length + TILE for n in array.dims) >= 2
+        }
         return sorted(found, key=lambda array: -array.nbytes)
 
 
@@ -213,19 +216,13 @@ def kernel_flops(name: str, op: Op, part: Computation) -> float | None:
 
 def _collectives(program: dict[str, Computation], mesh: Mapping[str, int]) -> Iterator[Collective]:
     """All collectives of the computations that are run."""
-    found: dict[object, Collective] = {}
     for name, part in program.items():
+        # TPU spreads a collective over the fusions that hide it; each names it, and one of them starts it.
+        starts = any("AsyncCollectiveStart" in op.attributes for op in part.ops.values())
         for op in part.ops.values():
-            kind = op.kind.removesuffix("-start")
-            if not part.runs or kind not in COLLECTIVES:
-                continue
-            one = _collective(op, part, mesh, scattered=name.startswith("all-reduce-scatter"))
-            # TPU spreads a collective over the fusions that hide it: each names it with the same channel.
-            key = (kind, op.attribute(r"channel_id=(\d+)")) if part.fused else (name, op.name)
-            before = found.get(key)
-            runs = max(one.runs, before.runs) if before else one.runs
-            found[key] = dataclasses.replace(one, runs=runs)
-    yield from found.values()
+            spread = part.fused and "chain_id=" in op.attributes
+            if part.runs and op.kind.removesuffix("-start") in COLLECTIVES and (starts or not spread):
+                yield _collective(op, part, mesh, scattered=name.startswith("all-reduce-scatter"))
 
 
 def _collective(op: Op, part: Computation, mesh: Mapping[str, int], *, scattered: bool) -> Collective:

@@ -10,6 +10,7 @@ from typing import Any
 
 BITS = {"pred": 8, "bf16": 16} | {f"c{n}": n for n in (64, 128)}
 """Bits of an element where the name's first number does not say it (`f8e4m3fn`: 8)."""
+_COMMA = re.compile(r",\s*(?![^\[\]{}()]*[\]})])")
 ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+\w*|c64|c128)\[([\d,<=]*)\]")
 
 
@@ -59,6 +60,11 @@ class Op:
         return found.group(1) if found else ""
 
     @property
+    def inputs(self) -> list[str]:
+        """Names of the operands; older texts name their types beside them."""
+        return [part.split("%")[-1].strip() for part in _COMMA.split(self.operands)]
+
+    @property
     def source(self) -> str:
         """Where it comes from in Python, as JAX's name stack says."""
         return self.attribute(r'op_name="([^"]*)"')
@@ -70,28 +76,25 @@ class Computation:
 
     Attributes:
       ops: by name, in order.
+      root: name of the one whose value is the computation's.
       runs: times it is run.
       depth: loops around it.
       fused: it is the inside of a fusion, whose values reach no memory.
     """
 
     ops: dict[str, Op]
+    root: str = ""
     runs: int = 0
     depth: int = 0
     fused: bool = False
 
     def inputs(self, op: Op) -> list[Array]:
         """The arrays of an instruction's operands, in order."""
-        found = []
-        for operand in re.split(r",\s*(?![^\[\]{}()]*[\]})])", op.operands):
-            # Older texts name the type beside the operand, newer ones the operand alone.
-            name = operand.split("%")[-1].strip()
-            found += arrays(operand) or (arrays(self.ops[name].type) if name in self.ops else [])
-        return found
+        return [array for name in op.inputs if name in self.ops for array in arrays(self.ops[name].type)]
 
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _KIND = re.compile(r"\s*([\w\-]+)\(")
 _CALLS = re.compile(
     r"(calls|to_apply|body|condition|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -113,8 +116,9 @@ def parse(text: str) -> tuple[dict[str, Computation], int]:
             elif line.rstrip() == "}":
                 current = None
         elif current is not None and (match := _LINE.match(line)):
-            op = _op(*match.groups())
+            op = _op(*match.groups()[1:])
             current.ops[op.name] = op
+            current.root = op.name if match.group(1) else current.root
     return found, _count(found, entry)
 
 
@@ -150,7 +154,7 @@ def _count(program: dict[str, Computation], entry: str) -> int:
                 continue
             turns, loop = 1, op.kind == "while"
             if loop:
-                turns = _turns(op, program)
+                turns = _turns(op, part, program)
                 if not turns:
                     unknown.add(op.name)
             for _, called in _CALLS.findall(op.attributes):
@@ -163,11 +167,62 @@ def _count(program: dict[str, Computation], entry: str) -> int:
     return len(unknown)
 
 
-def _turns(loop: Op, program: dict[str, Computation]) -> int:
-    """How often a loop turns; 0 where it is decided while running."""
+def _turns(loop: Op, around: Computation, program: dict[str, Computation]) -> int:
+    """How often a loop turns; 0 where it is decided while running.
+
+    TPU does not write it down: the counter, its start, step and limit do.
+    """
     if known := loop.attribute(r"known_trip_count[^0-9]*(\d+)"):
         return int(known)
-    condition = program.get(loop.attribute(r"condition=%?([\w.\-]+)"))
-    compared = [op for op in condition.ops.values() if op.kind == "constant"] if condition else []
-    simple = condition is not None and len(condition.ops) <= 6 and len(compared) == 1
-    return int(compared[0].operands) if simple and compared[0].operands.isdigit() else 0
+    condition = program[loop.attribute(r"condition=%?([\w.\-]+)")]
+    body = program[loop.attribute(r"body=%?([\w.\-]+)")]
+    compare, arguments = condition.ops[condition.root], None
+    if compare.kind == "fusion":
+        arguments = [_scalar(name, condition, program) for name in compare.inputs]
+        condition = program[compare.attribute(r"calls=%?([\w.\-]+)")]
+        compare = condition.ops[condition.root]
+    if compare.kind != "compare" or "direction=LT" not in compare.attributes:
+        return 0
+    counter, limit = (_scalar(name, condition, program, arguments) for name in compare.inputs)
+    if counter is None or limit is None or counter[0] is None or limit[0] is not None:
+        return 0
+    starts, nexts = around.ops[loop.inputs[0]], body.ops[body.root]
+    if starts.kind != "tuple" or nexts.kind != "tuple":
+        return 0
+    start = _scalar(starts.inputs[counter[0]], around, program)
+    step = _scalar(nexts.inputs[counter[0]], body, program)
+    if start is None or step is None or start[0] is not None or step[0] != counter[0] or step[1] < 1:
+        return 0
+    return max(-(-(limit[1] - counter[1] - start[1]) // step[1]), 0)
+
+
+_Scalar = tuple[int | None, int]
+"""A number as a loop's counter, by its place in the loop's tuple, and what is added to it."""
+
+
+def _scalar(
+    name: str,
+    part: Computation,
+    program: dict[str, Computation],
+    arguments: list[_Scalar | None] | None = None,
+) -> _Scalar | None:
+    """An integer that is constant, or a counter and a constant; None of any other."""
+    op = part.ops.get(name)
+    if op is None:
+        return None
+    if op.kind == "constant":
+        return (None, int(op.operands)) if op.operands.isdigit() else None
+    if op.kind in ("copy", "bitcast", "convert"):
+        return _scalar(op.inputs[0], part, program, arguments)
+    if op.kind == "get-tuple-element":
+        return int(op.attribute(r"index=(\d+)")), 0
+    if op.kind == "parameter" and arguments is not None:
+        return arguments[int(op.operands)]
+    if op.kind == "fusion":
+        inner = program[op.attribute(r"calls=%?([\w.\-]+)")]
+        return _scalar(inner.root, inner, program, [_scalar(n, part, program, arguments) for n in op.inputs])
+    if op.kind == "add":
+        one, other = (_scalar(n, part, program, arguments) for n in op.inputs)
+        if one and other and None in (one[0], other[0]):
+            return other[0] if one[0] is None else one[0], one[1] + other[1]
+    return None

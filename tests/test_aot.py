@@ -27,7 +27,7 @@ LLAMA = GPT(
     layers=LAYERS,
     width=D,
     heads=HEADS,
-    mlp_width=1024,
+    mlp_width=1536,
     position="rope",
     norm="rmsnorm",
     mlp="swiglu",
@@ -72,7 +72,7 @@ def test_every_program_compiles_for_a_mesh(program):
 
 
 def test_evaluation_is_a_forward_pass_and_a_step_is_three():
-    """Products by hand: 12 D^2 of each layer's matrices, V D of the projection, 2 T D of attention, a token."""
+    """By hand, a token: 12 D^2 of a layer's matrices, 2 T D of its attention, V D of the projection."""
     layers, width, length, one = 4, 64, 64, mesh(dict.fromkeys(MIXED, 1))
     model = GPT(vocab_size=128, context=length, layers=layers, width=width, heads=4)
     run = make_run(model, train=Train(batch_size=8))
