@@ -36,8 +36,7 @@ from jax.sharding import NamedSharding
 
 from jaxgpt import hlo
 from jaxgpt.batch import Batch
-from jaxgpt.config import ROW_AXES, Compute, Run, UserError, from_json, require, require_known, to_json
-from jaxgpt.hlo_text import Array
+from jaxgpt.config import GPT, ROW_AXES, Compute, Run, UserError, from_json, require, require_known, to_json
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample import program as sampling
@@ -117,15 +116,10 @@ class Report:
     @classmethod
     def of(cls, record: dict[str, Any]) -> Report:
         """From its JSON."""
-        moved = [
-            hlo.Collective(
-                **{**c, "axes": tuple(c["axes"]), "whole": tuple(map(Array.of, c["whole"]))},
-            )
-            for c in record["collectives"]
-        ]
-        lists = {name: tuple(record[name]) for name in ("uncounted", "squares")}
-        largest = tuple((array, kind, number) for array, kind, number in record["largest"])
-        return cls(**{**record, **lists, "largest": largest, "collectives": tuple(moved)})
+        lists: dict[str, Any] = {name: tuple(record[name]) for name in ("uncounted", "squares")}
+        lists["largest"] = tuple((array, kind, number) for array, kind, number in record["largest"])
+        lists["collectives"] = tuple(map(hlo.Collective.of, record["collectives"]))
+        return cls(**{**record, **lists})
 
 
 def compile_for(
@@ -198,9 +192,15 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
     or a token, as the loss has, are left out.
 
     Args:
-      run: the config; of a mixture of experts the exchange of rows is not in it.
+      run: the config.
       axes: sizes of the mesh's axes.
+
+    Raises:
+      UserError: the model is no dense GPT.
     """
+    dense = run.model
+    if not isinstance(dense, GPT) or dense.moe:
+        raise UserError("step_traffic knows dense GPTs alone; give it a run with such a model.")
     _, model = abstract_model(run.model, run.compute)
     width = jnp.dtype(run.compute.dtype).itemsize
     share = {axis: (n - 1) / n for axis, n in axes.items()}
@@ -210,7 +210,7 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
         others = math.prod(axes[axis] for axis in names - {"fsdp"})
         held = math.prod(variable.shape) / others  # by all devices of an fsdp group
         table = "blocks" not in path
-        uses = 2 if table and run.model.tied else 1
+        uses = 2 if table and dense.tied else 1
         if "fsdp" in names:
             moved = (1 if table else 2) * width + 4
             sent += run.train.accumulate * uses * share["fsdp"] * held * moved

@@ -11,6 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 from tiny import MIXED, make_run, mesh
@@ -36,18 +39,18 @@ LLAMA = GPT(
 )
 
 
+def small(axes: Mapping[str, int] = MappingProxyType({"fsdp": 8}), **parts: Any) -> Run:
+    """A small Llama on 8 devices."""
+    parts = {"train": Train(batch_size=16), "compute": Compute(remat="full")} | parts
+    mesh = Mesh(**{"data": 1, **axes})
+    return Run(name="small", model=LLAMA, data=Text(path="absent"), mesh=mesh, **parts)
+
+
 @functools.cache
 def report(program: str, **axes: int) -> aot.Report:
-    """A small Llama's program on 8 v5e."""
-    run = Run(
-        name="small",
-        model=LLAMA,
-        data=Text(path="absent"),
-        train=Train(batch_size=16),
-        mesh=Mesh(**{"data": 1, **axes}),
-        compute=Compute(remat="full"),
-    )
-    return aot.compile_for(run, SLICE, [program], aot.Decoding(rows=8, prompt=256, slots=LENGTH))[0]
+    """Its program on 8 v5e."""
+    decoding = aot.Decoding(rows=8, prompt=256, slots=LENGTH)
+    return aot.compile_for(small(axes), SLICE, [program], decoding)[0]
 
 
 def dims_of(collective) -> set[tuple[int, ...]]:
@@ -144,14 +147,7 @@ class TestTraining:
 
     def test_bytes_are_within_a_tenth_of_the_least(self, axes):
         found = report("train", **axes)
-        run = Run(
-            name="small",
-            model=LLAMA,
-            data=Text(path="absent"),
-            train=Train(batch_size=16),
-            compute=Compute(remat="full"),
-        )
-        least = aot.step_traffic(run, dict.fromkeys(MIXED, 1) | axes)
+        least = aot.step_traffic(small(axes), dict.fromkeys(MIXED, 1) | axes)
         assert found.sent == pytest.approx(least, rel=0.1), found.traffic()
 
     def test_attention_is_the_kernel_in_every_layer_and_holds_no_scores(self, axes):
@@ -181,14 +177,7 @@ class TestDecoding:
 @pytest.mark.aot
 @needs_libtpu
 def test_a_program_that_is_too_large_is_a_result():
-    run = Run(
-        name="large",
-        model=dataclasses.replace(LLAMA, width=8192, mlp_width=28_672, heads=64, layers=2),
-        data=Text(path="absent"),
-        train=Train(batch_size=64),
-        mesh=Mesh(data=1, fsdp=8),
-        compute=Compute(),
-    )
+    run = small(train=Train(batch_size=32_768))
     (found,) = aot.compile_for(run, SLICE, ["eval"])
     assert not found.fits
     assert found.needed > 15.75 * aot.GIB

@@ -6,6 +6,7 @@ Shapes: B rows, D width, T length.
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,20 @@ def test_products_are_counted_and_multiplied_by_the_turns_of_nested_loops():
     nested = compiled(lambda x, w: repeat(lambda x: repeat(lambda x: jnp.sin(x @ w), x, 3), x), x_BD, w_DD)
     assert nested.product_flops == LOOPS * 3 * once
     assert nested.unknown_loops == 0
+
+
+@pytest.mark.parametrize(("start", "stop", "step", "turns"), [(0, 5, 1, 5), (0, 8, 2, 4), (3, 12, 4, 3)])
+def test_turns_are_read_from_counters_where_the_compiler_does_not_write_them(start, stop, step, turns):
+    """As on TPU, where loops over the parts of a product go by twos."""
+
+    def program(x, w):
+        turn = lambda carry: (carry[0] + step, jnp.sin(carry[1] @ w))  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[0] < stop, turn, (start, x))[1]
+
+    text = jax.jit(program).lower(jnp.zeros((B, D)), jnp.zeros((D, D))).compile().as_text()
+    for said in (text, re.sub(r"known_trip_count", "left_out", text)):
+        found = hlo.read(said, {"data": 1})
+        assert (found.product_flops, found.unknown_loops) == (turns * 2 * B * D * D, 0)
 
 
 def test_batched_products_and_several_contracted_axes():
