@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from jaxgpt.objectives import make_objective
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.strategies import Controls, Features
 from jaxgpt.sharding import TABLE, batch_sharding, make_mesh, param_shardings, spec
+from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.topology import CHIPS, Topology
 from jaxgpt.train.state import make_program
@@ -201,7 +203,7 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
     dense = run.model
     if not isinstance(dense, GPT) or dense.moe:
         raise UserError("step_traffic knows dense GPTs alone; give it a run with such a model.")
-    _, model = abstract_model(run.model, run.compute)
+    _, model = abstract_model(run.model, run.compute, Target.of())
     width = jnp.dtype(run.compute.dtype).itemsize
     share = {axis: (n - 1) / n for axis, n in axes.items()}
     sent = 0.0
@@ -264,14 +266,12 @@ def _alone(topology: Topology) -> Iterator[None]:
 
 def main() -> None:
     """Read a request from standard input and answer it with one line of JSON."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     request = json.load(sys.stdin)
     try:
         run, topology = from_json(Run, request["run"]), Topology(request["where"])
         decoding = Decoding(**request["decoding"])
         devices = topology.describe()
-        jax.default_backend = lambda: {"tpu": "tpu", "cuda": "gpu"}[
-            topology.chip.platform
-        ]  # TEMP until Target
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
         reports = [
             compile_on(run, mesh, name, decoding, where=topology.name, keep=request["keep"])
@@ -283,12 +283,20 @@ def main() -> None:
     print(json.dumps(answer))
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that asked is gone: a compile may take an hour and holds libtpu."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def compile_on(
     run: Run,
     mesh: jax.sharding.Mesh,
     program: str,
     decoding: Decoding | None = None,
     *,
+    target: Target | None = None,
     where: str = "",
     keep: str | Path = "",
 ) -> Report:
@@ -299,13 +307,14 @@ def compile_on(
       mesh: as the run would make it.
       program: of `PROGRAMS`.
       decoding: sizes for `prefill` and `decode`.
+      target: what to build for, if not for the mesh's devices.
       where: what to call the devices.
       keep: see `compile_for`.
     """
     decoding = decoding or Decoding()
     kind = mesh.devices.flat[0].device_kind
     head: Any = (program, where or kind, kind, {axis: n for axis, n in mesh.shape.items() if n > 1})
-    function, arguments = _program(run, mesh, program, decoding)  # while new arrays still live here
+    function, arguments = _program(run, mesh, target or Target.of(mesh), program, decoding)  # while new arrays still live here
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
         traced = function.trace(*arguments)
@@ -361,26 +370,26 @@ def _wanted(message: str) -> float:
 
 
 def _program(
-    run: Run, mesh: jax.sharding.Mesh, program: str, decoding: Decoding
+    run: Run, mesh: jax.sharding.Mesh, target: Target, program: str, decoding: Decoding
 ) -> tuple[Any, tuple[Any, ...]]:
     """What the loop or the sampler calls, and shapes in place of the arrays it is called with."""
     if program in ("train", "eval"):
-        parts = make_program(run, mesh)
+        parts = make_program(run, mesh, target)
         objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
         layout = batch_sharding(mesh)
         batch = Batch.abstract(run.train.batch_size, run.length, layout, types=run.typed)
         if program == "train":
             return jit_train_step(run, parts, objective), (parts.abstract, batch)
         memory = jax.eval_shape(
-            lambda: init_memory(run.model, run.compute, run.train.batch_size, evaluation=True)
+            lambda: init_memory(run.model, run.compute, target, run.train.batch_size, evaluation=True)
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
         return jit_eval_step(parts, objective), (parts.abstract.params, batch)
     compute = Compute(dtype=run.compute.dtype, attention="xla")
     static = sampling.Program(
-        run.model, compute, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
+        run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
     )
-    params, rows = _sampler_params(run, compute, mesh), _rows(decoding, mesh)
+    params, rows = _sampler_params(run, compute, target, mesh), _rows(decoding, mesh)
     if program == "prefill":
         return sampling.prefill, (static, params, rows)
     state = jax.eval_shape(functools.partial(sampling.prefill, static), params, rows)[0]
@@ -390,11 +399,11 @@ def _program(
     return sampling.decode, (static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def _sampler_params(run: Run, compute: Compute, mesh: jax.sharding.Mesh) -> Any:
+def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.sharding.Mesh) -> Any:
     """Parameters in the form decoding wants, as `sample.program.prepare` makes them."""
-    trained = nnx.to_pure_dict(abstract_model(run.model, run.compute)[1])
-    shapes = jax.eval_shape(functools.partial(sampling.prepare, run.model, compute), trained)
-    layout = param_shardings(abstract_model(run.model, compute, scanned=False)[1], mesh)
+    trained = nnx.to_pure_dict(abstract_model(run.model, run.compute, target)[1])
+    shapes = jax.eval_shape(functools.partial(sampling.prepare, run.model, compute, target), trained)
+    layout = param_shardings(abstract_model(run.model, compute, target, scanned=False)[1], mesh)
     return _laid_out(shapes, layout)
 
 
