@@ -67,7 +67,7 @@ def lean_decoding(report: Any) -> bool:
 
 
 def sends_at_most(limit: float) -> Callable[[Any], bool]:
-    return lambda report: report.fits and report.sent <= limit
+    return lambda report: report.fits and report.moved <= limit
 
 
 def fits_under(ratio: float) -> Callable[[Any], bool]:
@@ -170,7 +170,7 @@ def main() -> None:
 
 def measure(row: Row, keep: str) -> dict[str, Any]:
     """Compile a row and keep what the table and its readers need."""
-    from jaxgpt import aot, config
+    from jaxgpt import aot, config, hlo
 
     name, _, variant = row.config.partition(":")
     path = ROOT / "configs" / f"{name}.py"
@@ -195,7 +195,8 @@ def measure(row: Row, keep: str) -> dict[str, Any]:
         "kernels": report.kernels,
         "uncounted": report.uncounted,
         "sent": report.sent,
-        "traffic": report.traffic(),
+        "moved": report.moved,
+        "traffic": hlo.traffic(report.collectives, "size"),
         "sums_in_loops": sum(c.runs for c in inside if c.kind == "all-reduce"),
         "squares": report.squares[:5],
         "largest": report.largest[:8],
@@ -215,10 +216,10 @@ def _version(package: str) -> str | None:
 def moved(found: dict[str, Any]) -> str:
     """GB by kind and axes, those below a hundredth left out."""
     parts = [
-        f"{kind} {axes} {sent / 1e9:.3g}"
+        f"{kind} {axes} {size / 1e9:.3g}"
         for kind, by_axes in found["traffic"].items()
-        for axes, sent in by_axes.items()
-        if sent > 0.01 * found["sent"]
+        for axes, size in by_axes.items()
+        if size > 0.01 * found["moved"]
     ]
     return "; ".join(parts)
 
@@ -226,7 +227,7 @@ def moved(found: dict[str, Any]) -> str:
 def summary(found: dict[str, Any]) -> str:
     """A row's figures in a line."""
     state = "" if found["fits"] else " (does not fit)"
-    return f"{found['needed'] / 2**30:.2f} GiB{state}, {found['sent'] / 1e9:.3g} GB, holds: {found['holds']}"
+    return f"{found['needed'] / 2**30:.2f} GiB{state}, {found['moved'] / 1e9:.3g} GB, holds: {found['holds']}"
 
 
 def table(done: dict[str, Any], date: str) -> str:
@@ -237,12 +238,12 @@ def table(done: dict[str, Any], date: str) -> str:
         "Made by `python benchmarks/aot.py --tpu-python ... --cuda-python ...`; nothing was run on a device.",
         "All figures are of one device and one training step, or one token of decoding. Peak: arguments,",
         "results, temporaries and code. FLOPs: of products and attention kernels, every query with every",
-        "key of its row, over the model's own. GB: sent by each device in rings, (N-1)/N of an array for a",
-        "gather or a scatter and twice that for an all-reduce; loops are multiplied by their turns. The",
-        "column `before` is issue 9's, which counted an all-reduce once.",
+        "key of its row, over the model's own. GB: of the arrays that are gathered, scattered or summed, each",
+        "once, loops multiplied by their turns. Sent: what each device sends of them in rings, (N-1)/N of an",
+        "array for a gather or a scatter and twice that for an all-reduce. `before` is issue 9's.",
         "",
-        "| config | where | mesh | GiB | FLOPs / model | GB by kind and axis | GB | before | must | holds |",
-        "| --- | --- | --- | ---: | ---: | --- | ---: | --- | --- | --- |",
+        "| config | where | mesh | GiB | FLOPs / model | GB by kind and axis | GB | sent | before | must | holds |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | --- | --- | --- |",
     ]
     for row in ROWS:
         if row.name not in done:
@@ -252,7 +253,8 @@ def table(done: dict[str, Any], date: str) -> str:
         mesh = ", ".join(f"{axis} {n}" for axis, n in found["mesh"].items())
         peak = f"{found['needed'] / 2**30:.2f}" + ("" if found["fits"] else " (does not fit)")
         ratio = f"{found['flops_ratio']:.3f}" if found["flops_ratio"] and found["fits"] else ""
-        cells = [title, row.where, mesh, peak, ratio, moved(found), f"{found['sent'] / 1e9:.3g}"]
+        cells = [title, row.where, mesh, peak, ratio, moved(found)]
+        cells += [f"{found[measure] / 1e9:.3g}" for measure in ("moved", "sent")]
         cells += [row.before, row.must, "yes" if found["holds"] else "**no**"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Kernels, arrays of T x T, flags and versions:", ""]

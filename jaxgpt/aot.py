@@ -111,9 +111,10 @@ class Report:
         """Bytes that each device sends to others."""
         return sum(one.sent * one.runs for one in self.collectives)
 
-    def traffic(self) -> dict[str, dict[str, float]]:
-        """Bytes sent by kind of collective and mesh axes, largest first."""
-        return hlo.traffic(self.collectives)
+    @property
+    def moved(self) -> float:
+        """Bytes of the arrays that are gathered, scattered or summed, each once."""
+        return sum(one.size * one.runs for one in self.collectives)
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Report:
@@ -314,7 +315,9 @@ def compile_on(
     decoding = decoding or Decoding()
     kind = mesh.devices.flat[0].device_kind
     head: Any = (program, where or kind, kind, {axis: n for axis, n in mesh.shape.items() if n > 1})
-    function, arguments = _program(run, mesh, target or Target.of(mesh), program, decoding)  # while new arrays still live here
+    function, arguments = _program(
+        run, mesh, target or Target.of(mesh), program, decoding
+    )  # while new arrays still live here
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
         traced = function.trace(*arguments)

@@ -74,19 +74,25 @@ class Collective:
         return cls(**{**record, **lists})
 
     @property
+    def size(self) -> float:
+        """Bytes of the whole arrays."""
+        return sum(array.nbytes for array in self.whole)
+
+    @property
     def where(self) -> str:
         """The axes in one word."""
         return "+".join(self.axes) or "none"
 
 
-def traffic(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
-    """Bytes that a device sends, by kind of collective and mesh axes, largest first."""
+def traffic(collectives: Iterable[Collective], measure: str = "sent") -> dict[str, dict[str, float]]:
+    """Bytes by kind of collective and mesh axes, largest first; `measure` is `sent` or `size`."""
     total: dict[tuple[str, str], float] = {}
     for one in collectives:
-        total[one.kind, one.where] = total.get((one.kind, one.where), 0.0) + one.sent * one.runs
+        key = one.kind, one.where
+        total[key] = total.get(key, 0.0) + getattr(one, measure) * one.runs
     table: dict[str, dict[str, float]] = {}
-    for (kind, where), sent in sorted(total.items(), key=lambda item: -item[1]):
-        table.setdefault(kind, {})[where] = sent
+    for (kind, where), count in sorted(total.items(), key=lambda item: -item[1]):
+        table.setdefault(kind, {})[where] = count
     return table
 
 
@@ -243,7 +249,7 @@ def _collective(op: Op, part: Computation, mesh: Mapping[str, int], *, scattered
     if kind == "all-gather":
         results = arrays(op.type)
         whole = results[len(whole) :][: len(whole)] if op.kind.endswith("-start") else results
-    held = sum(array.nbytes for array in whole)
+    size_of_all = sum(array.nbytes for array in whole)
     factor = {"collective-permute": 1.0, "collective-broadcast": 1.0, "all-reduce": 2 * (size - 1) / size}
     return Collective(
         kind,
@@ -252,7 +258,7 @@ def _collective(op: Op, part: Computation, mesh: Mapping[str, int], *, scattered
         tuple(whole),
         part.runs,
         part.depth,
-        factor.get(kind, (size - 1) / size) * held,
+        factor.get(kind, (size - 1) / size) * size_of_all,
         op.source,
     )
 
