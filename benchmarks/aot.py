@@ -236,13 +236,13 @@ def table(done: dict[str, Any], date: str) -> str:
         f"# Programs compiled for hardware that is not here, {date}",
         "",
         "Made by `python benchmarks/aot.py --tpu-python ... --cuda-python ...`; nothing was run on a device.",
-        "All figures are of one device and one training step, or one token of decoding. Peak: arguments,",
+        "All figures are of one device and one training step, or one token of decoding. GiB: arguments,",
         "results, temporaries and code. FLOPs: of products and attention kernels, every query with every",
-        "key of its row, over the model's own. GB: of the arrays that are gathered, scattered or summed, each",
-        "once, loops multiplied by their turns. Sent: what each device sends of them in rings, (N-1)/N of an",
-        "array for a gather or a scatter and twice that for an all-reduce. `before` is issue 9's.",
+        "key of its row, over the model's own. GB: of the arrays that are gathered, scattered or summed,",
+        "each once, loops multiplied by their turns. Sent: what each device sends of them in rings, (N-1)/N",
+        "of an array for a gather or a scatter and twice that for an all-reduce. Before: issue 9's figures.",
         "",
-        "| config | where | mesh | GiB | FLOPs / model | GB by kind and axis | GB | sent | before | must | holds |",
+        "| config | where | mesh | GiB | FLOPs | GB by kind and axis | GB | sent | before | must | holds |",
         "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | --- | --- | --- |",
     ]
     for row in ROWS:
