@@ -61,9 +61,11 @@ def lean_decoding(report: Any) -> bool:
     """No parameter or cache gathered; at most 2 sums a layer and 3 a token; little to send at one row."""
     inside = [c for c in report.collectives if c.depth]
     sums = sum(c.runs for c in inside if c.kind == "all-reduce")
-    large = [c for c in inside if c.kind == "all-gather" and c.sent > 1e6]
-    moved = sum(c.sent * c.runs for c in inside)
-    return not large and sums <= 2 * 32 + 3 and (report.rows > 1 or moved < 2e6)
+    # Logits, [B, V], may come together before one is chosen.
+    gathered = {n for c in inside if c.kind == "all-gather" for a in c.whole for n in a.dims}
+    sent = sum(c.sent * c.runs for c in inside)
+    logits_alone = gathered <= {1, report.rows, 128_256}
+    return logits_alone and sums <= 2 * 32 + 3 and (report.rows > 1 or sent < 2e6)
 
 
 def sends_at_most(limit: float) -> Callable[[Any], bool]:

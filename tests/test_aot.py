@@ -77,7 +77,7 @@ def test_every_program_compiles_for_a_mesh(program):
 
 def test_evaluation_is_a_forward_pass_and_a_step_is_three():
     """By hand, a token: 12 D^2 of a layer's matrices, 2 T D of its attention, V D of the projection."""
-    layers, width, length, one = 4, 64, 64, mesh(dict.fromkeys(MIXED, 1))
+    layers, width, length, one = 2, 64, 64, mesh(dict.fromkeys(MIXED, 1))
     model = GPT(vocab_size=128, context=length, layers=layers, width=width, heads=4)
     run = make_run(model, train=Train(batch_size=8))
     products = layers * (12 * width**2 + 2 * length * width) + 128 * width
@@ -170,8 +170,9 @@ class TestDecoding:
     def test_a_token_moves_sums_alone_two_a_layer_and_three_more(self):
         found = report("decode", tensor=8)
         inside = [c for c in found.collectives if c.depth]
-        shards = [c for c in inside if c.kind == "all-gather" and any(len(d) > 1 for d in dims_of(c))]
-        assert shards == [], "a parameter or the cache is gathered"
+        # Logits of the 8 rows may come together before one is chosen; nothing else has a reason to.
+        gathered = [d for c in inside if c.kind == "all-gather" for d in dims_of(c) if set(d) - {8, V}]
+        assert gathered == [], "a parameter or the cache is gathered"
         assert sum(c.runs for c in inside if c.kind == "all-reduce") <= 2 * LAYERS + 3
 
 
