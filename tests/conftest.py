@@ -46,3 +46,13 @@ def tokenizer(request: pytest.FixtureRequest, sentencepiece):
     from jaxgpt.text.tokenizer import ByteTokenizer
 
     return ByteTokenizer() if request.param == "byte" else sentencepiece
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `aot` are run by `-m aot` alone, whatever else a `-m` says."""
+    if "aot" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("aot")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("aot")]

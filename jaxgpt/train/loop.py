@@ -5,7 +5,6 @@ Dispatch never waits: a step's numbers are fetched after the next step was dispa
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -26,12 +25,12 @@ from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
-from jaxgpt.sharding import batch_sharding, make_mesh, replicated
+from jaxgpt.sharding import batch_sharding, make_mesh
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.state import Program, State, init_state, make_program
-from jaxgpt.train.step import eval_step, evaluate, train_step
+from jaxgpt.train.step import evaluate, jit_eval_step, jit_train_step
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +152,7 @@ class Loop:
     def compile(self, state: State, objective: Objective) -> None:
         """Compile the training step ahead of time; record trace, lowering and compile seconds."""
         train, program = self.run.train, self.program
-        step = jax.jit(
-            functools.partial(train_step, program, objective, train.accumulate, train.seed),
-            donate_argnums=0,
-            out_shardings=(program.shardings, replicated(program.mesh)),
-        )
+        step = jit_train_step(self.run, program, objective)
         times = [time.perf_counter()]
         columns = {"types": self.run.typed, "extra": self.data.extra}
         traced = step.trace(state, Batch.abstract(train.batch_size, self.run.length, self.layout, **columns))
@@ -169,12 +164,7 @@ class Loop:
         names = ("trace_seconds", "lower_seconds", "compile_seconds")
         seconds = {n: round(b - a, 3) for n, a, b in zip(names, times, times[1:], strict=False)}
         self.metrics.write(int(state.step), {"event": "compiled", **seconds})
-        self.eval_fn = jax.jit(
-            functools.partial(eval_step, program.graphdef, objective),
-            in_shardings=(program.shardings.params, self.layout),
-            # The memory goes in again as it came out.
-            out_shardings=(replicated(program.mesh), self.layout),
-        )
+        self.eval_fn = jit_eval_step(program, objective)
         # A fresh memory of every device's own rows, made anew for each evaluation.
         self.memory_fn = jax.jit(
             lambda: init_memory(

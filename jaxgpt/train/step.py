@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ import optax
 from flax import nnx
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import require
+from jaxgpt.config import Run, require
 from jaxgpt.objectives import Objective
 from jaxgpt.optim import join
+from jaxgpt.sharding import batch_sharding, replicated
 from jaxgpt.train.state import Program, State
 
 Metrics = dict[str, jax.Array]
@@ -77,6 +79,26 @@ def train_step(
         "bad_steps": bad_steps,
     }
     return State(state.step + 1, bad_steps, join(new, frozen), opt, memory), metrics
+
+
+def jit_train_step(run: Run, program: Program, objective: Objective) -> Any:
+    """`train_step` as the loop runs it: the state donated, everything in its layout."""
+    return jax.jit(
+        partial(train_step, program, objective, run.train.accumulate, run.train.seed),
+        donate_argnums=0,
+        out_shardings=(program.shardings, replicated(program.mesh)),
+    )
+
+
+def jit_eval_step(program: Program, objective: Objective) -> Any:
+    """`eval_step` as the loop runs it."""
+    rows = batch_sharding(program.mesh)
+    return jax.jit(
+        partial(eval_step, program.graphdef, objective),
+        in_shardings=(program.shardings.params, rows),
+        # The memory goes in again as it came out.
+        out_shardings=(replicated(program.mesh), rows),
+    )
 
 
 def _accumulate(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:

@@ -1,0 +1,185 @@
+"""Programs compiled for hardware that is not here, and what is read of them.
+
+The first part compiles for the simulated CPU devices, where the same counts hold. The tests marked
+`aot` compile for a TPU slice and need libtpu: `pytest -m aot -n 0`.
+
+Shapes: V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from tiny import MIXED, make_run, mesh
+
+from jaxgpt import aot
+from jaxgpt.config import GPT, Compute, Mesh, Run, Text, Train, UserError
+from jaxgpt.hlo import traffic
+from jaxgpt.topology import CHIPS, Topology
+
+V, D, LAYERS, LENGTH, HEADS = 32_000, 512, 4, 1024, 8
+SLICE = "v5e:2x4"
+LLAMA = GPT(
+    vocab_size=V,
+    context=LENGTH,
+    layers=LAYERS,
+    width=D,
+    heads=HEADS,
+    mlp_width=1536,
+    position="rope",
+    norm="rmsnorm",
+    mlp="swiglu",
+    bias=False,
+    tied=False,
+)
+
+
+def small(axes: Mapping[str, int] = MappingProxyType({"fsdp": 8}), **parts: Any) -> Run:
+    """A small Llama on 8 devices."""
+    parts = {"train": Train(batch_size=16), "compute": Compute(remat="full")} | parts
+    mesh = Mesh(**{"data": 1, **axes})
+    return Run(name="small", model=LLAMA, data=Text(path="absent"), mesh=mesh, **parts)
+
+
+@functools.cache
+def report(program: str, **axes: int) -> aot.Report:
+    """Its program on 8 v5e."""
+    decoding = aot.Decoding(rows=8, prompt=256, slots=LENGTH)
+    return aot.compile_for(small(axes), SLICE, [program], decoding)[0]
+
+
+def dims_of(collective) -> set[tuple[int, ...]]:
+    """Shapes of the whole arrays that a collective moves, without axes of length 1."""
+    return {tuple(n for n in array.dims if n > 1) for array in collective.whole}
+
+
+# On the CPU's devices --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", aot.PROGRAMS)
+def test_every_program_compiles_for_a_mesh(program):
+    decoding = aot.Decoding(rows=8, prompt=8, slots=16)
+    found = aot.compile_on(make_run(), mesh(MIXED), program, decoding)
+    assert found.fits and found.product_flops > 0
+    assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert found.memory["arguments"] > 0 and found.needed == sum(found.memory.values())
+    # What is decoded until all rows are done is a loop whose turns only the run decides.
+    assert found.unknown_loops == (program == "decode")
+    assert {axis for one in found.collectives for axis in one.axes} <= set(MIXED)
+    assert aot.Report.of(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_evaluation_is_a_forward_pass_and_a_step_is_three():
+    """By hand, a token: 12 D^2 of a layer's matrices, 2 T D of its attention, V D of the projection."""
+    layers, width, length, one = 2, 64, 64, mesh(dict.fromkeys(MIXED, 1))
+    model = GPT(vocab_size=128, context=length, layers=layers, width=width, heads=4)
+    run = make_run(model, train=Train(batch_size=8))
+    products = layers * (12 * width**2 + 2 * length * width) + 128 * width
+    forward = 8 * length * 2 * products
+    assert aot.compile_on(run, one, "eval").product_flops == forward
+    step = aot.compile_on(run, one, "train")
+    assert step.product_flops == 3 * forward
+    assert step.model_flops == pytest.approx(3 * forward, rel=0.02)  # it counts biases and norms, too
+
+
+def test_a_topology_is_a_chip_and_a_shape():
+    assert (Topology("v5p:4x4x4").devices, Topology("h100:64x8").devices) == (64, 512)
+    # v4 and v5p are named by cores, two of them a chip.
+    assert Topology("v5p:4x4x4").environment["TPU_ACCELERATOR_TYPE"] == "v5p-128"
+    assert Topology("v5e:16x16").environment["TPU_ACCELERATOR_TYPE"] == "v5litepod-256"
+    assert Topology("h200:1x8").environment == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("h101:1x8", "names the chip 'h101'; did you mean 'h100'"),
+        ("v5p:8x8", "shape '8x8'; write v5p:4x4x4"),
+        ("h100:8", "write NODESxGPUS, such as h100:1x8"),
+        ("v5e", "shape ''; write v5e:4x4"),
+        ("v5e:0x4", "shape '0x4'"),
+    ],
+)
+def test_a_wrong_topology_is_one_sentence(name, says):
+    with pytest.raises(UserError, match=says):
+        Topology(name)
+
+
+def test_without_its_compiler_a_topology_is_one_sentence():
+    missing = [name for name, chip in CHIPS.items() if not aot.installed(chip.platform)]
+    if not missing:
+        pytest.skip("the compilers of all platforms are installed")
+    where = {"v4": "v4:2x2x1", "h100": "h100:1x8"}[missing[0]]
+    with pytest.raises(UserError, match=r"not installed; pip install 'jaxgpt\["):
+        aot.compile_for(make_run(), where)
+
+
+def test_an_unknown_program_is_one_sentence():
+    with pytest.raises(UserError, match="program 'trains' is not known; did you mean 'train'"):
+        aot.compile_for(make_run(), "v5e:2x4", ["trains"])
+
+
+# On a TPU slice --------------------------------------------------------------------------------------
+
+needs_libtpu = pytest.mark.skipif(not aot.installed("tpu"), reason="libtpu is not installed (extra `tpu`)")
+MESHES = [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}]
+
+
+@pytest.mark.aot
+@needs_libtpu
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+class TestTraining:
+    def test_nothing_of_the_projections_shape_moves_inside_a_loop(self, axes):
+        found = report("train", **axes)
+        rows = {V, V // axes.get("tensor", 1)}
+        inside = [c for c in found.collectives if c.depth and any(rows & set(d) for d in dims_of(c))]
+        assert inside == []
+
+    def test_what_is_gathered_is_of_the_compute_type_never_the_optimizers_state(self, axes):
+        found = report("train", **axes)
+        gathered = [a for c in found.collectives if c.kind == "all-gather" for a in c.whole]
+        assert [str(a) for a in gathered if a.dtype == "f32" and a.nbytes >= 4 * D * D] == []
+
+    def test_bytes_are_within_a_tenth_of_the_least(self, axes):
+        found = report("train", **axes)
+        least = aot.step_traffic(small(axes), dict.fromkeys(MIXED, 1) | axes)
+        assert found.sent == pytest.approx(least, rel=0.1), traffic(found.collectives)
+
+    def test_attention_is_the_kernel_in_every_layer_and_holds_no_scores(self, axes):
+        found = report("train", **axes)
+        kernels = {name.split("_segmented")[0]: runs for name, runs in found.kernels.items()}
+        # Forward twice, since full remat runs it again.
+        assert kernels == {"splash_mha_fwd": 2 * LAYERS, "splash_mha_dkv": LAYERS, "splash_mha_dq": LAYERS}
+        assert found.squares == ()
+
+    def test_flops_are_the_models_and_a_forward_pass_of_the_layers_more(self, axes):
+        found = report("train", **axes)
+        # The loss takes 3 x 2VD of a token's FLOPs, and attention's gradients 7 products instead of 4.
+        assert 1.1 < found.flops_ratio < 4 / 3 + 0.1
+
+
+@pytest.mark.aot
+@needs_libtpu
+class TestDecoding:
+    def test_a_token_moves_sums_alone_two_a_layer_and_three_more(self):
+        found = report("decode", tensor=8)
+        inside = [c for c in found.collectives if c.depth]
+        # Logits of the 8 rows may come together before one is chosen; nothing else has a reason to.
+        gathered = [d for c in inside if c.kind == "all-gather" for d in dims_of(c) if set(d) - {8, V}]
+        assert gathered == [], "a parameter or the cache is gathered"
+        assert sum(c.runs for c in inside if c.kind == "all-reduce") <= 2 * LAYERS + 3
+
+
+@pytest.mark.aot
+@needs_libtpu
+def test_a_program_that_is_too_large_is_a_result():
+    run = small(train=Train(batch_size=32_768))
+    (found,) = aot.compile_for(run, SLICE, ["eval"])
+    assert not found.fits
+    assert found.needed > 15.75 * aot.GIB
