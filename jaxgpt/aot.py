@@ -387,7 +387,7 @@ def _program(
             lambda: init_memory(run.model, run.compute, target, run.train.batch_size, evaluation=True)
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
-        return jit_eval_step(parts, objective), (parts.abstract.params, batch)
+        return jit_eval_step(run, parts, objective), (parts.abstract.params, batch)
     compute = Compute(dtype=run.compute.dtype, attention="xla")
     static = sampling.Program(
         run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)

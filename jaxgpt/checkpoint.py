@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,18 +72,41 @@ def _score(metrics: dict[str, float]) -> float:
     return next(iter(metrics.values()))
 
 
+ALONE = "params_alone"
+"""Among a checkpoint's metrics, after its score: it holds parameters and nothing to resume from."""
+
+
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the ones before it are whole."""
 
 
+@dataclass(frozen=True)
+class _NewestWhole:
+    """Keeps the newest n checkpoints that a run can be resumed from (an Orbax preservation policy)."""
+
+    n: int
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        whole = [info.step for info in checkpoints if ALONE not in (info.metrics or {})]
+        return [info.step in whole[-self.n :] for info in checkpoints]
+
+
 class Checkpoints:
-    """The checkpoints of one run folder: the newest `keep`, and the best (`Train.best_by`)."""
+    """The checkpoints of one run folder: the newest `keep`, and the best (`Train.best_by`).
+
+    A best one may hold parameters alone (`Train.best_holds`): nothing is resumed from it.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute() / "checkpoints"
         _one_error()
         _forget_damaged_scores(self.folder)
-        newest = policies.LatestN(n=keep)
+        newest = _NewestWhole(keep)
         best = policies.BestN(
             get_metric_fn=_score,
             reverse=True,
@@ -110,21 +134,29 @@ class Checkpoints:
         steps = self.steps()
         return (self.manager.best_step() or steps[-1]) if steps else None
 
-    def save(self, state: State, host: dict[str, Any], score: float | None = None) -> None:
+    def save(
+        self, state: State, host: dict[str, Any], score: float | None = None, *, whole: bool = True
+    ) -> None:
         """Copy the state off the devices and write it in the background.
+
+        Args:
+          state: what to save.
+          host: the data's position and the loop's memory.
+          score: of an evaluation, if it was the lowest so far.
+          whole: or the parameters alone, to be sampled from.
 
         Raises:
           SaveError: this save, or the one before it, could not be written.
         """
         step = int(state.step)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(_rest(state)),
-            host=ocp.args.JsonSave(host),
-        )
-        metrics = None if score is None else {"score": score}
+        items = {"params": ocp.args.StandardSave(state.params)}
+        if whole:
+            items |= {"rest": ocp.args.StandardSave(_rest(state)), "host": ocp.args.JsonSave(host)}
+        metrics = None if score is None else {"score": score} | ({} if whole else {ALONE: 1.0})
         try:
-            self.manager.save(step, args=items, metrics=metrics, force=True)
+            if step in self.steps():  # of parameters alone, from before this run was resumed
+                self.manager.delete(step)
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(error) from error
 
@@ -165,6 +197,8 @@ class Checkpoints:
         A damaged one is moved to `damaged/` beside the checkpoints, with a warning.
         """
         for step in reversed(self.steps()):
+            if not (self.folder / str(step) / "rest").exists() and self._alone(step):
+                continue
             try:
                 items = self.manager.restore(
                     step,
@@ -181,6 +215,10 @@ class Checkpoints:
                 continue
             return State(params=items["params"], **items["rest"]), items["host"]
         return None
+
+    def _alone(self, step: int) -> bool:
+        """Whether a checkpoint was saved with parameters alone; one that lost the rest is damaged."""
+        return ALONE in (self.manager.metrics(step) or {})
 
     def _set_aside(self, step: int, error: Exception) -> None:
         older = [s for s in self.steps() if s < step]

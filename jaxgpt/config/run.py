@@ -200,6 +200,8 @@ class Train:
     """Newest checkpoints kept besides the best."""
     best_by: Literal["loss", "error"] = "loss"
     """The best checkpoint: of the lowest validation loss, or share of targets missed (suits labels)."""
+    best_holds: Literal["all", "params"] = "all"
+    """What the best checkpoint holds: the whole state, or the parameters alone, a third of AdamW's bytes."""
     patience: int = 0
     """Evaluations that are not the best so far before the run stops; 0 never stops early."""
     max_bad_steps: int = 10

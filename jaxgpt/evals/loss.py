@@ -58,7 +58,9 @@ def loss_of(
     target = Target.of(mesh)
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), target)
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))
-    step = jax.jit(functools.partial(eval_step, graphdef, objective))
+    # As in training, so that masked LM hides the same tokens; a batch of another size is taken whole.
+    parts = run.train.accumulate if batch_size == run.train.batch_size else 1
+    step = jax.jit(functools.partial(eval_step, graphdef, objective, parts))
     # Rows that do not go on from batch to batch have nothing to remember.
     carried = isinstance(chosen, Text) and chosen.contiguous
     memory = init_memory(run.model, run.compute, target, batch_size, evaluation=True) if carried else None

@@ -23,7 +23,8 @@ from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 
 MAY_CHANGE = (
-    "mesh", "compute", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep"
+    "mesh", "compute", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep",
+    "train.best_holds",
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it is computed, not what."""
 

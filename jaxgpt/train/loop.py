@@ -164,7 +164,7 @@ class Loop:
         names = ("trace_seconds", "lower_seconds", "compile_seconds")
         seconds = {n: round(b - a, 3) for n, a, b in zip(names, times, times[1:], strict=False)}
         self.metrics.write(int(state.step), {"event": "compiled", **seconds})
-        self.eval_fn = jit_eval_step(program, objective)
+        self.eval_fn = jit_eval_step(self.run, program, objective)
         # A fresh memory of every device's own rows, made anew for each evaluation.
         self.memory_fn = jax.jit(
             lambda: init_memory(
@@ -202,24 +202,27 @@ class Loop:
             best = score is not None and self.patience.update(score)
             reason = self.ended(step) or (stop.name or "another process's signal" if stopping else "")
             # In the middle of bad steps the parameters may be what is bad: keep those before.
-            if best or reason or (saving and self.bad == 0):
-                self.save(state, score if best else None)
-                saved = step
+            whole = bool(reason) or (saving and self.bad == 0)
+            if best or whole:
+                whole = whole or train.best_holds == "all"
+                self.save(state, score if best else None, whole)
+                saved = step if whole else saved
         self.checkpoints.finish()
         log.info("%s at step %d (%s); saved at step %s", self.run.folder, step, reason, saved)
         return Result(step, self.patience.best, reason)
 
-    def save(self, state: State, score: float | None) -> None:
+    def save(self, state: State, score: float | None, whole: bool) -> None:
         """Save the state with the data's position and the loop's memory.
 
         Args:
           state: what to save.
           score: what `evaluate` returned, if that is the lowest so far.
+          whole: or the parameters alone, see `Train.best_holds`.
         """
         memory = {"waited": self.patience.waited, "skipped": self.skipped}
         if math.isfinite(self.patience.best):  # JSON has no infinity
             memory["best"] = self.patience.best
-        self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, score)
+        self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, score, whole=whole)
 
     def report(self, step: int, metrics: dict[str, jax.Array], done: float | None) -> None:
         """Fetch a step's numbers; log them when it is their turn; abort when too many were bad.

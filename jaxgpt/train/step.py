@@ -90,41 +90,55 @@ def jit_train_step(run: Run, program: Program, objective: Objective) -> Any:
     )
 
 
-def jit_eval_step(program: Program, objective: Objective) -> Any:
+def jit_eval_step(run: Run, program: Program, objective: Objective) -> Any:
     """`eval_step` as the loop runs it."""
     rows = batch_sharding(program.mesh)
     return jax.jit(
-        partial(eval_step, program.graphdef, objective),
+        partial(eval_step, program.graphdef, objective, run.train.accumulate),
         in_shardings=(program.shardings.params, rows),
         # The memory goes in again as it came out.
         out_shardings=(replicated(program.mesh), rows),
     )
 
 
-def _accumulate(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
-    """Sums of metrics and gradients over `parts` microbatches in turn, and the memories of all rows."""
+def _accumulate(function: Any, batch: Batch, key: jax.Array | None, parts: int) -> Any:
+    """Sums of what `function(batch, key)` gives over microbatches in turn, and the memories of all rows.
+
+    Args:
+      function: gives a tree of sums, and the memory of a recurrent model (or None).
+      batch: all rows.
+      key: split between the microbatches; None for none.
+      parts: how many.
+    """
     if parts == 1:
-        return gradients(batch, key)
+        return function(batch, key)
     # Microbatch i takes every parts-th row, so that each stays spread over all devices.
     split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
-    keys = jax.random.split(key, parts)
-    shapes, _ = jax.eval_shape(gradients, jax.tree.map(lambda a: a[0], split), key)
+    given = split, None if key is None else jax.random.split(key, parts)
+    shapes, _ = jax.eval_shape(function, *jax.tree.map(lambda a: a[0], given))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, Any]:
-        sums, memory = gradients(*part)
+    def body(total: Any, part: tuple[Batch, jax.Array | None]) -> tuple[Any, Any]:
+        sums, memory = function(*part)
         return jax.tree.map(jnp.add, total, sums), memory
 
-    sums, memory = jax.lax.scan(body, zeros, (split, keys))
+    sums, memory = jax.lax.scan(body, zeros, given)
     return sums, jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), memory)
 
 
 def eval_step(
-    graphdef: nnx.GraphDef, objective: Objective, params: dict, batch: Batch
+    graphdef: nnx.GraphDef, objective: Objective, accumulate: int, params: dict, batch: Batch
 ) -> tuple[Metrics, Any]:
-    """Sums over one validation batch, `nll`, `weight`, `correct`, `bytes`; and the model's memory."""
-    sums = objective(nnx.merge(graphdef, params), batch, None)
-    return sums.metrics | {"weight": sums.weight}, sums.memory
+    """Sums over one validation batch, `nll`, `weight`, `correct`, `bytes`; and the model's memory.
+
+    As training it goes through `accumulate` microbatches in turn, and so needs no more memory.
+    """
+
+    def one(part: Batch, _: None) -> tuple[Metrics, Any]:
+        sums = objective(nnx.merge(graphdef, params), part, None)
+        return sums.metrics | {"weight": sums.weight}, sums.memory
+
+    return _accumulate(one, batch, None, accumulate)
 
 
 def evaluate(

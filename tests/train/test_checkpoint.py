@@ -84,6 +84,22 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep) -> None:
     assert Checkpoints(tmp_path, read_only=True).best() == 2
 
 
+def test_the_best_may_hold_parameters_alone_and_nothing_is_resumed_from_it(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(at(1), {"row": 1}, 3.0)
+    checkpoints.save(at(2), {"row": 2})
+    for step in (3, 4):
+        checkpoints.save(at(step), {}, 3.0 - step / 10, whole=False)
+    checkpoints.finish()
+    assert (checkpoints.best(), checkpoints.steps()) == (4, [2, 4])
+    state, host = checkpoints.restore(at(0))
+    assert (int(state.step), host) == (2, {"row": 2})
+    checkpoints.save(at(4), {"row": 4}, 2.6)  # the resumed run comes by again
+    checkpoints.finish()
+    assert int(checkpoints.restore(at(0))[0].step) == 4
+    checkpoints.close()
+
+
 def test_the_newest_is_the_best_where_nothing_was_measured(tmp_path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):

@@ -12,6 +12,7 @@ import pytest
 from tiny import (
     FLOAT32,
     GPT2,
+    HERE,
     MESHES,
     MIXED,
     MODERN,
@@ -23,16 +24,18 @@ from tiny import (
     compile_step,
     make_run,
     mesh,
+    sharp_params,
     steps,
     text_batches,
 )
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import CausalLM, Optim, Run, Train
+from jaxgpt.models import abstract_model
 from jaxgpt.objectives import make_objective
 from jaxgpt.sharding import batch_sharding
 from jaxgpt.train.state import State, init_state, make_program
-from jaxgpt.train.step import train_step
+from jaxgpt.train.step import eval_step, train_step
 
 RUNS = {
     # Dropout too: a random number belongs to its row, not to the device that holds it.
@@ -230,3 +233,12 @@ def test_a_batch_without_weight_gives_zero_gradients(guarded) -> None:
     assert metrics["grad_norm"] == 0
     assert metrics["loss"] == 0
     assert metrics["bad_steps"] == 0
+
+
+def test_evaluation_in_microbatches_has_the_sums_of_the_whole_batch() -> None:
+    graphdef, _ = abstract_model(GPT2, FLOAT32, HERE)
+    objective, batch = make_objective(CausalLM(), VOCABULARY), next(iter(text_batches(1, 8)))
+    params = sharp_params(GPT2)
+    whole, parts = (jax.jit(partial(eval_step, graphdef, objective, n))(params, batch)[0] for n in (1, 4))
+    for name, total in whole.items():
+        np.testing.assert_allclose(parts[name], total, rtol=1e-5, err_msg=name)
