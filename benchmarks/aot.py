@@ -172,7 +172,8 @@ def main() -> None:
 
 def measure(row: Row, keep: str) -> dict[str, Any]:
     """Compile a row and keep what the table and its readers need."""
-    from jaxgpt import aot, config, hlo
+    from jaxgpt import aot, config
+    from jaxgpt.aot import hlo
 
     name, _, variant = row.config.partition(":")
     path = ROOT / "configs" / f"{name}.py"

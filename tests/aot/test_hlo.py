@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny import MIXED, mesh
 
-from jaxgpt import hlo, hlo_text
+from jaxgpt.aot import hlo, hlo_text
 from jaxgpt.layers.attention import attend
 
 B, D, LOOPS = 16, 32, 5

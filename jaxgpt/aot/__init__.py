@@ -35,7 +35,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jaxgpt import hlo
+from jaxgpt.aot import hlo
+from jaxgpt.aot.topology import CHIPS, Topology
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, ROW_AXES, Compute, Run, UserError, from_json, require, require_known, to_json
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
@@ -45,7 +46,6 @@ from jaxgpt.sample.strategies import Controls, Features
 from jaxgpt.sharding import TABLE, batch_sharding, make_mesh, param_shardings, spec
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.topology import CHIPS, Topology
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import jit_eval_step, jit_train_step
 
@@ -260,176 +260,3 @@ def _alone(topology: Topology) -> Iterator[None]:
             log.warning("another process compiles for TPU (it holds %s); waiting for its end", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-# The other process --------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Read a request from standard input and answer it with one line of JSON."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    request = json.load(sys.stdin)
-    try:
-        run, topology = from_json(Run, request["run"]), Topology(request["where"])
-        decoding = Decoding(**request["decoding"])
-        devices = topology.describe()
-        mesh = make_mesh(run.check_mesh(len(devices)), devices)
-        reports = [
-            compile_on(run, mesh, name, decoding, where=topology.name, keep=request["keep"])
-            for name in request["programs"]
-        ]
-        answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
-    except UserError as error:
-        answer = {"mistake": str(error)}
-    print(json.dumps(answer))
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the one that asked is gone: a compile may take an hour and holds libtpu."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def compile_on(
-    run: Run,
-    mesh: jax.sharding.Mesh,
-    program: str,
-    decoding: Decoding | None = None,
-    *,
-    target: Target | None = None,
-    where: str = "",
-    keep: str | Path = "",
-) -> Report:
-    """Compile one program for the devices of a mesh, absent or not, and read what came out.
-
-    Args:
-      run: the config.
-      mesh: as the run would make it.
-      program: of `PROGRAMS`.
-      decoding: sizes for `prefill` and `decode`.
-      target: what to build for, if not for the mesh's devices.
-      where: what to call the devices.
-      keep: see `compile_for`.
-    """
-    decoding = decoding or Decoding()
-    kind = mesh.devices.flat[0].device_kind
-    head: Any = (program, where or kind, kind, {axis: n for axis, n in mesh.shape.items() if n > 1})
-    function, arguments = _program(
-        run, mesh, target or Target.of(mesh), program, decoding
-    )  # while new arrays still live here
-    clock = [time.perf_counter()]
-    with jax.set_mesh(mesh):
-        traced = function.trace(*arguments)
-        clock.append(time.perf_counter())
-        lowered = traced.lower()
-        clock.append(time.perf_counter())
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if not (wanted := _wanted(str(error))):
-                raise
-            return Report(*head, fits=False, needed=wanted)
-    clock.append(time.perf_counter())
-    text = compiled.as_text()
-    if keep:
-        Path(keep).mkdir(parents=True, exist_ok=True)
-        (Path(keep) / f"{program}.hlo").write_text(text)
-    read = hlo.read(text, mesh.shape)
-    sizes = compiled.memory_analysis()
-    memory = {
-        "arguments": sizes.argument_size_in_bytes,
-        "results": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        "temporaries": sizes.temp_size_in_bytes,
-        "code": sizes.generated_code_size_in_bytes,
-    }
-    room = next((chip.memory for chip in CHIPS.values() if chip.title == kind), 0)
-    share = {"train": 1.0, "eval": 1 / 3}.get(program, 0.0) / mesh.size
-    seconds = [round(b - a, 1) for a, b in pairwise(clock)]
-    return Report(
-        *head,
-        fits=not room or sum(memory.values()) <= room,
-        needed=sum(memory.values()),
-        memory=memory,
-        model_flops=share * flops_per_token(run.model, run.length) * run.train.batch_size * run.length,
-        product_flops=read.product_flops,
-        kernel_flops=read.kernel_flops,
-        kernels=read.kernels,
-        uncounted=read.uncounted,
-        collectives=read.collectives,
-        unknown_loops=read.unknown_loops,
-        largest=tuple((str(array), kind, number) for array, kind, number in read.largest()),
-        squares=tuple(map(str, read.squares(run.length if share else decoding.prompt))),
-        seconds=dict(zip(("trace", "lower", "compile"), seconds, strict=True)),
-    )
-
-
-def _wanted(message: str) -> float:
-    """Bytes that a program wanted, if this is a compiler's word that they were too many."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? \w*hbm", message)
-    if "RESOURCE_EXHAUSTED" not in message or used is None:
-        return 0.0
-    return float(used.group(1)) * 1024 ** " KMGT".index(used.group(2) or " ")
-
-
-def _program(
-    run: Run, mesh: jax.sharding.Mesh, target: Target, program: str, decoding: Decoding
-) -> tuple[Any, tuple[Any, ...]]:
-    """What the loop or the sampler calls, and shapes in place of the arrays it is called with."""
-    if program in ("train", "eval"):
-        parts = make_program(run, mesh, target)
-        objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
-        layout = batch_sharding(mesh)
-        batch = Batch.abstract(run.train.batch_size, run.length, layout, types=run.typed)
-        if program == "train":
-            return jit_train_step(run, parts, objective), (parts.abstract, batch)
-        memory = jax.eval_shape(
-            lambda: init_memory(run.model, run.compute, target, run.train.batch_size, evaluation=True)
-        )
-        batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
-        return jit_eval_step(run, parts, objective), (parts.abstract.params, batch)
-    compute = Compute(dtype=run.compute.dtype, attention="xla")
-    static = sampling.Program(
-        run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
-    )
-    params, rows = _sampler_params(run, compute, target, mesh), _rows(decoding, mesh)
-    if program == "prefill":
-        return sampling.prefill, (static, params, rows)
-    state = jax.eval_shape(functools.partial(sampling.prefill, static), params, rows)[0]
-    cache = NamedSharding(mesh, spec(("batch", "length", "kv_heads", "head")))
-    by_row = NamedSharding(mesh, spec(("batch",)))
-    state = _laid_out(state, by_row)._replace(cache=_laid_out(state.cache, cache))
-    return sampling.decode, (static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
-
-
-def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.sharding.Mesh) -> Any:
-    """Parameters in the form decoding wants, as `sample.program.prepare` makes them."""
-    trained = nnx.to_pure_dict(abstract_model(run.model, run.compute, target)[1])
-    shapes = jax.eval_shape(functools.partial(sampling.prepare, run.model, compute, target), trained)
-    layout = param_shardings(abstract_model(run.model, compute, target, scanned=False)[1], mesh)
-    return _laid_out(shapes, layout)
-
-
-def _rows(decoding: Decoding, mesh: jax.sharding.Mesh) -> sampling.Rows:
-    """A call's prompts and settings."""
-
-    def column(dtype: Any, *more: int) -> Any:
-        return jax.ShapeDtypeStruct(
-            (decoding.rows, *more), dtype, sharding=NamedSharding(mesh, spec(("batch",)))
-        )
-
-    whole, real = column(jnp.int32), column(jnp.float32)
-    controls = Controls(real, whole, real, real, real, column(jnp.uint32))
-    tokens_BT, stop_BN = column(jnp.int32, decoding.prompt), column(jnp.int32, 8)
-    return sampling.Rows(tokens_BT, whole, whole, stop_BN, controls)
-
-
-def _laid_out(shapes: Any, layout: Any) -> Any:
-    """Shapes with their layout: a tree alike, or one for all."""
-    if isinstance(layout, NamedSharding):
-        layout = jax.tree.map(lambda _: layout, shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,9 +19,10 @@ import pytest
 from tiny import MIXED, make_run, mesh
 
 from jaxgpt import aot
+from jaxgpt.aot import programs
+from jaxgpt.aot.hlo import traffic
+from jaxgpt.aot.topology import CHIPS, Topology
 from jaxgpt.config import GPT, Compute, Mesh, Run, Text, Train, UserError
-from jaxgpt.hlo import traffic
-from jaxgpt.topology import CHIPS, Topology
 
 V, D, LAYERS, LENGTH, HEADS = 32_000, 512, 4, 1024, 8
 SLICE = "v5e:2x4"
@@ -65,7 +66,7 @@ def dims_of(collective) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("program", aot.PROGRAMS)
 def test_every_program_compiles_for_a_mesh(program):
     decoding = aot.Decoding(rows=8, prompt=8, slots=16)
-    found = aot.compile_on(make_run(), mesh(MIXED), program, decoding)
+    found = programs.compile_on(make_run(), mesh(MIXED), program, decoding)
     assert found.fits and found.product_flops > 0
     assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
     assert found.memory["arguments"] > 0 and found.needed == sum(found.memory.values())
@@ -82,8 +83,8 @@ def test_evaluation_is_a_forward_pass_and_a_step_is_three():
     run = make_run(model, train=Train(batch_size=8))
     products = layers * (12 * width**2 + 2 * length * width) + 128 * width
     forward = 8 * length * 2 * products
-    assert aot.compile_on(run, one, "eval").product_flops == forward
-    step = aot.compile_on(run, one, "train")
+    assert programs.compile_on(run, one, "eval").product_flops == forward
+    step = programs.compile_on(run, one, "train")
     assert step.product_flops == 3 * forward
     assert step.model_flops == pytest.approx(3 * forward, rel=0.02)  # it counts biases and norms, too
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.hlo_text import Array, Computation, Op, arrays, parse
+from jaxgpt.aot.hlo_text import Array, Computation, Op, arrays, parse
 
 COLLECTIVES = (
     "all-gather",

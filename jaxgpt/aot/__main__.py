@@ -1,0 +1,47 @@
+"""The other process of `aot.compile_for`: a request on standard input, one line of JSON as the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from jaxgpt.aot import Decoding
+from jaxgpt.aot.programs import compile_on
+from jaxgpt.aot.topology import Topology
+from jaxgpt.config import Run, UserError, from_json
+from jaxgpt.sharding import make_mesh
+
+
+def main() -> None:
+    """Read a request from standard input and answer it with one line of JSON."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    request = json.load(sys.stdin)
+    try:
+        run, topology = from_json(Run, request["run"]), Topology(request["where"])
+        decoding = Decoding(**request["decoding"])
+        devices = topology.describe()
+        mesh = make_mesh(run.check_mesh(len(devices)), devices)
+        reports = [
+            compile_on(run, mesh, name, decoding, where=topology.name, keep=request["keep"])
+            for name in request["programs"]
+        ]
+        answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
+    except UserError as error:
+        answer = {"mistake": str(error)}
+    print(json.dumps(answer))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that asked is gone: a compile may take an hour and holds libtpu."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
