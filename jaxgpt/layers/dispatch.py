@@ -1,18 +1,15 @@
-"""Rows to their experts and back: sparse on every platform, nothing dropped, bounded memory.
+"""Rows to their experts and back: nothing dropped, bounded memory.
 
 Each (token, choice) pair is a row. Along the mesh axis `expert` rows travel by all-to-all in buffers
-of a fixed size; what does not fit goes in further rounds of the same buffers. Where they arrive, rows
-are grouped into blocks of one expert each, and a loop runs as many blocks as there are: no product of
-a row with an expert it did not choose, whose work would be E / K times the model's (as XLA's own
-`ragged_dot` has it on CPUs, GPUs and most TPUs).
+of a fixed size; what does not fit goes in further rounds of the same buffers. Where they arrive, they
+pass their experts in blocks (`layers.blocks`).
 
-Both loops end where the data say, which JAX does not differentiate; and what it would keep (hidden
-values of all rows, copies of weights) is what there is no room for. So the backward pass is written
-out here: it sends the rows again, computes each block's hidden values again and differentiates the
-block. Kept are tokens and routing alone; hidden values exist for one block at a time.
+How many rounds there are the data say, which JAX does not differentiate; and what it would keep (rows
+of all rounds, hidden values, copies of weights) is what there is no room for. So the backward pass is
+written out: it sends the rows again. Kept are tokens and routing alone.
 
 Shapes: B batch, T length, D width, N tokens of a device, K experts a token, P devices along `expert`,
-C rows of one buffer, R = P C rows of a round, E experts of a device, S rows of a block.
+C rows of one buffer, R = P C rows of a round.
 """
 
 from __future__ import annotations
@@ -25,15 +22,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxgpt.layers.blocks import Blocks, Expert, Rows, run_blocks, run_blocks_back
 from jaxgpt.sharding import spec
 
 ROOM = 1.25
 """Rows of a buffer over those of even routing: a round more is rare, and blocks are not run for room."""
 SMALLEST, LARGEST = 128, 4096
-"""Rows of a block. Below, reading the expert's matrices takes longer than the products; above nothing is won."""
-
-Expert = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""Of one expert: (its weights, rows [S, D], their weights in the sum [S]) to weighted outputs [S, D]."""
+"""Rows of a block: below, reading an expert's matrices outlasts its products; above nothing is won."""
 
 
 class Traffic(NamedTuple):
@@ -82,7 +77,6 @@ def mix(
     *,
     experts: int,
     dtype: jnp.dtype,
-    plan: Callable[[int, int, int], Plan] = Plan.of,
 ) -> tuple[jax.Array, Traffic]:
     """Each token's experts, weighted and summed in float32.
 
@@ -95,13 +89,12 @@ def mix(
       shares_BTK: the weight of each in the sum, float32.
       experts: how many there are.
       dtype: of the products.
-      plan: the buffers' and blocks' sizes.
 
     Returns:
       [B, T, D] in the type of x, and how full the buffers were.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    device = _Device(expert, layout, experts, dtype, plan, dict(mesh.shape))
+    device = _Device(expert, layout, experts, dtype, dict(mesh.shape))
     forward, backward = device.forward, device.backward
     if not mesh.empty:
         rows, whole = spec(("batch", "length", "features")), Traffic(P(), P())
@@ -130,7 +123,6 @@ class _Device:
     layout: Any
     experts: int
     dtype: jnp.dtype
-    plan: Callable[[int, int, int], Plan]
     mesh: dict[str, int]
 
     def forward(
@@ -140,7 +132,9 @@ class _Device:
 
         def turn(number: jax.Array, y_ND: jax.Array) -> jax.Array:
             rows = self._send(route, number, x_ND, shares_BTK)
-            y_RD = run_blocks(self.expert, ready, rows, Blocks.of(rows.expert_R, route.plan))
+            y_RD = run_blocks(
+                self.expert, ready, rows, Blocks.of(rows.expert_R, route.plan.experts, route.plan.block)
+            )
             return y_ND + route.collect(number, self._exchange(route, y_RD))
 
         y_ND = self._rounds(route, turn, jnp.zeros(x_ND.shape, jnp.float32))
@@ -163,7 +157,7 @@ class _Device:
             dw, dx_ND, dshares_NK = sums
             rows = self._send(route, number, x_ND, shares_BTK)
             dy_RD = self._exchange(route, route.pick(number, dy_ND))
-            blocks = Blocks.of(rows.expert_R, route.plan)
+            blocks = self._blocks(route, rows)
             dw, dx_RD, dshare_R = run_blocks_back(self.expert, ready, rows, blocks, dy_RD, dw)
             dx_ND += route.collect(number, self._exchange(route, dx_RD))
             dshares_NK += route.spread(number, self._exchange(route, dshare_R))
@@ -176,10 +170,17 @@ class _Device:
         dx_BTD = self._over_tensor(dx_ND).astype(x_BTD.dtype).reshape(x_BTD.shape)
         return dw, dx_BTD, self._over_tensor(dshares_NK).astype(shares_BTK.dtype).reshape(shares_BTK.shape)
 
+    def _route(self, experts_BTK: jax.Array) -> Route:
+        experts_NK = experts_BTK.reshape(-1, experts_BTK.shape[-1])
+        return Route.of(experts_NK, Plan.of(experts_NK.size, self.experts, self.mesh.get("expert", 1)))
+
+    def _blocks(self, route: Route, rows: Rows) -> Blocks:
+        return Blocks.of(rows.expert_R, route.plan.experts, route.plan.block)
+
     # Communication: nothing without a mesh.
 
     def _read(self, weights: Any) -> Any:
-        """This device's experts in the type of the products, whole along `fsdp`: gathered once."""
+        """The experts here, in the type of the products and whole along `fsdp`: gathered once."""
 
         def one(w: jax.Array, at: P) -> jax.Array:
             w = w.astype(self.dtype)
@@ -201,10 +202,6 @@ class _Device:
 
     def _over_tensor(self, x: jax.Array) -> jax.Array:
         return jax.lax.psum(x, "tensor") if self.mesh else x
-
-    def _route(self, experts_BTK: jax.Array) -> Route:
-        experts_NK = experts_BTK.reshape(-1, experts_BTK.shape[-1])
-        return Route.of(experts_NK, self.plan(experts_NK.size, self.experts, self.mesh.get("expert", 1)))
 
     def _exchange(self, route: Route, rows_R: jax.Array) -> jax.Array:
         """To each device its C rows; from each, the C that it has for this one."""
@@ -228,15 +225,6 @@ class _Device:
         rounds = jnp.maximum(route.rounds(), 1) if route.plan.devices == 1 else self._count(route)
         mean = jax.lax.pmean(rows, tuple(self.mesh)) if self.mesh else rows
         return Traffic(rounds.astype(jnp.float32), mean / (jnp.maximum(rounds, 1) * places))
-
-
-class Rows(NamedTuple):
-    """What a device received in one round."""
-
-    x_RD: jax.Array
-    expert_R: jax.Array
-    """Which of this device's experts; E where the place is empty."""
-    share_R: jax.Array
 
 
 class Route(NamedTuple):
@@ -301,109 +289,3 @@ class Route(NamedTuple):
     def collect(self, number: jax.Array, values_RD: jax.Array) -> jax.Array:
         """`spread`, summed over a token's choices in float32 [N, D]."""
         return jnp.sum(self.spread(number, values_RD), axis=1, dtype=jnp.float32)
-
-
-class Blocks(NamedTuple):
-    """A round's rows as blocks of one expert each; an expert's last is filled up."""
-
-    plan: Plan
-    order_R: jax.Array
-    """The rows sorted by expert."""
-    slot_R: jax.Array
-    """Of each row, its place among those of all blocks."""
-    first_E: jax.Array
-    """Each expert's first block."""
-    last_E: jax.Array
-    """The block behind each expert's last."""
-    start_E: jax.Array
-    """Where in the order each expert's rows begin."""
-    count_E: jax.Array
-
-    @classmethod
-    def of(cls, expert_R: jax.Array, plan: Plan) -> Blocks:
-        order_R = jnp.argsort(expert_R, stable=True)
-        count_E = jnp.bincount(expert_R, length=plan.experts + 1)[: plan.experts]
-        last_E, start_E = jnp.cumsum(-(-count_E // plan.block)), jnp.cumsum(count_E) - count_E
-        first_E = last_E - -(-count_E // plan.block)
-        here_R = jnp.minimum(expert_R, plan.experts - 1)
-        slot_R = first_E[here_R] * plan.block + jnp.argsort(order_R) - start_E[here_R]
-        return cls(
-            plan, order_R, jnp.where(expert_R < plan.experts, slot_R, 0), first_E, last_E, start_E, count_E
-        )
-
-    @property
-    def most(self) -> int:
-        """Blocks that there can be."""
-        rows, block = self.order_R.size, self.plan.block
-        return (rows + min(self.plan.experts, rows) * (block - 1)) // block
-
-    def block(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A block's expert, its rows [S] and which of them are."""
-        expert = jnp.searchsorted(self.last_E, number, side="right")
-        at_S = (number - self.first_E[expert]) * self.plan.block + jnp.arange(self.plan.block)
-        place_S = jnp.minimum(self.start_E[expert] + at_S, self.order_R.size - 1)
-        return expert, self.order_R[place_S], at_S < self.count_E[expert]
-
-    def loop(self, turn: Callable[[jax.Array, Any], Any], start: Any) -> Any:
-        """`turn` for every block that has a row; the bound is for who reads the compiled program."""
-        bound = jnp.asarray(self.most, self.last_E.dtype)
-
-        def more(state: tuple[jax.Array, Any]) -> jax.Array:
-            return state[0] < jnp.minimum(self.last_E[-1], bound)
-
-        def body(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-            return state[0] + 1, turn(*state)
-
-        return jax.lax.while_loop(more, body, (jnp.zeros_like(bound), start))[1]
-
-
-def run_blocks(expert: Expert, weights: Any, rows: Rows, blocks: Blocks) -> jax.Array:
-    """Every row through its expert [R, D]; an empty place comes out as rubbish."""
-    S = blocks.plan.block
-
-    def turn(number: jax.Array, y: jax.Array) -> jax.Array:
-        number_E, row_S, here_S = blocks.block(number)
-        share_S = jnp.where(here_S, rows.share_R[row_S], 0)
-        y_SD = expert(_one(weights, number_E), rows.x_RD[row_S], share_S)
-        return jax.lax.dynamic_update_slice_in_dim(y, y_SD, number * S, 0)
-
-    shape = (blocks.most * S, rows.x_RD.shape[-1])
-    return blocks.loop(turn, jnp.zeros(shape, rows.x_RD.dtype))[blocks.slot_R]
-
-
-def run_blocks_back(
-    expert: Expert, weights: Any, rows: Rows, blocks: Blocks, dy_RD: jax.Array, dw: Any
-) -> tuple[Any, jax.Array, jax.Array]:
-    """The backward pass of `run_blocks`.
-
-    Args:
-      expert, weights, rows, blocks: as in the forward pass.
-      dy_RD: cotangent of the outputs.
-      dw: float32 sums of the weights' gradients so far.
-
-    Returns:
-      The new sums, and the cotangents of the rows' features and weights.
-    """
-    S = blocks.plan.block
-
-    def turn(number: jax.Array, sums: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, ...]:
-        dw, dx, dshare = sums
-        number_E, row_S, here_S = blocks.block(number)
-        # As float32, though rounded, so that their gradient is; the casts cancel out.
-        wide = jax.tree.map(lambda w: w.astype(jnp.float32), _one(weights, number_E))
-        share_S = jnp.where(here_S, rows.share_R[row_S], 0)
-        _, pull = jax.vjp(expert, wide, rows.x_RD[row_S], share_S)
-        one, dx_SD, dshare_S = pull(jnp.where(here_S[:, None], dy_RD[row_S], 0))
-        dw = jax.tree.map(lambda total, part: total.at[number_E].add(part), dw, one)
-        dx = jax.lax.dynamic_update_slice_in_dim(dx, dx_SD, number * S, 0)
-        return dw, dx, jax.lax.dynamic_update_slice_in_dim(dshare, dshare_S, number * S, 0)
-
-    places = blocks.most * S
-    start = (dw, jnp.zeros((places, rows.x_RD.shape[-1]), rows.x_RD.dtype), jnp.zeros(places, jnp.float32))
-    dw, dx, dshare = blocks.loop(turn, start)
-    return dw, dx[blocks.slot_R], dshare[blocks.slot_R]
-
-
-def _one(weights: Any, number: jax.Array) -> Any:
-    """The weights of one expert."""
-    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), weights)
