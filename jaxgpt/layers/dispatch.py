@@ -95,11 +95,12 @@ def mix(
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = _Device(expert, layout, experts, dtype, dict(mesh.shape))
-    forward, backward = device.forward, device.backward
+    forward: Callable[..., Any] = device.forward
+    backward: Callable[..., Any] = device.backward
     if not mesh.empty:
-        rows, whole = spec(("batch", "length", "features")), Traffic(P(), P())
+        rows = spec(("batch", "length", "features"))
         ins = (layout, rows, rows, rows)
-        forward = jax.shard_map(forward, in_specs=ins, out_specs=(rows, whole), check_vma=False)
+        forward = jax.shard_map(forward, in_specs=ins, out_specs=(rows, P()), check_vma=False)
         backward = jax.shard_map(
             backward, in_specs=(*ins, rows), out_specs=(layout, rows, rows), check_vma=False
         )
@@ -132,9 +133,7 @@ class _Device:
 
         def turn(number: jax.Array, y_ND: jax.Array) -> jax.Array:
             rows = self._send(route, number, x_ND, shares_BTK)
-            y_RD = run_blocks(
-                self.expert, ready, rows, Blocks.of(rows.expert_R, route.plan.experts, route.plan.block)
-            )
+            y_RD = run_blocks(self.expert, ready, rows, self._blocks(route, rows))
             return y_ND + route.collect(number, self._exchange(route, y_RD))
 
         y_ND = self._rounds(route, turn, jnp.zeros(x_ND.shape, jnp.float32))
@@ -192,9 +191,9 @@ class _Device:
         """A weight's gradient over all rows, in float32, of the part that is stored here."""
         if not self.mesh:
             return dw
-        dw = jax.lax.psum(dw, "data")
+        dw = jax.lax.psum(dw, tuple(axis for axis in self.mesh if axis not in at))
         if not self._split(at):
-            return jax.lax.psum(dw, "fsdp")
+            return dw
         return jax.lax.psum_scatter(dw, "fsdp", scatter_dimension=at.index("fsdp"), tiled=True)
 
     def _split(self, at: P) -> bool:

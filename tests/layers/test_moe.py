@@ -261,16 +261,20 @@ class LowRank:
 
 
 def test_a_weight_of_another_kind_takes_the_place_of_an_array() -> None:
-    graphdef, params = build(MIXTRAL)
+    _, params = build(MIXTRAL)
     a, b = jnp.float32(np.random.default_rng(3).standard_normal((2, E, D, 3)))
     up = LowRank(params["up"]["weight"], a, b[:, :8].swapaxes(1, 2))
     merged = params | {"up": {"weight": up.whole + up.down @ up.up}}
-    layer = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)[0])
-    expected = layer(merged, features())
+    (expected, (y_BTD, _)), (wanted, _) = gradients(MIXTRAL)(merged, features())
+    dw_EDF = wanted.pop("up")["weight"]
+    by_rules = LowRank(dw_EDF, dw_EDF @ up.up.swapaxes(1, 2), up.down.swapaxes(1, 2) @ dw_EDF)
     apart = params | {"up": {"weight": up}}
-    assert_close(expected, layer(apart, features()), 1e-5)
-    with jax.set_mesh(mesh(ONE | {"expert": 2, "tensor": 2, "fsdp": 2})):
-        assert_close(expected, jax.device_get(layer(apart, features())), 1e-5)
+    for sizes in (ONE, ONE | {"expert": 2, "tensor": 2, "fsdp": 2}):
+        with jax.set_mesh(mesh(sizes)):
+            (got, (got_BTD, _)), (grads, _) = jax.device_get(gradients(MIXTRAL)(apart, features()))
+        assert_close((expected, y_BTD), (got, got_BTD), 1e-5)
+        assert_close(by_rules, grads.pop("up")["weight"], 1e-5)
+        assert_close(wanted, grads, 1e-5)
 
 
 def test_accumulation_equals_the_full_batch_but_for_the_balance() -> None:
