@@ -78,8 +78,10 @@ class Features(NamedTuple):
       extra: named columns beyond these, [B] or [B, T], as an objective asks for them: a preference pair's
         side, a reward, a reference's log-probabilities. 0 on rows of padding.
       memory: what a recurrent model keeps for the next batch, as in `Batch`.
+      stats: scalars by name for the log, means over the batch; None where there is nothing to tell.
     """
 
     x_BTD: jax.Array
     balance: jax.Array | float = 0.0
     memory: Any = None
+    stats: dict[str, jax.Array] | None = None

@@ -168,7 +168,7 @@ def _count(program: dict[str, Computation], entry: str) -> int:
 
 
 def _turns(loop: Op, around: Computation, program: dict[str, Computation]) -> int:
-    """How often a loop turns; 0 where it is decided while running.
+    """How often a loop turns, or can at most; 0 where that is decided while running.
 
     TPU does not write it down: the counter, its start, step and limit do.
     """
@@ -211,8 +211,9 @@ def _scalar(
     if op is None:
         return None
     if op.kind == "constant":
-        return (None, int(op.operands)) if op.operands.isdigit() else None
-    if op.kind in ("copy", "bitcast", "convert"):
+        number = op.operands.strip("{}")  # perhaps in an array of one
+        return (None, int(number)) if number.isdigit() else None
+    if op.kind in ("copy", "bitcast", "convert", "reshape"):
         return _scalar(op.inputs[0], part, program, arguments)
     if op.kind == "get-tuple-element":
         return int(op.attribute(r"index=(\d+)")), 0
@@ -221,6 +222,10 @@ def _scalar(
     if op.kind == "fusion":
         inner = program[op.attribute(r"calls=%?([\w.\-]+)")]
         return _scalar(inner.root, inner, program, [_scalar(n, part, program, arguments) for n in op.inputs])
+    if op.kind == "minimum":
+        # Of what is decided while running, and of what it can be at most: the latter.
+        known = [_scalar(n, part, program, arguments) for n in op.inputs]
+        return min((one for one in known if one and one[0] is None), key=lambda one: one[1], default=None)
     if op.kind == "add":
         one, other = (_scalar(n, part, program, arguments) for n in op.inputs)
         if one and other and None in (one[0], other[0]):

@@ -185,7 +185,7 @@ class Train:
     batch_size: int = 32
     """Rows a step over all devices and microbatches."""
     accumulate: int = 1
-    """Microbatches a step; the result equals one full batch."""
+    """Microbatches a step; the result equals one full batch, but that experts are balanced in each."""
     seed: int = 0
     """Of the initial parameters, dropout and the order of the data."""
     log_every: int = 10

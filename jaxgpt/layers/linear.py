@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,25 +127,53 @@ add_bias.defvjp(lambda y, bias, target: (add_bias(y, bias, target), bias), _add_
 
 
 class GroupedLinear(nnx.Module):
-    """Weights of E products, one an expert: [E, I, O]; see `grouped_product`."""
+    """The weights [E, I, O] of one product an expert; of other kinds than arrays as `Linear` has them.
+
+    Args:
+      key: for the initial weights, normal with standard deviation `std`.
+      experts: E.
+      inputs, outputs: I and O.
+      axes: logical names of these two, for the sharding table.
+      dtype: of the product; the parameters stay float32.
+      target: what the program is built for.
+    """
 
     def __init__(
-        self, key: jax.Array, experts: int, inputs: int, outputs: int, axes: tuple[str, str], *, std: float
+        self,
+        key: jax.Array,
+        experts: int,
+        inputs: int,
+        outputs: int,
+        axes: tuple[str, str],
+        *,
+        std: float,
+        dtype: jnp.dtype,
+        target: Target,
     ) -> None:
-        weight = std * jax.random.normal(key, (experts, inputs, outputs), jnp.float32)
-        self.weight = nnx.Param(weight, axes=("experts", *axes), role="matrix", inputs=1, lead=1)
+        self.shape, self.axes = (experts, inputs, outputs), ("experts", *axes)
+        self.dtype, self.target = dtype, target
+        weight = std * jax.random.normal(key, self.shape, jnp.float32)
+        self.weight = nnx.Param(weight, axes=self.axes, role="matrix", inputs=1, lead=1)
 
+    def layout(self) -> Any:
+        """How the weight's arrays lie on a mesh: split as [E, I, O] is where they are as long."""
 
-def grouped_product(
-    x_NI: jax.Array, weight_EIO: jax.Array, sizes_E: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-    """Rows of x, sorted by expert, each times its expert's matrix: [N, O], accumulated in float32.
+        def one(part: jax.Array) -> P:
+            lengths = zip(spec(self.axes), part.shape, self.shape, strict=True)
+            return P(*(axis if size == whole else None for axis, size, whole in lengths))
 
-    The first `sizes_E[0]` rows belong to expert 0 and so on; rows beyond all sizes come out as rubbish.
-    """
-    return jax.lax.ragged_dot(
-        x_NI.astype(dtype), weight_EIO.astype(dtype), sizes_E, preferred_element_type=jnp.float32
-    )
+        return jax.tree.map(one, self.weight.get_value())
+
+    def __call__(self, x_NI: jax.Array) -> jax.Array:
+        """Rows of one expert times its matrix: [N, O].
+
+        The weight must be that expert's alone, [I, O]: `layers.dispatch` sorts rows into blocks of one
+        expert and takes its weights out of those of all.
+        """
+        weight = self.weight.get_value()
+        if isinstance(weight, jax.Array):
+            return self.target.pin(contract(x_NI, weight, 1, self.dtype, self.target))
+        return self.target.pin(weight.product(x_NI, 1, self.dtype))
 
 
 class Embedding(nnx.Module):

@@ -16,7 +16,7 @@ from jaxgpt.layers.mlp import ACTIVATIONS
 from jaxgpt.layers.norm import model_norm
 from jaxgpt.layers.residual import dropout
 from jaxgpt.layers.unembedding import Unembedding
-from jaxgpt.models.gpt import make_blocks, run_blocks
+from jaxgpt.models.gpt import make_blocks, routed, run_blocks
 from jaxgpt.models.predictor import Predictor
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
@@ -63,10 +63,10 @@ class Encoder(Predictor):
         x_BTD = self.embed(batch.tokens_BT, dtype) + self.position(batch.positions_BT, dtype)
         x_BTD = self.embed_norm(x_BTD + self.types(types_BT, dtype))
         x_BTD = constrain(dropout(x_BTD, model.dropout, embed_key), "batch", "length", "features")
-        x_BTD, balance = run_blocks(
+        x_BTD, routing = run_blocks(
             self.blocks, model.blocks, self.compute, self.target, x_BTD, batch, layers_key
         )
-        return Features(x_BTD.astype(self.compute.dtype), balance)
+        return routed(x_BTD.astype(self.compute.dtype), routing)
 
     def transform(self, x: jax.Array) -> jax.Array:
         """What the output projection reads of the features: a layer of the head's own."""

@@ -19,7 +19,7 @@ from jaxgpt.layers.attention import Attention, Mask, Seen, pick_kernel
 from jaxgpt.layers.cache import Cache, LayerCache
 from jaxgpt.layers.linear import Embedding
 from jaxgpt.layers.mlp import MLP
-from jaxgpt.layers.moe import Experts
+from jaxgpt.layers.moe import Experts, Routing
 from jaxgpt.layers.norm import Norm, model_norm
 from jaxgpt.layers.position import frequencies
 from jaxgpt.layers.residual import dropout, residual
@@ -55,21 +55,21 @@ class Block(nnx.Module):
         key: jax.Array | None = None,
         cache: LayerCache | None = None,
         start_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
-        """The layer's output, its load-balancing loss (0 where dense), and its cache."""
+    ) -> tuple[jax.Array, Routing | None, LayerCache | None]:
+        """The layer's output, what its routing came to (None where dense), and its cache."""
         keys = (None, None) if key is None else jax.random.split(key)
 
         def attend(x_BTD: jax.Array) -> tuple[jax.Array, LayerCache | None]:
             return self.attention(x_BTD, positions_BT, seen, frequency_K, cache, start_B)
 
-        def mix(x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def mix(x_BTD: jax.Array) -> tuple[jax.Array, Routing | None]:
             if isinstance(self.mlp, Experts):
                 return self.mlp(x_BTD, real_BT)
-            return self.mlp(x_BTD), jnp.zeros(())
+            return self.mlp(x_BTD), None
 
         x_BTD, new = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, keys[0])
-        x_BTD, balance = self._branch(x_BTD, mix, self.mlp_norm, self.mlp_out_norm, keys[1])
-        return constrain(x_BTD, "batch", "length", "features"), balance, new
+        x_BTD, routing = self._branch(x_BTD, mix, self.mlp_norm, self.mlp_out_norm, keys[1])
+        return constrain(x_BTD, "batch", "length", "features"), routing, new
 
     def _branch(
         self,
@@ -105,11 +105,11 @@ def run_blocks(
     x_BTD: jax.Array,
     batch: Batch,
     key: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Routing | None]:
     """Packed rows through the layers; a key turns dropout on.
 
     Returns:
-      Features before any last norm, and the mean of the layers' load-balancing losses.
+      Features before any last norm, and the mean of what the layers' routing came to.
     """
     index_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
     alike, per_layer = len(set(model.windows)) <= 1, {"index": jnp.arange(model.layers)}
@@ -128,7 +128,7 @@ def run_blocks(
     if key is not None and model.dropout:
         per_layer["key"] = jax.random.split(key, model.layers)
 
-    def call(block: Block, x_BTD: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def call(block: Block, x_BTD: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         if dense_BTT is None:
             seen = mask
         else:
@@ -137,8 +137,16 @@ def run_blocks(
         real_BT = segments_BT > 0
         return block(x_BTD, positions_BT, seen, frequency_K, real_BT=real_BT, key=layer.get("key"))[:2]
 
-    x_BTD, balance_L = run_layers(blocks, x_BTD, per_layer, call, compute, target)
-    return x_BTD, balance_L.mean()
+    x_BTD, routing = run_layers(blocks, x_BTD, per_layer, call, compute, target)
+    return x_BTD, jax.tree.map(jnp.mean, routing)
+
+
+def routed(x_BTD: jax.Array, routing: Routing | None) -> Features:
+    """Final features with what `run_blocks` says of their routing."""
+    if routing is None:
+        return Features(x_BTD)
+    stats = {"expert_rounds": routing.rounds, "expert_fill": routing.fill}
+    return Features(x_BTD, routing.balance, stats=stats)
 
 
 def biased(model: GPT) -> bool:
@@ -206,8 +214,8 @@ class Decoder(Predictor):
         model = self.model
         embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = dropout(self._embed(batch.tokens_BT, batch.positions_BT), model.dropout, embed_key)
-        x_BTD, balance = run_blocks(self.blocks, model, self.compute, self.target, x_BTD, batch, layers_key)
-        return Features(self._last(x_BTD), balance)
+        x_BTD, routing = run_blocks(self.blocks, model, self.compute, self.target, x_BTD, batch, layers_key)
+        return routed(self._last(x_BTD), routing)
 
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None

@@ -1,7 +1,8 @@
 """Objectives: functions of (model, batch, key) to sums of loss, weight and metrics.
 
 Sums, never means: the caller divides the total over all devices and microbatches by the total
-weight, so that accumulation by n equals the full batch.
+weight, so that accumulation by n equals the full batch. One term is no sum: the balancing loss of
+experts, a product of means, is that of each microbatch times its weight (`layers.moe.Experts`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ class Sums(NamedTuple):
       loss: in nats, what is minimised.
       weight: of the targets.
       metrics: sums `nll` (nats without z-loss and balancing), `correct` (targets that were the most
-        likely), `bytes` (of UTF-8 that the targets stand for, where that means something; else 0).
+        likely), `bytes` (of UTF-8 that the targets stand for, where that means something; else 0),
+        and `Features.stats` times the weight.
       memory: of a recurrent model, for the next batch.
     """
 
@@ -38,5 +39,6 @@ def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> 
     """Cross-entropy of the batch's targets under the model's predictions, and the balancing loss."""
     loss, nll, correct = model.losses(features.x_BTD, batch.targets_BT, batch.weights_BT, z_loss)
     weight = jnp.sum(batch.weights_BT)
-    metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(())}
+    stats = {name: value * weight for name, value in (features.stats or {}).items()}
+    metrics = {"nll": nll, "correct": correct, "bytes": jnp.zeros(()), **stats}
     return Sums(loss + features.balance * weight, weight, metrics, features.memory)

@@ -106,6 +106,7 @@ class Meter:
             "tokens_per_second": self.tokens / seconds,
             "mfu": self.tokens * self.flops / seconds / self.peak,
             "data_wait": wait / seconds,
+            **{name: value for name, value in values.items() if name.startswith("expert_")},
         }
 
 

@@ -24,6 +24,8 @@ from jaxgpt.sharding import batch_sharding, replicated
 from jaxgpt.train.state import Program, State
 
 Metrics = dict[str, jax.Array]
+COUNTED = ("loss", "nll", "correct", "weight", "bytes")
+"""The sums of every objective; others are `Features.stats` times the weight."""
 
 
 def train_step(
@@ -31,13 +33,14 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """One update from a batch.
 
-    The loss is the total over all devices and microbatches divided by the total weight. An update
+    The loss is the total over all devices and microbatches divided by the total weight: accumulation
+    equals the full batch, but that experts are balanced over each microbatch for itself. An update
     whose loss or gradient norm is not finite is skipped: parameters and optimizer stay as they were,
     and a memory is emptied.
 
     Returns:
       The next state, and scalars: `loss` and `nll` (nats a target), `grad_norm`, `accuracy`,
-      `weight`, `bytes` (sums), `bad_steps`.
+      `weight`, `bytes` (sums), `bad_steps`, and the model's `Features.stats`.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = replace(batch, memory=state.memory)
@@ -77,6 +80,7 @@ def train_step(
         "bytes": sums["bytes"],
         "grad_norm": grad_norm,
         "bad_steps": bad_steps,
+        **{name: total / weight for name, total in sums.items() if name not in COUNTED},
     }
     return State(state.step + 1, bad_steps, join(new, frozen), opt, memory), metrics
 

@@ -109,6 +109,17 @@ def test_a_loop_whose_turns_are_data_is_counted_once_and_named_so():
     assert (found.unknown_loops, found.product_flops) == (1, 2 * B * D * D)
 
 
+def test_a_loop_whose_turns_have_a_bound_is_counted_as_often():
+    """As that over the blocks of experts."""
+
+    def run(n, x, w):
+        more = lambda state: state[0] < jnp.minimum(n, LOOPS)  # noqa: E731
+        return jax.lax.while_loop(more, lambda state: (state[0] + 1, state[1] @ w), (0, x))[1]
+
+    found = compiled(run, 3, jnp.zeros((B, D)), jnp.zeros((D, D)))
+    assert (found.unknown_loops, found.product_flops) == (0, LOOPS * 2 * B * D * D)
+
+
 def test_each_collective_has_its_axis_its_runs_and_what_a_device_sends():
     def program(x, w):
         def body(x):
