@@ -12,42 +12,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import json
 import logging
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from jaxgpt.aot import hlo
-from jaxgpt.aot.topology import CHIPS, Topology
-from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, ROW_AXES, Compute, Run, UserError, from_json, require, require_known, to_json
-from jaxgpt.models import abstract_model, flops_per_token, init_memory
-from jaxgpt.objectives import make_objective
-from jaxgpt.sample import program as sampling
-from jaxgpt.sample.strategies import Controls, Features
-from jaxgpt.sharding import TABLE, batch_sharding, make_mesh, param_shardings, spec
+from jaxgpt.aot.topology import Topology
+from jaxgpt.config import GPT, ROW_AXES, Run, UserError, require, require_known, to_json
+from jaxgpt.models import abstract_model
+from jaxgpt.sharding import TABLE
 from jaxgpt.target import Target
-from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.train.state import make_program
-from jaxgpt.train.step import jit_eval_step, jit_train_step
 
 log = logging.getLogger(__name__)
 
