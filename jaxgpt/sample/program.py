@@ -108,8 +108,9 @@ class Program:
     def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
         """Choose the next token of the rows that are not done and write it down."""
         made, seen_BV = state.made, state.seen_BV
-        # Rows whole before they are searched: one gather instead of a sum over devices for each search.
-        logits_BV = constrain(logits_BV, "batch", "features")
+        # Made where the projection lies, so that no device asks for the others' parts of it; then one
+        # gather of rows, instead of a sum over devices for each of many searches in them.
+        logits_BV = constrain(constrain(logits_BV, "batch", "vocab"), "batch", "features")
         ids_B, logprobs_B = choose(
             logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab
         )
