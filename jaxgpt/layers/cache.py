@@ -39,10 +39,14 @@ class LayerCache(NamedTuple):
 
 
 class StackedCache(NamedTuple):
-    """Keys and values of all layers."""
+    """Keys and values of all layers; the axes of a head's matrix [S, K] stand together.
 
-    k_LBSGK: jax.Array
-    v_LBSGK: jax.Array
+    That is the order in which a product reads them. In another one compilers for accelerators copy the
+    whole cache into it, when a program begins and again when it ends.
+    """
+
+    k_LBGSK: jax.Array
+    v_LBGSK: jax.Array
 
 
 class StackedLayer(NamedTuple):
@@ -55,12 +59,15 @@ class StackedLayer(NamedTuple):
     @property
     def k_BSGK(self) -> jax.Array:  # noqa: N802
         """Its keys."""
-        return jax.lax.dynamic_index_in_dim(self.stack.k_LBSGK, self.layer, keepdims=False)
+        return self._of(self.stack.k_LBGSK)
 
     @property
     def v_BSGK(self) -> jax.Array:  # noqa: N802
         """Its values."""
-        return jax.lax.dynamic_index_in_dim(self.stack.v_LBSGK, self.layer, keepdims=False)
+        return self._of(self.stack.v_LBGSK)
+
+    def _of(self, stack_LBGSK: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(stack_LBGSK, self.layer, keepdims=False).swapaxes(1, 2)
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array, start_B: jax.Array) -> StackedLayer:
         """As `LayerCache.append`; nothing but the new tokens is written."""
@@ -69,46 +76,52 @@ class StackedLayer(NamedTuple):
         dims = jax.lax.ScatterDimensionNumbers(
             update_window_dims=(1, 2, 3),
             inserted_window_dims=(0,),
-            scatter_dims_to_operand_dims=(0, 2),
+            scatter_dims_to_operand_dims=(0, 3),
             operand_batching_dims=(1,),
             scatter_indices_batching_dims=(0,),
         )
 
-        def put(cache_LBSGK: jax.Array, new_BTGK: jax.Array) -> jax.Array:
-            new_BTGK = new_BTGK.astype(cache_LBSGK.dtype)
+        def put(stack_LBGSK: jax.Array, new_BTGK: jax.Array) -> jax.Array:
+            new_BGTK = new_BTGK.astype(stack_LBGSK.dtype).swapaxes(1, 2)
             how = {"indices_are_sorted": True, "unique_indices": True, "mode": "clip"}
-            return jax.lax.scatter(cache_LBSGK, at_B2, new_BTGK, dims, **how)
+            return jax.lax.scatter(stack_LBGSK, at_B2, new_BGTK, dims, **how)
 
-        k_LBSGK, v_LBSGK = self.stack
-        return StackedLayer(StackedCache(put(k_LBSGK, k_BTGK), put(v_LBSGK, v_BTGK)), self.layer)
+        k_LBGSK, v_LBGSK = self.stack
+        return StackedLayer(StackedCache(put(k_LBGSK, k_BTGK), put(v_LBGSK, v_BTGK)), self.layer)
 
 
 HeldLayer = LayerCache | StackedLayer
-"""One layer's part of either form."""
+"""One layer of either form."""
 Cache = tuple[LayerCache, ...] | StackedCache
-AXES = ("layers", "batch", "length", "kv_heads", "head")
-"""Logical axes of a stacked cache's arrays; those of a layer apart lack the first."""
 
 
 def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
     """An empty cache in the form the target wants."""
-    shape = (batch, slots, model.groups, model.head)
+    G, K = model.groups, model.head
+
+    def pair(*shape: int) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
     if target.unroll:
-        return tuple(
-            LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers)
-        )
-    shape = (model.layers, *shape)
-    return StackedCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return tuple(LayerCache(*pair(batch, slots, G, K)) for _ in range(model.layers))
+    return StackedCache(*pair(model.layers, batch, G, slots, K))
+
+
+def cache_axes(cache: Cache) -> tuple[str, ...]:
+    """Logical axes of each of its arrays."""
+    if isinstance(cache, StackedCache):
+        return ("layers", "batch", "kv_heads", "length", "head")
+    return ("batch", "length", "kv_heads", "head")
 
 
 def constrain_cache(cache: Cache) -> Cache:
     """Fix its layout: rows and heads over the mesh."""
-    return jax.tree.map(lambda x: constrain(x, *AXES[-x.ndim :]), cache)
+    return jax.tree.map(lambda x: constrain(x, *cache_axes(cache)), cache)
 
 
 def slots_of(cache: Cache) -> int:
     """Tokens a row of it holds."""
-    return jax.tree.leaves(cache)[0].shape[-3]
+    return jax.tree.leaves(cache)[0].shape[cache_axes(cache).index("length")]
 
 
 def cached_layers(
@@ -144,5 +157,5 @@ def cached_layers(
         x_BTD, held = call(nnx.merge(graphdef, mine), x_BTD, given, StackedLayer(stack, i))
         return (x_BTD, held.stack), None
 
-    layers = jnp.arange(len(cache.k_LBSGK))
+    layers = jnp.arange(len(cache.k_LBGSK))
     return jax.lax.scan(body, (x_BTD, cache), (params, per_layer, layers))[0]

@@ -67,11 +67,12 @@ def test_a_new_cache_is_apart_for_each_layer_and_keeps_its_type() -> None:
 def test_a_layer_of_a_stack_is_appended_to_as_one_apart_and_no_other_is(
     starts: list[int], new: int, layer: int
 ) -> None:
-    stack = StackedCache(normal(0, 3, B, S, G, K), normal(1, 3, B, S, G, K))
+    stack = StackedCache(normal(0, 3, B, G, S, K), normal(1, 3, B, G, S, K))
     tokens = (normal(2, B, new, G, K), normal(3, B, new, G, K), np.asarray(starts))
-    expected = APPEND(LayerCache(stack.k_LBSGK[layer], stack.v_LBSGK[layer]), *tokens)
+    before = LayerCache(*(old_LBGSK[layer].swapaxes(1, 2) for old_LBGSK in stack))
+    expected = APPEND(before, *tokens)
     after, found = append_to_stack(stack, np.int32(layer), *tokens)
-    for old_LBSGK, new_LBSGK, mine, wanted in zip(stack, after, found, expected, strict=True):
+    for old_LBGSK, new_LBGSK, mine, wanted in zip(stack, after, found, expected, strict=True):
         np.testing.assert_array_equal(mine, wanted)
-        old_LBSGK[layer] = wanted
-        np.testing.assert_array_equal(new_LBSGK, old_LBSGK)
+        old_LBGSK[layer] = wanted.swapaxes(1, 2)
+        np.testing.assert_array_equal(new_LBGSK, old_LBGSK)
