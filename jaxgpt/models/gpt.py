@@ -210,7 +210,7 @@ class Decoder(Predictor):
         return Features(self._last(x_BTD), balance)
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features.
 
@@ -221,7 +221,7 @@ class Decoder(Predictor):
           tokens_BT: new tokens of each row.
           start_B: how many tokens each row holds already, the slot of its first new token.
           cache: from `init_cache`.
-          prompt_B: tokens of each row's prompt, which see each other under `GPT.prefix`; None later.
+          prefix_B: first tokens of each row, which see each other under `GPT.prefix`; None later.
 
         Returns:
           Final features [B, T, D] and the new cache.
@@ -229,7 +229,7 @@ class Decoder(Predictor):
         model, slots = self.model, slots_of(cache)
         index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         ones_BT, slot_BS = jnp.ones_like(index_BT), jnp.arange(slots)[None]
-        prefix_BS = slot_BS < prompt_B[:, None] if model.prefix and prompt_B is not None else None
+        prefix_BS = slot_BS < prefix_B[:, None] if model.prefix and prefix_B is not None else None
         mask = Mask(index_BT, slot_BS, ones_BT, jnp.ones_like(slot_BS), prefix_BS)
         full_BTS = mask.dense()
         distance_BTS = mask.distance() if biased(model) else None

@@ -273,7 +273,7 @@ class Recurrent(Predictor):
         return Features(self._last(x_BTD), memory=memory)
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features; as `Decoder.decode`.
 
