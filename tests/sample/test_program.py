@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import HERE
+from tiny import model_of
 from tiny_models import FLOAT32, MODELS, SIZE, sharp_params
 
-from jaxgpt.config import Model, MoE, TransformerXL
-from jaxgpt.layers.cache import StackedCache
+from jaxgpt.batch import Batch
+from jaxgpt.config import GPT, Model, MoE, TransformerXL
 from jaxgpt.sample import program
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.program import Program, prepare
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.target import Target
+from jaxgpt.text.chat import render
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 GPU = Target("gpu", "NVIDIA H100 80GB HBM3", interpret=True)
@@ -44,3 +47,58 @@ def test_scanned_layers_make_what_layers_apart_make(name: str) -> None:
     np.testing.assert_array_equal(a.tokens_BS, b.tokens_BS)
     np.testing.assert_allclose(a.logprobs_BS, b.logprobs_BS, atol=3e-5)
     assert (a.length_B == rows.length_B + 12).all()
+
+
+PREFIX = FORMS["prefix"]
+
+
+@jax.jit
+def trained_logits(params: dict, batch: Batch) -> jax.Array:
+    decoder = model_of(PREFIX)(params)
+    return decoder.logits(decoder.hidden(batch).x_BTD)
+
+
+def trained_logprobs(params: dict, tokens: list[int], weights: list[float]) -> np.ndarray:
+    """Log-probability of each token but the first in the forward pass of training on these weights."""
+    row = jnp.asarray([tokens])
+    ones, places = jnp.ones_like(row[:, 1:]), jnp.arange(len(tokens) - 1)[None]
+    batch = Batch(row[:, :-1], row[:, 1:], jnp.asarray([weights[1:]]), ones, places)
+    logprobs_TV = np.asarray(jax.nn.log_softmax(trained_logits(params, batch)[0]))
+    return logprobs_TV[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+def test_a_prefix_model_answers_a_dialogue_of_several_turns_as_it_was_trained() -> None:
+    """Both ways among what comes before the first answer, and causally from there on."""
+    params = sharp_params(PREFIX)
+    generator = Generator(PREFIX, FLOAT32, params, ByteTokenizer())
+    turns = [{"role": r, "content": c} for r, c in (("user", "ab"), ("assistant", "cdef"), ("user", "gh"))]
+    for dialogue in (turns, turns[2:]):
+        asked = generator.dialogues([dialogue])
+        made = generator.generate(**asked, max_new_tokens=10, stop=())[0]
+        start, before = len(asked["prompts"][0]), render(dialogue, generator.tokenizer)
+        weights = [*before.weights, 0.0] + [1.0] * 10  # 0 for the token that opens the answer
+        expected = trained_logprobs(params, asked["prompts"][0] + made.ids, weights)[start - 1 :]
+        np.testing.assert_allclose(made.logprobs, expected, atol=3e-5)
+        streamed = [t.logprob for t in generator.stream(**asked, max_new_tokens=10, stop=())]
+        np.testing.assert_allclose(streamed, expected, atol=3e-5)
+        whole = generator.generate(asked["prompts"], max_new_tokens=10, stop=())[0]
+        assert (whole == made) == (dialogue != turns), "an earlier answer must not be seen both ways"
+
+
+WIDE = replace(FORMS["modern"], vocab_size=272, layers=3, heads=8, kv_heads=4)
+COLLECTIVE = re.compile(r"= .*?(\w+\[[\d,]*\]).* (all-[a-z]+|reduce-scatter|collective-permute)(?:-start)?\(")
+
+
+@pytest.mark.parametrize("target", [None, GPU], ids=["apart", "scanned"])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_token_on_four_devices_costs_two_sums_a_layer_and_gathers_logits_alone(
+    rows: int, target: Target | None
+) -> None:
+    """No parameter and no part of the cache crosses devices, whatever the number of rows."""
+    mesh = make_mesh({"tensor": 4}, jax.devices()[:4])
+    target = target or Target.of(mesh)
+    generator = Generator(WIDE, FLOAT32, sharp_params(WIDE), ByteTokenizer(), mesh=mesh)
+    prog, call = generator._call([[1, 2, 3]] * rows, DRAWN, 12, [0] * rows, ())
+    prog = replace(prog, target=target)
+    with jax.set_mesh(mesh):
+        params = prepare(WIDE, prog.compute, target, generator.params)
