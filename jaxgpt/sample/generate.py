@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run, require
+from jaxgpt.config import GPT, ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run, require
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
@@ -188,6 +188,13 @@ class Generator:
             controls_of(settings + [Sampling()] * extra, [*seeds, *[0] * extra]),
         )
         return program, self._place(rows)
+
+    def dialogues(self, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+        """What `generate` and `stream` take to answer dialogues: `prompts` and, for a prefix LM, `prefix`."""
+        call: dict[str, Any] = {"prompts": [prompt_ids(turns, self.tokenizer) for turns in dialogues]}
+        if isinstance(self.model, GPT) and self.model.prefix:
+            call["prefix"] = [prefix_length(turns, self.tokenizer) for turns in dialogues]
+        return call
 
     def _place(self, rows: Rows) -> Rows:
         if self.mesh is None:

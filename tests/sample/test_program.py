@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import model_of
+from tiny import HERE, model_of
 from tiny_models import FLOAT32, MODELS, SIZE, sharp_params
 
+from jaxgpt import hlo
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, Model, MoE, TransformerXL
+from jaxgpt.config import Model, MoE, TransformerXL
 from jaxgpt.sample import program
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.program import Program, prepare
 from jaxgpt.sample.settings import Sampling
+from jaxgpt.sharding import make_mesh
 from jaxgpt.target import Target
 from jaxgpt.text.chat import render
 from jaxgpt.text.tokenizer import ByteTokenizer
@@ -49,7 +51,7 @@ def test_scanned_layers_make_what_layers_apart_make(name: str) -> None:
     assert (a.length_B == rows.length_B + 12).all()
 
 
-PREFIX = FORMS["prefix"]
+PREFIX: Any = FORMS["prefix"]
 
 
 @jax.jit
@@ -85,20 +87,25 @@ def test_a_prefix_model_answers_a_dialogue_of_several_turns_as_it_was_trained() 
         assert (whole == made) == (dialogue != turns), "an earlier answer must not be seen both ways"
 
 
-WIDE = replace(FORMS["modern"], vocab_size=272, layers=3, heads=8, kv_heads=4)
-COLLECTIVE = re.compile(r"= .*?(\w+\[[\d,]*\]).* (all-[a-z]+|reduce-scatter|collective-permute)(?:-start)?\(")
+LAYERS, SHARDS = 3, 4
+WIDE = replace(FORMS["modern"], vocab_size=272, layers=LAYERS, heads=8, kv_heads=SHARDS)
 
 
-@pytest.mark.parametrize("target", [None, GPU], ids=["apart", "scanned"])
+@pytest.mark.parametrize("target", [HERE, GPU], ids=["apart", "scanned"])
 @pytest.mark.parametrize("rows", [1, 8])
-def test_a_token_on_four_devices_costs_two_sums_a_layer_and_gathers_logits_alone(
-    rows: int, target: Target | None
+def test_a_token_costs_two_sums_a_layer_and_three_more_and_brings_only_logits_together(
+    rows: int, target: Target
 ) -> None:
     """No parameter and no part of the cache crosses devices, whatever the number of rows."""
-    mesh = make_mesh({"tensor": 4}, jax.devices()[:4])
-    target = target or Target.of(mesh)
+    mesh = make_mesh({"tensor": SHARDS}, jax.devices()[:SHARDS])
     generator = Generator(WIDE, FLOAT32, sharp_params(WIDE), ByteTokenizer(), mesh=mesh)
     prog, call = generator._call([[1, 2, 3]] * rows, DRAWN, 12, [0] * rows, ())
     prog = replace(prog, target=target)
     with jax.set_mesh(mesh):
-        params = prepare(WIDE, prog.compute, target, generator.params)
+        params = prepare(WIDE, prog.compute, target, sharp_params(WIDE))
+        state, _ = program.prefill(prog, params, call)
+        text = program.decode.lower(prog, params, call, state, np.int32(4)).compile().as_text()
+    inside = [one for one in hlo.read(text, mesh.shape).collectives if one.depth]
+    assert sum(one.runs for one in inside if one.kind == "all-reduce") <= 2 * LAYERS + 3
+    others = {array.dims for one in inside if one.kind != "all-reduce" for array in one.whole}
+    assert {n for dims in others for n in dims} <= {1, rows, WIDE.vocab_size}
