@@ -57,12 +57,12 @@ class StackedLayer(NamedTuple):
     """Its number."""
 
     @property
-    def k_BSGK(self) -> jax.Array:  # noqa: N802
+    def k_BSGK(self) -> jax.Array:
         """Its keys."""
         return self._of(self.stack.k_LBGSK)
 
     @property
-    def v_BSGK(self) -> jax.Array:  # noqa: N802
+    def v_BSGK(self) -> jax.Array:
         """Its values."""
         return self._of(self.stack.v_LBGSK)
 

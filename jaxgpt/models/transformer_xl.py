@@ -290,7 +290,9 @@ class Recurrent(Predictor):
         seen = Seen(mask.dense(), mask.distance())
         sinusoid_ND = sinusoids(min(window or slots, slots), model.width, model.clamp)
 
-        def call(layer: Layer, x_BTD: jax.Array, _: Any, held: HeldLayer) -> tuple[jax.Array, HeldLayer | None]:
+        def call(
+            layer: Layer, x_BTD: jax.Array, _: Any, held: HeldLayer
+        ) -> tuple[jax.Array, HeldLayer | None]:
             return layer(x_BTD, x_BTD, seen, sinusoid_ND, self.biases, held, start_B)
 
         x_BTD, cache = cached_layers(self.blocks, self._embed(tokens_BT), {}, cache, call)

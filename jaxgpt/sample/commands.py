@@ -160,7 +160,9 @@ def chat(
             _note("the dialogue is forgotten")
             continue
         try:
-            turns, asked = _fit(generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens)
+            turns, asked = _fit(
+                generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens
+            )
         except UserError as error:
             _note(str(error))
             continue

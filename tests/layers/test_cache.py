@@ -21,7 +21,9 @@ APPEND = jax.jit(LayerCache.append)
 
 
 @jax.jit
-def append_to_stack(stack: StackedCache, layer: jax.Array, *new: jax.Array) -> tuple[StackedCache, LayerCache]:
+def append_to_stack(
+    stack: StackedCache, layer: jax.Array, *new: jax.Array
+) -> tuple[StackedCache, LayerCache]:
     held = StackedLayer(stack, layer).append(*new)
     return held.stack, LayerCache(held.k_BSGK, held.v_BSGK)
 

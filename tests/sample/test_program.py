@@ -17,7 +17,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import Model, MoE, TransformerXL
 from jaxgpt.sample import program
 from jaxgpt.sample.generate import Generator
-from jaxgpt.sample.program import Program, prepare
+from jaxgpt.sample.program import prepare
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sharding import make_mesh
 from jaxgpt.target import Target
