@@ -19,6 +19,7 @@ from jaxgpt.aot import Decoding, Report, hlo
 from jaxgpt.aot.topology import CHIPS
 from jaxgpt.batch import Batch
 from jaxgpt.config import Compute, Run
+from jaxgpt.layers.cache import cache_axes
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample import program as sampling
@@ -135,7 +136,7 @@ def _program(
     if program == "prefill":
         return sampling.prefill, (static, params, rows)
     state = jax.eval_shape(functools.partial(sampling.prefill, static), params, rows)[0]
-    cache = NamedSharding(mesh, spec(("batch", "length", "kv_heads", "head")))
+    cache = NamedSharding(mesh, spec(cache_axes(state.cache)))
     by_row = NamedSharding(mesh, spec(("batch",)))
     state = _laid_out(state, by_row)._replace(cache=_laid_out(state.cache, cache))
     return sampling.decode, (static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
@@ -145,7 +146,7 @@ def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.shardi
     """Parameters in the form decoding wants, as `sample.program.prepare` makes them."""
     trained = nnx.to_pure_dict(abstract_model(run.model, run.compute, target)[1])
     shapes = jax.eval_shape(functools.partial(sampling.prepare, run.model, compute, target), trained)
-    layout = param_shardings(abstract_model(run.model, compute, target, scanned=False)[1], mesh)
+    layout = param_shardings(sampling.decoder(run.model, compute, target)[1], mesh)
     return _laid_out(shapes, layout)
 
 
@@ -160,7 +161,7 @@ def _rows(decoding: Decoding, mesh: jax.sharding.Mesh) -> sampling.Rows:
     whole, real = column(jnp.int32), column(jnp.float32)
     controls = Controls(real, whole, real, real, real, column(jnp.uint32))
     tokens_BT, stop_BN = column(jnp.int32, decoding.prompt), column(jnp.int32, 8)
-    return sampling.Rows(tokens_BT, whole, whole, stop_BN, controls)
+    return sampling.Rows(tokens_BT, whole, whole, whole, stop_BN, controls)
 
 
 def _laid_out(shapes: Any, layout: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
-from jaxgpt.text.chat import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def exact_match(
     answers = []
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        prompts = [prompt_ids(e["messages"][:-1], generator.tokenizer) for e in part]
-        made = generator.generate(prompts, Sampling(temperature=0.0), max_new_tokens=max_new_tokens)
+        asked = generator.dialogues([e["messages"][:-1] for e in part])
+        made = generator.generate(sampling=Sampling(temperature=0.0), max_new_tokens=max_new_tokens, **asked)
         answers += [
             Answer(example, completion.text, is_correct(example, completion.text))
             for example, completion in zip(part, made, strict=True)

@@ -82,6 +82,11 @@ class RunModel:
             ids += [control[name]] if marked else tokenizer.encode(part)
         return ids if text.startswith(MARK) else [control["<|bos|>"], *ids]
 
+    def _given(self, ids: list[int]) -> int:
+        """How many ids come before the first answer of the dialogue that they are, if they are one."""
+        opens = self.scorer.tokenizer.control.get("<|assistant|>")
+        return ids.index(opens) + 1 if opens in ids else len(ids)
+
     def chat_template(self, chat_template: bool | str = False) -> str:
         """What `apply_chat_template` writes, in words."""
         return "<|bos|> then for each message <|role|> content <|end|>"
@@ -172,11 +177,12 @@ class RunModel:
         encoded = [self.tok_encode(context) for context in contexts]
         self.scorer.truncated += sum(len(ids) > room for ids in encoded)
         prompts = [ids[-room:] for ids in encoded]
+        prefix = [max(0, self._given(ids) - len(ids[:-room])) for ids in encoded]
         numbers, untils, settings, _ = zip(*batch, strict=True)
         seeds = [(self.seed + i) % 2**32 for i in numbers]
         texts, open_rows = [""] * len(batch), set(range(len(batch)))
         stream: Iterator[Any] = self.generator.stream(
-            prompts, settings, max_new_tokens=most, seeds=seeds, chunk=16
+            prompts, settings, max_new_tokens=most, seeds=seeds, prefix=prefix, chunk=16
         )
         for token in stream:
             if token.row in open_rows:

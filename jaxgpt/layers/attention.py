@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jaxgpt.config import GPT, Compute, require
-from jaxgpt.layers.cache import LayerCache
+from jaxgpt.layers.cache import HeldLayer
 from jaxgpt.layers.linear import Linear, softcap
 from jaxgpt.layers.norm import model_norm
 from jaxgpt.layers.position import Bias, rotate
@@ -274,9 +274,9 @@ class Attention(nnx.Module):
         positions_BT: jax.Array,
         seen: Mask | Seen,
         frequency_K: jax.Array | np.ndarray | None = None,
-        cache: LayerCache | None = None,
+        cache: HeldLayer | None = None,
         start_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, HeldLayer | None]:
         """Attend within x, or over a cache to which x is appended at slots `start_B` first.
 
         Args:

@@ -1,16 +1,25 @@
 """The key-value cache: an explicit pytree, in as an argument and out as a result.
 
-Shapes: B batch, T new tokens, S slots, G key-value heads, K head width.
+It has one of two forms, whichever the target wants. Layers apart, one `LayerCache` each, are what a CPU
+runs one after the other: a scan would copy a stacked cache there at every layer. Stacked, as accelerators
+scan it, the cache is what the scan carries, so that every layer writes its tokens where the cache lies.
+
+Shapes: B batch, T new tokens, S slots, G key-value heads, K head width, L layers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxgpt.config import Model
+from jaxgpt.sharding import constrain
+from jaxgpt.target import Target
 
 
 class LayerCache(NamedTuple):
@@ -29,10 +38,124 @@ class LayerCache(NamedTuple):
         return LayerCache(put(self.k_BSGK, k_BTGK, start_B), put(self.v_BSGK, v_BTGK, start_B))
 
 
-Cache = tuple[LayerCache, ...]
+class StackedCache(NamedTuple):
+    """Keys and values of all layers; the axes of a head's matrix [S, K] stand together.
+
+    That is the order in which a product reads them. In another one compilers for accelerators copy the
+    whole cache into it, when a program begins and again when it ends.
+    """
+
+    k_LBGSK: jax.Array
+    v_LBGSK: jax.Array
 
 
-def init_cache(model: Model, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
-    """An empty cache: one `LayerCache` a layer, never stacked, since a scan would copy it."""
-    shape = (batch, slots, model.groups, model.head)
-    return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers))
+class StackedLayer(NamedTuple):
+    """One layer of a stacked cache: read and appended to as a `LayerCache`, in the stack's own memory."""
+
+    stack: StackedCache
+    layer: jax.Array
+    """Its number."""
+
+    @property
+    def k_BSGK(self) -> jax.Array:
+        """Its keys."""
+        return self._of(self.stack.k_LBGSK)
+
+    @property
+    def v_BSGK(self) -> jax.Array:
+        """Its values."""
+        return self._of(self.stack.v_LBGSK)
+
+    def _of(self, stack_LBGSK: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(stack_LBGSK, self.layer, keepdims=False).swapaxes(1, 2)
+
+    def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array, start_B: jax.Array) -> StackedLayer:
+        """As `LayerCache.append`; nothing but the new tokens is written."""
+        at_B2 = jnp.stack([jnp.full_like(start_B, self.layer), start_B], axis=1)
+        # Rows are a batch of the scatter: where they are split over devices, each writes its own.
+        dims = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(1, 2, 3),
+            inserted_window_dims=(0,),
+            scatter_dims_to_operand_dims=(0, 3),
+            operand_batching_dims=(1,),
+            scatter_indices_batching_dims=(0,),
+        )
+
+        def put(stack_LBGSK: jax.Array, new_BTGK: jax.Array) -> jax.Array:
+            new_BGTK = new_BTGK.astype(stack_LBGSK.dtype).swapaxes(1, 2)
+            how = {"indices_are_sorted": True, "unique_indices": True, "mode": "clip"}
+            return jax.lax.scatter(stack_LBGSK, at_B2, new_BGTK, dims, **how)
+
+        k_LBGSK, v_LBGSK = self.stack
+        return StackedLayer(StackedCache(put(k_LBGSK, k_BTGK), put(v_LBGSK, v_BTGK)), self.layer)
+
+
+HeldLayer = LayerCache | StackedLayer
+"""One layer of either form."""
+Cache = tuple[LayerCache, ...] | StackedCache
+
+
+def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
+    """An empty cache in the form the target wants."""
+    G, K = model.groups, model.head
+
+    def pair(*shape: int) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+    if target.unroll:
+        return tuple(LayerCache(*pair(batch, slots, G, K)) for _ in range(model.layers))
+    return StackedCache(*pair(model.layers, batch, G, slots, K))
+
+
+def cache_axes(cache: Cache) -> tuple[str, ...]:
+    """Logical axes of each of its arrays."""
+    if isinstance(cache, StackedCache):
+        return ("layers", "batch", "kv_heads", "length", "head")
+    return ("batch", "length", "kv_heads", "head")
+
+
+def constrain_cache(cache: Cache) -> Cache:
+    """Fix its layout: rows and heads over the mesh."""
+    return jax.tree.map(lambda x: constrain(x, *cache_axes(cache)), cache)
+
+
+def slots_of(cache: Cache) -> int:
+    """Tokens a row of it holds."""
+    return jax.tree.leaves(cache)[0].shape[cache_axes(cache).index("length")]
+
+
+def cached_layers(
+    blocks: Any,
+    x_BTD: jax.Array,
+    per_layer: Any,
+    cache: Cache,
+    call: Callable[[Any, jax.Array, Any, Any], tuple[jax.Array, Any]],
+) -> tuple[jax.Array, Cache]:
+    """Run `x, held = call(block, x, per_layer[i], held)` through the layers, `held` being each one's cache.
+
+    Args:
+      blocks: stacked (`layers.stack.stacked`) where the cache is, an `nnx.List` where it is not.
+      x_BTD: [B, T, D].
+      per_layer: a pytree of host arrays with a leading layer axis: what differs by layer. Where layers
+        are apart, the program holds it as constants.
+      cache: of all layers.
+      call: applies one layer.
+
+    Returns:
+      The last x and the new cache.
+    """
+    if not isinstance(cache, StackedCache):
+        held = list[LayerCache]()
+        for i, (block, layer) in enumerate(zip(cast("Iterable[Any]", blocks), cache, strict=True)):
+            x_BTD, layer = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer), layer)
+            held.append(layer)
+        return x_BTD, tuple(held)
+    graphdef, params = nnx.split(blocks)
+
+    def body(carry: tuple[jax.Array, StackedCache], layer: tuple[Any, Any, jax.Array]) -> tuple[Any, None]:
+        (x_BTD, stack), (mine, given, i) = carry, layer
+        x_BTD, held = call(nnx.merge(graphdef, mine), x_BTD, given, StackedLayer(stack, i))
+        return (x_BTD, held.stack), None
+
+    layers = jnp.arange(len(cache.k_LBGSK))
+    return jax.lax.scan(body, (x_BTD, cache), (params, per_layer, layers))[0]

@@ -5,8 +5,8 @@ Shapes: B batch, T length, S cache slots, D width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from flax import nnx
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.attention import Attention, Mask, Seen, pick_kernel
-from jaxgpt.layers.cache import Cache, LayerCache
+from jaxgpt.layers.cache import Cache, HeldLayer, cached_layers, slots_of
 from jaxgpt.layers.linear import Embedding
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.moe import Experts, Routing
@@ -53,13 +53,13 @@ class Block(nnx.Module):
         *,
         real_BT: jax.Array | None = None,
         key: jax.Array | None = None,
-        cache: LayerCache | None = None,
+        cache: HeldLayer | None = None,
         start_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, Routing | None, LayerCache | None]:
+    ) -> tuple[jax.Array, Routing | None, HeldLayer | None]:
         """The layer's output, what its routing came to (None where dense), and its cache."""
         keys = (None, None) if key is None else jax.random.split(key)
 
-        def attend(x_BTD: jax.Array) -> tuple[jax.Array, LayerCache | None]:
+        def attend(x_BTD: jax.Array) -> tuple[jax.Array, HeldLayer | None]:
             return self.attention(x_BTD, positions_BT, seen, frequency_K, cache, start_B)
 
         def mix(x_BTD: jax.Array) -> tuple[jax.Array, Routing | None]:
@@ -218,7 +218,7 @@ class Decoder(Predictor):
         return routed(self._last(x_BTD), routing)
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features.
 
@@ -229,27 +229,33 @@ class Decoder(Predictor):
           tokens_BT: new tokens of each row.
           start_B: how many tokens each row holds already, the slot of its first new token.
           cache: from `init_cache`.
-          prompt_B: tokens of each row's prompt, which see each other under `GPT.prefix`; None later.
+          prefix_B: first tokens of each row, which see each other under `GPT.prefix`; None later.
 
         Returns:
           Final features [B, T, D] and the new cache.
         """
-        model, slots = self.model, cache[0].k_BSGK.shape[1]
+        model, slots = self.model, slots_of(cache)
         index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         ones_BT, slot_BS = jnp.ones_like(index_BT), jnp.arange(slots)[None]
-        prefix_BS = slot_BS < prompt_B[:, None] if model.prefix and prompt_B is not None else None
+        prefix_BS = slot_BS < prefix_B[:, None] if model.prefix and prefix_B is not None else None
         mask = Mask(index_BT, slot_BS, ones_BT, jnp.ones_like(slot_BS), prefix_BS)
-        x_BTD = self._embed(tokens_BT, index_BT)
         full_BTS = mask.dense()
         distance_BTS = mask.distance() if biased(model) else None
-        layers: list[LayerCache] = []
-        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
-            window = model.window(i)
-            seen_BTS = full_BTS if window >= slots else mask.dense(window)
-            frequency_K = frequencies(model, i) if model.position == "rope" else None
-            x_BTD, _, layer = block(
-                x_BTD, index_BT, Seen(seen_BTS, distance_BTS), frequency_K, cache=cache[i], start_B=start_B
-            )
-            assert layer is not None
-            layers.append(layer)
-        return self._last(x_BTD), tuple(layers)
+        per_layer: dict[str, np.ndarray] = {}
+        windows_L = np.asarray([model.window(i) for i in range(model.layers)], np.int32)
+        if windows_L.min() < slots:
+            per_layer["window"] = windows_L
+        if model.position == "rope":
+            per_layer["frequency"] = np.stack([frequencies(model, i) for i in range(model.layers)])
+
+        def call(
+            block: Block, x_BTD: jax.Array, layer: dict[str, Any], held: HeldLayer
+        ) -> tuple[jax.Array, HeldLayer | None]:
+            seen_BTS = mask.dense(jnp.asarray(layer["window"])) if "window" in layer else full_BTS
+            seen, frequency_K = Seen(seen_BTS, distance_BTS), layer.get("frequency")
+            x_BTD, _, new = block(x_BTD, index_BT, seen, frequency_K, cache=held, start_B=start_B)
+            return x_BTD, new
+
+        x_BTD = self._embed(tokens_BT, index_BT)
+        x_BTD, cache = cached_layers(self.blocks, x_BTD, per_layer, cache, call)
+        return self._last(x_BTD), cache

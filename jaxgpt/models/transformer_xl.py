@@ -11,7 +11,6 @@ K head width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +22,7 @@ from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
 from jaxgpt.layers.attention import Mask, Seen, attend, pick_kernel
-from jaxgpt.layers.cache import Cache, LayerCache
+from jaxgpt.layers.cache import Cache, HeldLayer, cached_layers, slots_of
 from jaxgpt.layers.linear import Embedding, Linear, add_bias
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.norm import model_norm
@@ -128,9 +127,9 @@ class RelativeAttention(nnx.Module):
         seen: Seen,
         sinusoid_ND: jax.Array,
         shared: Biases | None,
-        cache: LayerCache | None = None,
+        cache: HeldLayer | None = None,
         start_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, HeldLayer | None]:
         """Attend to `keys_BSD`, or to a cache to which they are appended at slots `start_B` first.
 
         Args:
@@ -159,7 +158,7 @@ class RelativeAttention(nnx.Module):
         else:
             assert start_B is not None
             cache = cache.append(k_BSHK, v_BSHK, start_B)
-            k_BSHK, v_BSHK = cache
+            k_BSHK, v_BSHK = cache.k_BSGK, cache.v_BSGK
             back_B1TS = jnp.clip(seen.distance_BTS, 0, len(r_NHK) - 1)[:, None]
             bias_BHTS = jnp.take_along_axis(by_distance(r_NHK), back_B1TS, axis=-1)
         y_BTHK = attend(qu_BTHK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS)
@@ -178,7 +177,7 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, keys_BSD: jax.Array, *how: Any, key: jax.Array | None = None
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, HeldLayer | None]:
         """The layer's output and cache; `how` is what `RelativeAttention` takes beside the features."""
         keys = (None, None) if key is None else jax.random.split(key)
         if self.post:
@@ -274,7 +273,7 @@ class Recurrent(Predictor):
         return Features(self._last(x_BTD), memory=memory)
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prompt_B: jax.Array | None = None
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features; as `Decoder.decode`.
 
@@ -282,7 +281,7 @@ class Recurrent(Predictor):
         the memory of evaluation holds, whatever came with it in one call. Without a memory it sees
         all before it.
         """
-        model, slots = self.model, cache[0].k_BSGK.shape[1]
+        model, slots = self.model, slots_of(cache)
         index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         slot_1S = jnp.arange(slots)[None]
         ones_BT, ones_1S = jnp.ones_like(index_BT), jnp.ones_like(slot_1S)
@@ -290,8 +289,11 @@ class Recurrent(Predictor):
         mask = Mask(index_BT, slot_1S, ones_BT, ones_1S, window=window)
         seen = Seen(mask.dense(), mask.distance())
         sinusoid_ND = sinusoids(min(window or slots, slots), model.width, model.clamp)
-        x_BTD, layers = self._embed(tokens_BT), list[LayerCache]()
-        for layer, held in zip(cast("Iterable[Layer]", self.blocks), cache, strict=True):
-            x_BTD, new = layer(x_BTD, x_BTD, seen, sinusoid_ND, self.biases, held, start_B)
-            layers.append(cast(LayerCache, new))
-        return self._last(x_BTD), tuple(layers)
+
+        def call(
+            layer: Layer, x_BTD: jax.Array, _: Any, held: HeldLayer
+        ) -> tuple[jax.Array, HeldLayer | None]:
+            return layer(x_BTD, x_BTD, seen, sinusoid_ND, self.biases, held, start_B)
+
+        x_BTD, cache = cached_layers(self.blocks, self._embed(tokens_BT), {}, cache, call)
+        return self._last(x_BTD), cache

@@ -84,9 +84,9 @@ def sample(
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
     def call(part: list[tuple[str, int]]) -> dict[str, Any]:
-        prompts = [_encode(generator, text, as_chat, system) for text, _ in part]
-        seeds = [seed for _, seed in part]
-        return {"prompts": prompts, "seeds": seeds, "sampling": sampling} | limit
+        texts, seeds = zip(*part, strict=True)
+        asked = _dialogues(generator, texts, system) if as_chat else _plain(generator, texts)
+        return asked | {"seeds": seeds, "sampling": sampling} | limit
 
     if not json:
         streams = (generator.stream(**call(part)) for part in parts)
@@ -160,19 +160,23 @@ def chat(
             _note("the dialogue is forgotten")
             continue
         try:
-            turns, ids = _fit(generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens)
+            turns, asked = _fit(
+                generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens
+            )
         except UserError as error:
             _note(str(error))
             continue
-        answer = _answer(generator, ids, sampling, max_new_tokens, (seed + count) % 2**32)
+        answer = _answer(generator, asked, sampling, max_new_tokens, (seed + count) % 2**32)
         turns.append({"role": "assistant", "content": answer})
 
 
-def _answer(generator: Generator, ids: list[int], sampling: Sampling, max_new_tokens: int, seed: int) -> str:
+def _answer(
+    generator: Generator, asked: dict[str, Any], sampling: Sampling, max_new_tokens: int, seed: int
+) -> str:
     """Stream one answer; an interrupt ends it with what was made so far."""
-    answer, most = "", min(max_new_tokens, generator.model.context - len(ids))
+    answer, most = "", min(max_new_tokens, generator.model.context - len(asked["prompts"][0]))
     try:
-        for token in generator.stream([ids], sampling, max_new_tokens=most, seeds=[seed]):
+        for token in generator.stream(sampling=sampling, max_new_tokens=most, seeds=[seed], **asked):
             answer += token.text
             _write(token.text)
     except KeyboardInterrupt:
@@ -186,8 +190,8 @@ def _fit(
     opening: list[dict[str, str]],
     turns: list[dict[str, str]],
     max_new_tokens: int,
-) -> tuple[list[dict[str, str]], list[int]]:
-    """The newest turns that leave room for an answer, and the prompt they make.
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The newest turns that leave room for an answer, and what the generator takes to give it.
 
     Room is `max_new_tokens`, but no more than a quarter of the context, so that a long limit does
     not wipe out the dialogue.
@@ -195,13 +199,12 @@ def _fit(
     Raises:
       UserError: the newest turn alone is longer than the context.
     """
-    from jaxgpt.text.chat import prompt_ids
-
     context = generator.model.context
     room = min(max_new_tokens, context // 4)
     cut = 0
     while True:
-        ids = prompt_ids([*opening, *turns[cut:]], generator.tokenizer)
+        asked = generator.dialogues([[*opening, *turns[cut:]]])
+        ids = asked["prompts"][0]
         if len(ids) + room <= context or cut == len(turns) - 1:
             break
         cut += 2  # a user's turn and its answer
@@ -211,7 +214,7 @@ def _fit(
     )
     if cut:
         _note(f"the dialogue is longer than the context: the oldest {cut} turns are forgotten")
-    return turns[cut:], ids
+    return turns[cut:], asked
 
 
 def _read_turns() -> Iterator[str]:
@@ -247,14 +250,16 @@ def _load(run: str, checkpoint: str, mesh: Mesh) -> Generator:
     return Generator.load(run, which=checkpoint, mesh=mesh)
 
 
-def _encode(generator: Generator, text: str, as_chat: bool, system: str) -> list[int]:
-    from jaxgpt.text.chat import prompt_ids
-
+def _plain(generator: Generator, texts: Iterable[str]) -> dict[str, Any]:
+    """What the generator takes to go on with texts."""
     tokenizer = generator.tokenizer
-    if not as_chat:
-        return [tokenizer.control["<|bos|>"], *tokenizer.encode(text)]
+    return {"prompts": [[tokenizer.control["<|bos|>"], *tokenizer.encode(text)] for text in texts]}
+
+
+def _dialogues(generator: Generator, texts: Iterable[str], system: str) -> dict[str, Any]:
+    """What the generator takes to answer texts as a user's turns."""
     messages = [{"role": "system", "content": system}] if system else []
-    return prompt_ids([*messages, {"role": "user", "content": text}], tokenizer)
+    return generator.dialogues([[*messages, {"role": "user", "content": text}] for text in texts])
 
 
 def _prompts(prompts: Iterable[str]) -> list[str]:

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run, require
+from jaxgpt.config import GPT, ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run, require
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
 from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
+from jaxgpt.text.chat import Dialogue, prefix_length, prompt_ids
 from jaxgpt.text.tokenizer import StreamDecoder, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class Generator:
         max_new_tokens: int,
         seeds: Sequence[int],
         stop: Sequence[int] | None,
+        prefix: Sequence[int] | None = None,
     ) -> tuple[Program, Rows]:
         """Check a call and turn it into arrays, with empty rows up to what the mesh divides."""
         context, vocab = self.model.context, self.tokenizer.vocab_size
@@ -154,10 +156,16 @@ class Generator:
             log.warning("max_new_tokens is cut to what the context of %s leaves", context)
         ends = [min(len(p) + max_new_tokens, context) for p in prompts]
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        for name, given in (("sampling", settings), ("seeds", seeds)):
+        prefix = [*map(len, prompts)] if prefix is None else prefix
+        for name, given in (("sampling", settings), ("seeds", seeds), ("prefix", prefix)):
             require(
                 len(given) == len(prompts),
                 f"{name} has {len(given)} entries for {len(prompts)} prompts; give one a prompt.",
+            )
+        for i, (size, prompt) in enumerate(zip(prefix, prompts, strict=True)):
+            require(
+                0 <= size <= len(prompt),
+                f"prefix {i} is {size}; it must be between 0 and the {len(prompt)} tokens of prompt {i}.",
             )
         program = Program(
             *(self.model, self.compute, self.target),
@@ -174,11 +182,19 @@ class Generator:
         rows = Rows(
             host(tokens_BT, np.int32),
             host([*map(len, prompts), *[1] * extra], np.int32),
+            host([*prefix, *[1] * extra], np.int32),
             host([*ends, *[1] * extra], np.int32),
             host([stop_N] * len(tokens_BT), np.int32),
             controls_of(settings + [Sampling()] * extra, [*seeds, *[0] * extra]),
         )
         return program, self._place(rows)
+
+    def dialogues(self, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+        """What `generate` and `stream` take to answer dialogues: `prompts` and, for a prefix LM, `prefix`."""
+        call: dict[str, Any] = {"prompts": [prompt_ids(turns, self.tokenizer) for turns in dialogues]}
+        if isinstance(self.model, GPT) and self.model.prefix:
+            call["prefix"] = [prefix_length(turns, self.tokenizer) for turns in dialogues]
+        return call
 
     def _place(self, rows: Rows) -> Rows:
         if self.mesh is None:
@@ -193,6 +209,7 @@ class Generator:
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
         stop: Sequence[int] | None = None,
+        prefix: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Complete every prompt, in one call of one program.
 
@@ -203,6 +220,8 @@ class Generator:
           seeds: one a row; None numbers them. A row's output is a function of its prompt,
             sampling and seed: not of the other rows, nor of padding.
           stop: ids that end a row; None means `self.stop`.
+          prefix: first tokens of each prompt, which see each other under `GPT.prefix`: those before
+            the first answer of a dialogue; None means all.
 
         Raises:
           UserError: an empty prompt, one that fills the context, or lists of different lengths.
@@ -211,7 +230,7 @@ class Generator:
             return []
         seeds = list(range(len(prompts)) if seeds is None else seeds)
         with self._on_mesh():
-            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop)
+            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix)
             made = jax.device_get(generate(program, self.params, rows))
         stops = set(self.stop if stop is None else stop)
         return [self._completion(made, i, len(p), seeds[i], stops) for i, p in enumerate(prompts)]
@@ -231,6 +250,7 @@ class Generator:
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
         stop: Sequence[int] | None = None,
+        prefix: Sequence[int] | None = None,
         chunk: int = 4,
     ) -> Iterator[Token]:
         """As `generate`, yielding tokens as they are made: the first alone, then `chunk` at a time.
@@ -245,7 +265,7 @@ class Generator:
         shown = [len(prompt) for prompt in prompts]
         writers = [StreamDecoder(self.tokenizer) for _ in prompts]
         with self._on_mesh():
-            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop)
+            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix)
             state, made = prefill(program, self.params, rows)
         while True:
             now: Made = jax.tree.map(np.array, made)

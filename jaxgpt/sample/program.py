@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Compute, Model
-from jaxgpt.layers.cache import Cache, init_cache
+from jaxgpt.layers.cache import Cache, constrain_cache, init_cache
 from jaxgpt.models import abstract_model, decoding_params
 from jaxgpt.sample.strategies import Controls, Features, choose
 from jaxgpt.sharding import constrain
@@ -43,6 +43,8 @@ class Rows(NamedTuple):
     """Prompts, padded on the right."""
     length_B: jax.Array
     """Tokens of each prompt."""
+    prefix_B: jax.Array
+    """Of these, the first that see each other under `GPT.prefix`."""
     end_B: jax.Array
     """Tokens a row holds at most, prompt included."""
     stop_BN: jax.Array
@@ -80,7 +82,7 @@ class Program:
 
     def merge(self, params: dict) -> Any:
         """The model around its parameters (in traced code)."""
-        return nnx.merge(abstract_model(self.model, self.compute, self.target, scanned=False)[0], params)
+        return nnx.merge(decoder(self.model, self.compute, self.target)[0], params)
 
     def prefill(self, params: dict, rows: Rows) -> State:
         """Run all prompts at once and choose each row's first token.
@@ -90,8 +92,8 @@ class Program:
         """
         model = self.merge(params)
         (B, T), dtype = rows.tokens_BT.shape, jnp.dtype(self.compute.dtype)
-        cache = _constrain_cache(init_cache(self.model, B, self.slots, dtype))
-        x_BTD, cache = model.decode(rows.tokens_BT, jnp.zeros(B, jnp.int32), cache, rows.length_B)
+        cache = constrain_cache(init_cache(self.model, self.target, B, self.slots, dtype))
+        x_BTD, cache = model.decode(rows.tokens_BT, jnp.zeros(B, jnp.int32), cache, rows.prefix_B)
         last_B11 = jnp.maximum(rows.length_B - 1, 0)[:, None, None]
         logits_BV = model.logits(jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
         seen_BV = None
@@ -103,11 +105,14 @@ class Program:
         tokens_BS = jnp.pad(rows.tokens_BT, ((0, 0), (0, self.slots - T)))
         done_B = rows.length_B >= rows.end_B
         made = Made(tokens_BS, jnp.zeros(tokens_BS.shape), rows.length_B, done_B)
-        return self.put(rows, State(made, seen_BV, _constrain_cache(cache)), logits_BV)
+        return self.put(rows, State(made, seen_BV, constrain_cache(cache)), logits_BV)
 
     def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
         """Choose the next token of the rows that are not done and write it down."""
         made, seen_BV = state.made, state.seen_BV
+        # Made where the projection lies, so that no device asks for the others' parts of it; then one
+        # gather of rows, instead of a sum over devices for each of many searches in them.
+        logits_BV = constrain(constrain(logits_BV, "batch", "vocab"), "batch", "features")
         ids_B, logprobs_B = choose(
             logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab
         )
@@ -137,14 +142,10 @@ class Program:
             last_B = state.made.length_B - 1
             token_B1 = jnp.take_along_axis(state.made.tokens_BS, last_B[:, None], axis=1)
             x_BTD, cache = model.decode(token_B1, last_B, state.cache)
-            state = State(state.made, state.seen_BV, _constrain_cache(cache))
+            state = State(state.made, state.seen_BV, constrain_cache(cache))
             return i + 1, self.put(rows, state, model.logits(x_BTD[:, 0]))
 
         return jax.lax.while_loop(going, step, (jnp.int32(0), state))[1]
-
-
-def _constrain_cache(cache: Cache) -> Cache:
-    return jax.tree.map(lambda x: constrain(x, "batch", "length", "kv_heads", "head"), cache)
 
 
 def _everywhere(made: Made) -> Made:
@@ -152,6 +153,11 @@ def _everywhere(made: Made) -> Made:
     if jax.sharding.get_abstract_mesh().empty:
         return made
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), made)
+
+
+def decoder(model: Model, compute: Compute, target: Target) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model without arrays as decoding runs it: on a CPU layers apart, elsewhere stacked."""
+    return abstract_model(model, compute, target, scanned=not target.unroll)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -177,12 +183,12 @@ def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dict:
-    """Training parameters in the form decoding wants: layers apart, weights in the compute type.
+    """Training parameters in the form decoding wants: see `decoder`, and weights in the compute type.
 
     The cast changes no result, since every product casts its weight anyway; it is done once here
     instead of at every token. Norms and biases stay float32.
     """
-    _, abstract = abstract_model(model, compute, target, scanned=False)
+    _, abstract = decoder(model, compute, target)
     about = {path: v.get_metadata() for path, v in nnx.to_flat_state(abstract)}
 
     def one(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
@@ -191,4 +197,4 @@ def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dic
             p = p.astype(about[names].get("read_in", compute.dtype))  # a router is read in float32
         return constrain(p, *about[names]["axes"])
 
-    return jax.tree_util.tree_map_with_path(one, decoding_params(model, params))
+    return jax.tree_util.tree_map_with_path(one, decoding_params(model, params) if target.unroll else params)

@@ -63,6 +63,23 @@ def prompt_ids(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list
     return [*render(messages, tokenizer).tokens, tokenizer.control["<|assistant|>"]]
 
 
+def prefix_length(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> int:
+    """How many tokens of `prompt_ids` come before the first answer in it; all, where there is none.
+
+    These are what a prefix LM (`GPT.prefix`) saw both ways in training, where a document's prefix ends
+    with its first trained token: an earlier answer was seen causally there, as what follows it.
+
+    Raises:
+      UserError: the tokenizer's own template does not let the answers be told apart.
+    """
+    ids = prompt_ids(messages, tokenizer)
+    if not any(message["role"] == "assistant" for message in messages):
+        return len(ids)
+    # A template may write earlier answers otherwise, and untrained, once another follows.
+    weights = render([*messages, {"role": "assistant", "content": "answer"}], tokenizer).weights
+    return min(weights.index(1.0), len(ids))
+
+
 def truncate(example: Example, length: int) -> Example | None:
     """The example cut to `length` + 1 tokens (`length` inputs); None if nothing trained is left."""
     cut = Example(example.tokens[: length + 1], example.weights[: length + 1])

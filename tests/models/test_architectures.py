@@ -138,7 +138,7 @@ def test_decoding_with_a_cache_equals_the_whole(name: str) -> None:
     padded = TOKENS[:, : PROMPT + 2].at[:, PROMPT:].set(3)
     prompt_B = jnp.full(2, PROMPT)
     found, state = call(
-        padded, jnp.zeros(2, jnp.int32), init_cache(model, 2, T, jnp.dtype("float32")), prompt_B
+        padded, jnp.zeros(2, jnp.int32), init_cache(model, HERE, 2, T, jnp.dtype("float32")), prompt_B
     )
     rows = [found[:, :PROMPT]]
     for i in range(PROMPT, T):

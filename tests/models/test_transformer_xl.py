@@ -400,7 +400,7 @@ def test_decoding_equals_segments_of_one_token_with_memory(name: str) -> None:
         x_BTD, cache = apart.decode(tokens_BT, start_B, cache)
         return apart.logits(x_BTD), cache
 
-    zero_B, held = jnp.zeros(2, jnp.int32), init_cache(model, 2, S, jnp.dtype("float32"))
+    zero_B, held = jnp.zeros(2, jnp.int32), init_cache(model, HERE, 2, S, jnp.dtype("float32"))
     logits, held = decode(tokens_BT[:, :prompt], zero_B, held)
     parts = [logits]
     for i in range(prompt, S):
@@ -414,7 +414,7 @@ def test_without_a_memory_decoding_sees_the_whole_row() -> None:
     params, tokens_BT = sharp_params(model), streams(2, 16).tokens_BT
     expected = forward(model)(params, plain(tokens_BT))[0]
     apart = nnx.merge(abstract_model(model, COMPUTE, HERE, scanned=False)[0], decoding_params(model, params))
-    cache = init_cache(model, 2, 16, jnp.dtype("float32"))
+    cache = init_cache(model, HERE, 2, 16, jnp.dtype("float32"))
     x_BTD, _ = jax.jit(apart.decode)(tokens_BT, jnp.zeros(2, jnp.int32), cache)
     np.testing.assert_allclose(apart.logits(x_BTD), expected, atol=2e-5)
 
