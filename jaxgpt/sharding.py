@@ -149,7 +149,7 @@ def place_rows(layout: NamedSharding, rows: int, part: Sequence[int], array: Any
     """The batch of `rows` rows whose `part`, as of `process_rows`, is this process's array."""
     array, at = np.asarray(array), {row: i for i, row in enumerate(part)}
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         first, end, _ = index[0].indices(rows)
         return array[at[first] : at[first] + end - first]
 

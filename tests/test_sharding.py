@@ -139,7 +139,8 @@ for data in sizes:
     for fsdp in sizes:
         rest, over = divmod(len(devices), data * fsdp)
         for tensor in [t for t in sizes if rest and not over and rest % t == 0]:
-            mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor, "expert": rest // tensor}, devices)
+            parts = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": rest // tensor}
+            mesh = make_mesh(parts, devices)
             assert set(mesh.devices.flat) == set(devices)
             if slices > 1 and data % slices == 0:
                 assert all(len({d.slice_index for d in part.flat}) == 1 for part in mesh.devices)

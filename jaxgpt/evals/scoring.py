@@ -225,7 +225,7 @@ def _to_batch(rows: Sequence[Row], T: int, B: int, memory: Any) -> tuple[Batch, 
     return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT, memory=memory), start_B
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def score(
     model: Model,
     compute: Compute,

@@ -145,9 +145,8 @@ class Loop:
         """The rows of this process as its part of the global batch."""
         if jax.process_count() == 1:
             return batch  # the compiled steps lay it out themselves, at no cost
-        return jax.tree.map(
-            functools.partial(place_rows, self.layout, self.run.train.batch_size, self.part), batch
-        )
+        rows = self.run.train.batch_size
+        return jax.tree.map(lambda a: place_rows(self.layout, rows, self.part, a), batch)
 
     def compile(self, state: State, objective: Objective) -> None:
         """Compile the training step ahead of time; record trace, lowering and compile seconds."""
