@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxgpt import __version__
+from jaxgpt.cluster import several, supervise
 
 
 class Command(NamedTuple):
@@ -93,12 +94,19 @@ def usage(names: list[str] | None = None) -> str:
 
 
 def _run(name: str, args: list[str]) -> int:
+    computes = COMMANDS[name].jax and not {"-h", "--help"} & set(args)
+    if computes and several():
+        return supervise(functools.partial(_call, name, args, computes))
+    return _call(name, args, computes)
+
+
+def _call(name: str, args: list[str], computes: bool) -> int:
     from jaxgpt.config import UserError, parse_args
 
     command = COMMANDS[name]
     try:
         _log_to_stderr()
-        if command.jax and not {"-h", "--help"} & set(args):
+        if computes:
             importlib.import_module("jaxgpt.runtime").set_up()
         function: Callable[..., Any] = getattr(importlib.import_module(command.module), command.function)
         if command.config:

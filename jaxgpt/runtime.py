@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 import jax
+
+from jaxgpt.cluster import HEARTBEAT, several
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of the settings in glibc's malloc.h."""
@@ -26,20 +29,20 @@ def _keep_programs() -> None:
 
 
 def _join_cluster() -> None:
-    """Connect to the other processes where a launcher started several.
-
-    SLURM and TPU pods are recognised by JAX; launch/local.sh sets the two numbers itself.
-    """
-    several = (
-        "JAX_COORDINATOR_ADDRESS" in os.environ
-        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    """Connect to the other processes where a launcher started several."""
+    if not several():
+        return
+    # What it is for, a notice before a machine goes, our own handler of SIGTERM does; and until that
+    # is there, JAX's would only keep the signal from ending the process.
+    jax.config.update("jax_enable_preemption_service", False)
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    jax.distributed.initialize(
+        num_processes=int(count) if count else None,
+        process_id=int(index) if index else None,
+        heartbeat_timeout_seconds=HEARTBEAT,
     )
-    if several:
-        count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(index) if index else None
-        )
+    if jax.process_index() != 0:  # all of them have the same to say, and it is wanted once
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def keep_memory() -> bool:

@@ -8,16 +8,18 @@ used twice in one array, raises.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgpt.config import ROW_AXES, Mesh
+from jaxgpt.config import ROW_AXES, Mesh, require
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     # parameters
@@ -59,12 +61,43 @@ def spec(axes: Sequence[str]) -> P:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh with the axes of `config.Mesh`, 1 where no size is given, all under automatic partitioning."""
+    """A mesh with the axes of `config.Mesh`, 1 where no size is given, all under automatic partitioning.
+
+    On a slice of TPUs the axes follow its wires, cut where a size asks for it; over several slices the
+    first axes that divide cross the slower network between them. Other devices are taken in their order,
+    process by process, so that the last axes, which say the most, stay within a node.
+
+    Raises:
+      UserError: the axes cannot be laid over the slices.
+    """
     sizes = {axis.name: 1 for axis in fields(Mesh)} | dict(sizes)
-    names = tuple(sizes)
-    return jax.make_mesh(
-        tuple(sizes.values()), names, axis_types=(AxisType.Auto,) * len(names), devices=devices
+    shape = tuple(sizes.values())
+    devices = list(jax.devices() if devices is None else devices)[: math.prod(shape)]
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        across = across_slices(shape, slices)
+        within = tuple(size // n for size, n in zip(shape, across, strict=True))
+        laid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(laid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def across_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
+    """How often each axis crosses from slice to slice: as much of the first ones as possible.
+
+    Raises:
+      UserError: the axes' sizes do not hold the number of slices.
+    """
+    left, across = slices, []
+    for size in shape:
+        across.append(math.gcd(left, size))
+        left //= across[-1]
+    require(
+        left == 1,
+        f"mesh {tuple(shape)} does not divide over {slices} slices; make mesh.data a multiple of {slices}.",
     )
+    return tuple(across)
 
 
 def row_shards(mesh: jax.sharding.Mesh) -> int:
@@ -97,6 +130,30 @@ def param_shardings(abstract: Any, mesh: jax.sharding.Mesh) -> dict:
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Layout of a batch's arrays, [B, ...]: rows over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, spec(("batch",)))
+
+
+def process_rows(
+    layout: NamedSharding, rows: int, devices: Collection[jax.Device] | None = None
+) -> tuple[int, ...]:
+    """Places in a batch of `rows` rows of those that these devices, or this process's, hold, in order.
+
+    Processes between which an axis such as `tensor` is laid hold the same rows; on a slice of TPUs the
+    rows of a process are often no single run.
+    """
+    devices = layout.addressable_devices if devices is None else devices
+    spans = layout.devices_indices_map((rows, 1))
+    return tuple(sorted({row for d in devices for row in range(*spans[d][0].indices(rows))}))
+
+
+def place_rows(layout: NamedSharding, rows: int, part: Sequence[int], array: Any) -> jax.Array:
+    """The batch of `rows` rows whose `part`, as of `process_rows`, is this process's array."""
+    array, at = np.asarray(array), {row: i for i, row in enumerate(part)}
+
+    def shard(index: Any) -> np.ndarray:
+        first, end, _ = index[0].indices(rows)
+        return array[at[first] : at[first] + end - first]
+
+    return jax.make_array_from_callback((rows, *array.shape[1:]), layout, shard)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -11,8 +14,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny import MESHES, MIXED, MODELS, ONE, T, make_run, mesh
 
-from jaxgpt.config import Optim
-from jaxgpt.sharding import TABLE, batch_sharding, constrain, make_mesh, spec
+from jaxgpt.config import Optim, UserError
+from jaxgpt.sharding import (
+    TABLE,
+    across_slices,
+    batch_sharding,
+    constrain,
+    make_mesh,
+    place_rows,
+    process_rows,
+    spec,
+)
+from jaxgpt.topology import Topology
 from jaxgpt.train.state import init_state, make_program
 
 LARGEST_VECTOR = 2 * 128  # a bias of the MLP, of both layers
@@ -80,3 +93,66 @@ def test_the_initial_state_is_the_same_on_every_mesh():
     for a, b in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-8)
     assert run.length == T
+
+
+def test_a_process_reads_the_rows_that_its_devices_hold():
+    """Two processes of four devices each, in any order of the devices in the mesh."""
+    devices = jax.devices()
+    first, second = set(devices[:4]), set(devices[4:])
+
+    def rows(sizes, order, of):
+        return process_rows(batch_sharding(make_mesh(ONE | sizes, [devices[i] for i in order])), 16, of)
+
+    inorder, mixed = range(8), (0, 4, 1, 5, 2, 6, 3, 7)
+    assert rows({"data": 8}, inorder, second) == tuple(range(8, 16))
+    assert rows({"data": 8}, mixed, first) == (0, 1, 4, 5, 8, 9, 12, 13)
+    assert rows({"data": 2, "tensor": 4}, inorder, second) == tuple(range(8, 16))
+    for of in (first, second):  # a tensor axis across the processes
+        assert rows({"data": 4, "tensor": 2}, mixed, of) == tuple(range(16))
+        assert rows({"tensor": 8}, inorder, of) == tuple(range(16))
+
+
+@pytest.mark.parametrize("sizes", [ONE | {"data": 8}, MIXED, ONE | {"tensor": 8}])
+def test_rows_come_to_lie_where_they_belong(sizes):
+    layout = batch_sharding(make_mesh(sizes, jax.devices()[::-1]))
+    part = process_rows(layout, 16, set(jax.devices()))
+    batch = np.arange(16 * 3).reshape(16, 3)
+    np.testing.assert_array_equal(place_rows(layout, 16, part, batch[list(part)]), batch)
+
+
+def test_slices_are_crossed_by_the_first_axes_that_divide():
+    assert across_slices((4, 8, 2, 1), 2) == (2, 1, 1, 1)
+    assert across_slices((2, 8, 2, 1), 4) == (2, 2, 1, 1)
+    with pytest.raises(UserError, match=r"does not divide over 3 slices; make mesh\.data a multiple of 3"):
+        across_slices((4, 8, 2, 1), 3)
+
+
+SPLITS = """
+import sys
+from jax.experimental import topologies
+from jaxgpt.sharding import make_mesh
+
+slices, sizes = int(sys.argv[2]), [1 << i for i in range(10)]
+more = {"num_slices": slices} if slices > 1 else {}
+devices = topologies.get_topology_desc(sys.argv[1], platform="tpu", **more).devices
+for data in sizes:
+    for fsdp in sizes:
+        rest, over = divmod(len(devices), data * fsdp)
+        for tensor in [t for t in sizes if rest and not over and rest % t == 0]:
+            parts = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": rest // tensor}
+            mesh = make_mesh(parts, devices)
+            assert set(mesh.devices.flat) == set(devices)
+            if slices > 1 and data % slices == 0:
+                assert all(len({d.slice_index for d in part.flat}) == 1 for part in mesh.devices)
+"""
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(("slice_", "count"), [("v5p:4x4x4", 1), ("v6e:8x8", 1), ("v5p:2x2x2", 2)])
+def test_every_split_fits_a_tpu_slice(slice_, count):
+    pytest.importorskip("libtpu")
+    env = os.environ | Topology(slice_).environment
+    done = subprocess.run(
+        [sys.executable, "-c", SPLITS, slice_, str(count)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,14 +1,15 @@
 """Batches for training and validation, made of the rows of any reader, read by Grain.
 
-The stream is one sequence of rows, the same for any number of processes: step s of n processes
-with B rows each holds the rows [s n B, (s + 1) n B), and process i the i-th B of them. So the
-state is the number of the next row, it fits any number of processes, and resuming is exact.
+The stream is one sequence of rows, the same for any number of processes: step s of a batch of B
+rows holds the rows [s B, (s + 1) B), and a process reads those of them that its devices hold
+(`sharding.process_rows`). So the state is the number of the next row, it fits any number of
+processes and any mesh, and resuming is exact.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import absl.flags
@@ -37,31 +38,30 @@ def train_iterator(
     batch_size: int,
     seed: int,
     task: Classifier | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: Sequence[int] | None = None,
 ) -> TrainIterator:
-    """Endless batches of this process (numpy arrays, [batch_size, T]), shuffled anew every epoch.
+    """Endless batches of this process (numpy arrays, [rows, T]), shuffled anew every epoch.
 
     Args:
       data: what to read.
       tokenizer: the one the data were or are to be tokenized with.
       model_length: T where `data.length` is None.
-      batch_size: rows of this process.
+      batch_size: rows of all processes.
       seed: of the order of documents or examples and of the cuts.
       task: what labels mean, on Tagged and Labelled data.
+      part: places in the batch of the rows that this process reads; None means all.
 
     Raises:
       UserError: no data, data of another tokenizer, less data than one batch of all processes.
     """
-    total = batch_size * process_count
-    rows = rows_of(data, tokenizer, model_length, seed, total, task)
+    rows = rows_of(data, tokenizer, model_length, seed, batch_size, task)
     have = rows.epoch_rows
     require(
-        have >= total,
+        have >= batch_size,
         f"the training data fill {have} rows of {rows.length} tokens, fewer than one batch of "
-        f"{total}; add data, or lower train.batch_size or data.length.",
+        f"{batch_size}; add data, or lower train.batch_size or data.length.",
     )
-    return TrainIterator(rows, batch_size, process_index, process_count, data.workers)
+    return TrainIterator(rows, batch_size, part, data.workers)
 
 
 def validation_batches(
@@ -71,16 +71,15 @@ def validation_batches(
     model_length: int,
     batch_size: int,
     task: Classifier | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: Sequence[int] | None = None,
 ) -> ValidationBatches:
     """The validation data once, in order, as often as it is iterated; as for `train_iterator`.
 
     Every token is predicted exactly once. The last batch is filled with rows of padding (weights
     and segments 0), so that every process has the same number of batches.
     """
-    rows = rows_of(data, tokenizer, model_length, None, batch_size * process_count, task)
-    return ValidationBatches(rows, batch_size, process_index, process_count)
+    rows = rows_of(data, tokenizer, model_length, None, batch_size, task)
+    return ValidationBatches(rows, batch_size, part)
 
 
 # ------------------------------------------------------------------------------------ iterators
@@ -92,19 +91,16 @@ class _Share:
     Whole batches, since what Grain does for an element takes several times what a short row does.
     """
 
-    def __init__(self, rows: Rows, batch: int, index: int, count: int, first: int = 0) -> None:
-        require(
-            0 <= index < count and batch >= 1,
-            f"process {index} of {count} with {batch} rows cannot be; check train.batch_size.",
-        )
-        self.rows, self.batch, self.index, self.count, self.first = rows, batch, index, count, first
+    def __init__(self, rows: Rows, batch: int, part: Sequence[int] | None, first: int = 0) -> None:
+        self.rows, self.batch, self.first = rows, batch, first
+        self.part = range(batch) if part is None else part
 
     def __len__(self) -> int:
-        return -(-(len(self.rows) - self.first) // (self.batch * self.count))
+        return -(-(len(self.rows) - self.first) // self.batch)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        start = self.first + (int(step) * self.count + self.index) * self.batch
-        rows = [self._row(number) for number in range(start, start + self.batch)]
+        start = self.first + int(step) * self.batch
+        rows = [self._row(start + place) for place in self.part]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, number: int) -> Row:
@@ -115,7 +111,7 @@ class _Share:
         return row | {"tokens": np.full(length, self.rows.pad, np.int32)}
 
     def __repr__(self) -> str:
-        return f"_Share({self.rows.fingerprint}, {self.index}/{self.count}, {self.first})"
+        return f"_Share({self.rows.fingerprint}, {self.part} of {self.batch}, {self.first})"
 
 
 def _batches(share: _Share, workers: int) -> Any:
@@ -141,8 +137,8 @@ def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
 class TrainIterator(Iterator[Batch]):
     """Endless training batches; made by `train_iterator`."""
 
-    def __init__(self, rows: Rows, batch_size: int, index: int, count: int, workers: int) -> None:
-        self._rows, self._batch, self._index, self._count = rows, batch_size, index, count
+    def __init__(self, rows: Rows, batch_size: int, part: Sequence[int] | None, workers: int) -> None:
+        self._rows, self._batch, self._part = rows, batch_size, part
         self._workers = workers
         self._at = 0
         self._stream: Any = None
@@ -154,12 +150,12 @@ class TrainIterator(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._stream is None:  # late, so that a state set at once costs no reading ahead
-            share = _Share(self._rows, self._batch, self._index, self._count, self._at)
+            share = _Share(self._rows, self._batch, self._part, self._at)
             self._stream = _batches(share, self._workers)
             # Worker processes and their shared memory are to be let go before the interpreter is.
             self._closing = weakref.finalize(self, self._stream.close)
         batch = _to_batch(next(self._stream), copy=self._workers > 0)
-        self._at += self._batch * self._count
+        self._at += self._batch
         self._check(batch)
         return batch
 
@@ -194,8 +190,8 @@ class TrainIterator(Iterator[Batch]):
 class ValidationBatches:
     """The validation batches, in order, as often as they are iterated; see `validation_batches`."""
 
-    def __init__(self, rows: Rows, batch_size: int, index: int = 0, count: int = 1) -> None:
-        self._share = _Share(rows, batch_size, index, count)
+    def __init__(self, rows: Rows, batch_size: int, part: Sequence[int] | None = None) -> None:
+        self._share = _Share(rows, batch_size, part)
 
     def __len__(self) -> int:
         return len(self._share)

@@ -141,6 +141,8 @@ def evaluate(
     Raises:
       UserError: a bad setting, data that are not there, or a run that they do not suit.
     """
+    import jax
+
     settings = Settings(split, stride, memory, limit, batch_size)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _check(settings, bool(text), names)
@@ -150,6 +152,8 @@ def evaluate(
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
     part = f", limit {limit}" if limit else ""
     for result in _results(trained, settings, text, names, chat):
+        if jax.process_index() != 0:  # every process finds the same
+            continue
         result = result._replace(name=result.name + kind, title=result.title + part)
         path = _save(trained, result, settings)
         if json:

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import Labelled, Tagged, UserError
 from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.data.packing import Item, PackedExamples
 from jaxgpt.data.readers import encode_split
+from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.load import Trained
@@ -90,10 +92,11 @@ def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> li
     @jax.jit
     def likeliest(params: dict, batch: Batch) -> jax.Array:
         model = nnx.merge(graphdef, params)
-        return jnp.argmax(model.logits(model.hidden(batch).x_BTD), axis=-1)
+        found_BT = jnp.argmax(model.logits(model.hidden(batch).x_BTD), axis=-1)
+        return jax.lax.with_sharding_constraint(found_BT, P())  # for every process
 
     with jax.set_mesh(mesh):
-        made = [np.asarray(likeliest(trained.params, batch)) for batch in ValidationBatches(rows, batch_size)]
+        made = list(fetch_behind(likeliest(trained.params, b) for b in ValidationBatches(rows, batch_size)))
     found: list[list[int]] = [[] for _ in items]
     for row_T, numbers in zip(np.concatenate(made), rows.order, strict=False):
         at = 0

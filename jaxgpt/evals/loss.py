@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,6 +21,19 @@ from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.step import eval_step, evaluate
+
+
+def fetch_behind(running: Iterable[Any]) -> Iterator[Any]:
+    """Results as numpy arrays, each fetched after the next one was dispatched, so that no device waits.
+
+    Args:
+      running: pytrees of arrays that may still be computed; advancing it dispatches the next.
+    """
+    last: list[Any] = []
+    for result in running:
+        yield from map(jax.device_get, last)
+        last = [result]
+    yield from map(jax.device_get, last)
 
 
 def validation_loss(

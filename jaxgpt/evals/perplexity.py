@@ -24,7 +24,8 @@ import numpy as np
 from jaxgpt.config import TransformerXL, UserError, require
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.sources import kind_of, open_source, read_documents
-from jaxgpt.evals.scoring import Row, Scorer, progress
+from jaxgpt.evals.loss import fetch_behind
+from jaxgpt.evals.scoring import Row, Scored, Scorer, progress
 from jaxgpt.models import init_memory
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -209,15 +210,20 @@ def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, b
     for i in range(0, len(order), batch_size):
         part = order[i : i + batch_size]
         steps += [(part, at) for at in range(0, max(1, len(part[0].ids_N) - 1), segment)]
-    memory, rows = None, scorer.batch_rows(len(order), batch_size)
-    for part, at in progress(steps, "perplexity"):
-        memory = (
-            init_memory(model, scorer.compute, scorer.target, rows, evaluation=True) if at == 0 else memory
-        )
-        pieces = [Row(document.ids_N[at : at + segment + 1], 1) for document in part]
-        found, memory = scorer.score_batch(pieces, segment, rows, memory)
-        nats -= sum(float(logprobs_K.sum(dtype=np.float64)) for logprobs_K, _ in found)
-        correct += sum(int(greedy_K.sum()) for _, greedy_K in found)
+    rows = scorer.batch_rows(len(order), batch_size)
+
+    def dispatch() -> Iterator[Scored]:
+        memory = None
+        for part, at in progress(steps, "perplexity"):
+            if at == 0:
+                memory = init_memory(model, scorer.compute, scorer.target, rows, evaluation=True)
+            pieces = [Row(document.ids_N[at : at + segment + 1], 1) for document in part]
+            found, memory = scorer.score_batch(pieces, segment, rows, memory)
+            yield found
+
+    for found in fetch_behind(dispatch()):
+        nats -= sum(float(logprobs_K.sum(dtype=np.float64)) for logprobs_K, _ in found.rows())
+        correct += sum(int(greedy_K.sum()) for _, greedy_K in found.rows())
     return _total(nats, correct, documents)
 
 

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, TransformerXL, require
+from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.program import bucket
@@ -56,6 +57,19 @@ class Row(NamedTuple):
     """At most one more than the model's context, for the last one is only predicted."""
     start: int
     """Place of the first token that is scored, at least 1; all after it are scored too."""
+
+
+class Scored(NamedTuple):
+    """A batch's numbers, on the device or fetched."""
+
+    logprobs_BK: Any
+    greedy_BK: Any
+    counts_B: np.ndarray
+    """Targets that were scored in each row."""
+
+    def rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each row, fetched: the log-probabilities of its targets, and whether each is the likeliest."""
+        return [(self.logprobs_BK[i, :n], self.greedy_BK[i, :n]) for i, n in enumerate(self.counts_B)]
 
 
 class Scorer:
@@ -157,11 +171,14 @@ class Scorer:
         parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         found: list[Any] = [None] * len(rows)
         B = self.batch_rows(len(rows), batch_size)
-        for part in progress(parts, about):
+
+        def dispatch(part: list[int]) -> Scored:
             chosen = [rows[i] for i in part]
             T = bucket(max(1, *(len(row.ids_N) - 1 for row in chosen)), self.model.context)
-            scores, _ = self.score_batch(chosen, T, B)
-            for i, score in zip(part, scores, strict=True):
+            return self.score_batch(chosen, T, B)[0]
+
+        for part, scores in zip(parts, fetch_behind(map(dispatch, progress(parts, about))), strict=True):
+            for i, score in zip(part, scores.rows(), strict=True):
                 found[i] = score
         return found
 
@@ -170,10 +187,8 @@ class Scorer:
         size = min(batch_size, 1 << (count - 1).bit_length())
         return size + -size % row_shards(self.mesh)
 
-    def score_batch(
-        self, rows: Sequence[Row], T: int, B: int, memory: Any = None
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], Any]:
-        """One forward pass over `rows`, padded to B rows of T tokens.
+    def score_batch(self, rows: Sequence[Row], T: int, B: int, memory: Any = None) -> tuple[Scored, Any]:
+        """One forward pass over `rows`, padded to B rows of T tokens; it may still be running.
 
         Args:
           rows: of at most T + 1 tokens; one of fewer than 2 is padding.
@@ -181,7 +196,7 @@ class Scorer:
           memory: of a recurrent model, B rows; None for others.
 
         Returns:
-          As `score_rows`; and the new memory.
+          What `Scored.rows` gives as `score_rows` does, once it is fetched; and the new memory.
         """
         counts = [max(0, len(row.ids_N) - row.start) for row in rows]
         batch, start_B = _to_batch(rows, T, B, memory)
@@ -191,8 +206,7 @@ class Scorer:
             batch, start_B = jax.device_put((batch, start_B), layout)
             statics = (self.model, self.compute, self.target, self.tokenizer.vocab_size, K)
             logprobs_BK, greedy_BK, memory = score(*statics, self.params, batch, start_B)
-        logprobs_BK, greedy_BK = jax.device_get((logprobs_BK, greedy_BK))
-        return [(logprobs_BK[i, :n], greedy_BK[i, :n]) for i, n in enumerate(counts)], memory
+        return Scored(logprobs_BK, greedy_BK, np.asarray(counts)), memory
 
 
 def _to_batch(rows: Sequence[Row], T: int, B: int, memory: Any) -> tuple[Batch, np.ndarray]:

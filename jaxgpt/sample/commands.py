@@ -147,6 +147,13 @@ def chat(
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
     """
+    import jax
+
+    require(
+        jax.process_count() == 1,
+        f"`jaxgpt chat` talks to one process, but {jax.process_count()} were started; start it once, "
+        "without the launcher of the cluster.",
+    )
     if not isinstance(load_run(run).data, Chat):
         _note("this run was not tuned on dialogues, so its answers may make no sense")
     require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jaxgpt.checkpoint import load_params
 from jaxgpt.config import ONE_DEVICE, ROW_AXES, Mesh, Run, load_run
@@ -51,13 +50,16 @@ def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DE
 
 
 def sampling_mesh(run: Run, mesh: Mesh) -> jax.sharding.Mesh:
-    """A mesh of as many of this machine's devices as these axes ask for (all with a -1).
+    """A mesh of as many of this process's devices as these axes ask for.
+
+    Axes that ask for more, or for all with a -1, get the devices of all processes, and every process
+    must take part; otherwise each works on its own devices and finds the same.
 
     Raises:
       UserError: too few devices, or axes that do not divide the model.
     """
-    asked = list(dataclasses.asdict(mesh).values())
-    devices = jax.devices() if -1 in asked else jax.devices()[: int(np.prod(asked))]
+    asked, here = math.prod(dataclasses.asdict(mesh).values()), jax.local_devices()
+    devices = here[:asked] if 0 < asked <= len(here) else jax.devices()
     sizes = mesh.resolve(len(devices))
     batch = dataclasses.replace(run.train, batch_size=math.prod(sizes[a] for a in ROW_AXES), accumulate=1)
     dataclasses.replace(run, mesh=mesh, train=batch).check_mesh(len(devices))

@@ -27,7 +27,7 @@ def read_args(args: list[str], command: str) -> Run:
 
 def train(args: list[str]) -> int:
     """Train a config, or resume it. Exit codes: 0 done, 2 a mistake to mend, 3 diverged or not
-    saved, 75 stopped by a signal with everything saved.
+    saved, 4 another process ended, 75 stopped by a signal with everything saved.
     """
     run = read_args(args, "train")
     from jaxgpt.checkpoint import SaveError

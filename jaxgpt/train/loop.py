@@ -25,7 +25,7 @@ from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
-from jaxgpt.sharding import batch_sharding, make_mesh
+from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
@@ -72,9 +72,8 @@ def train(run: Run, *, progress: bool = True) -> Result:
         f"{field} {run.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
         f"set it to {tokenizer.vocab_size} or more.",
     )
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    rows = run.train.batch_size // jax.process_count()
-    shape = {"model_length": run.length, "batch_size": rows, "task": run.task, **processes}
+    part = process_rows(batch_sharding(mesh), run.train.batch_size)
+    shape = {"model_length": run.length, "batch_size": run.train.batch_size, "task": run.task, "part": part}
     data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
     validation = validation_batches(run.data, tokenizer, **shape)
 
@@ -134,6 +133,7 @@ class Loop:
         self.patience = Patience(run.train.patience, memory.get("best", math.inf), memory.get("waited", 0))
         self.skipped, self.bad = memory.get("skipped", 0), 0
         self.layout = batch_sharding(program.mesh)
+        self.part = process_rows(self.layout, run.train.batch_size)
         self.meter = Meter(
             tokens=run.train.batch_size * run.length,
             flops=flops_per_token(run.model, run.length),
@@ -145,9 +145,8 @@ class Loop:
         """The rows of this process as its part of the global batch."""
         if jax.process_count() == 1:
             return batch  # the compiled steps lay it out themselves, at no cost
-        return jax.tree.map(
-            lambda a: jax.make_array_from_process_local_data(self.layout, np.asarray(a)), batch
-        )
+        rows = self.run.train.batch_size
+        return jax.tree.map(lambda a: place_rows(self.layout, rows, self.part, a), batch)
 
     def compile(self, state: State, objective: Objective) -> None:
         """Compile the training step ahead of time; record trace, lowering and compile seconds."""
@@ -233,7 +232,7 @@ class Loop:
           done: when they were known to be there, if they were.
         """
         train = self.run.train
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         done = done or time.perf_counter()
         self.bad = int(values["bad_steps"])
         self.skipped += self.bad > 0

@@ -78,8 +78,8 @@ def test_any_number_of_processes_reads_the_same_global_batches(data):
     whole = take(iterator(data, batch_size=4), 40)
     for count in (2, 4):
         parts = [
-            take(iterator(data, batch_size=4 // count, process_index=i, process_count=count), 40)
-            for i in range(count)
+            take(iterator(data, batch_size=4, part=range(i, i + 4 // count)), 40)
+            for i in range(0, 4, 4 // count)
         ]
         for step in range(40):
             joined = np.concatenate([part[step] for part in parts], axis=1)
@@ -89,7 +89,7 @@ def test_any_number_of_processes_reads_the_same_global_batches(data):
 def test_a_state_moves_between_numbers_of_processes(data):
     one = iterator(data, batch_size=4)
     take(one, 7)
-    two = [iterator(data, batch_size=2, process_index=i, process_count=2) for i in range(2)]
+    two = [iterator(data, batch_size=4, part=part) for part in ([0, 1], [2, 3])]
     for part in two:
         part.set_state(one.get_state())
     joined = np.concatenate([take(part, 1)[0] for part in two], axis=1)
@@ -108,7 +108,7 @@ def test_validation_predicts_every_token_once_in_any_layout(corpus):
     for count, size in ((1, 5), (2, 3), (4, 1)):
         layout = [
             validation_batches(
-                data, BYTES, model_length=64, batch_size=size, process_index=i, process_count=count
+                data, BYTES, model_length=64, batch_size=size * count, part=range(i * size, (i + 1) * size)
             )
             for i in range(count)
         ]
@@ -135,9 +135,9 @@ def test_streams_of_another_batch_size_are_refused(corpus):
 
 def test_validation_streams_are_the_same_for_any_number_of_processes(corpus):
     data = Text(path=str(corpus), contiguous=True)
-    shape = {"model_length": 64, "batch_size": 2}
-    whole = list(map(arrays, validation_batches(data, BYTES, model_length=64, batch_size=4)))
-    parts = [validation_batches(data, BYTES, **shape, process_index=i, process_count=2) for i in range(2)]
+    shape = {"model_length": 64, "batch_size": 4}
+    whole = list(map(arrays, validation_batches(data, BYTES, **shape)))
+    parts = [validation_batches(data, BYTES, **shape, part=part) for part in ([0, 1], [2, 3])]
     joined = [np.concatenate(both, axis=1) for both in zip(*(map(arrays, p) for p in parts), strict=True)]
     np.testing.assert_array_equal(joined, whole)
     held = Corpus(corpus, "validation")

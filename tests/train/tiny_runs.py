@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,16 @@ def write_config(run: Run, folder: Path) -> Path:
 
 def command(config: Path, *args: str, devices: int = 8, fault: str = "") -> subprocess.CompletedProcess:
     """`jaxgpt train CONFIG ARGS` in a process of its own."""
-    env = {
+    process = start("train", str(config), *args, devices=devices, fault=fault)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(
+    *words: str, devices: int, fault: str = "", env: Mapping[str, str] | None = None
+) -> subprocess.Popen:
+    """`jaxgpt WORDS`, begun in a process of its own."""
+    own = {
         "PYTHONPATH": str(Path(jaxgpt.__file__).parents[1]),
         "JAX_NUM_CPU_DEVICES": str(devices),
         "FAULT": fault,
@@ -112,9 +123,43 @@ def command(config: Path, *args: str, devices: int = 8, fault: str = "") -> subp
         "COLUMNS": "500",  # log lines are not wrapped
     }
     if kept := jax.config.jax_compilation_cache_dir:  # what one of them compiles, the others need not
-        env |= {"JAX_COMPILATION_CACHE_DIR": str(kept), "PYTHONPYCACHEPREFIX": f"{kept}/bytecode"}
-    line = [sys.executable, "-m", "jaxgpt.cli", "train", str(config), *args]
-    return subprocess.run(line, env=os.environ | env, capture_output=True, text=True)
+        own |= {"JAX_COMPILATION_CACHE_DIR": str(kept), "PYTHONPYCACHEPREFIX": f"{kept}/bytecode"}
+    line = [sys.executable, "-m", "jaxgpt.cli", *words]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, env=os.environ | own | dict(env or {}), text=True, **pipes)
+
+
+def start_cluster(
+    *words: str, count: int = 2, faults: Mapping[int, str] | None = None, last: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """A command in several processes of one device each, connected over loopback.
+
+    Args:
+      words: of the command.
+      count: how many.
+      faults: by process; see `FAULTY`.
+      last: more words, for the last process alone.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    numbers = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    return [
+        start(
+            *words,
+            *(last if i == count - 1 else ()),
+            devices=1,
+            fault=(faults or {}).get(i, ""),
+            env=numbers | {"JAX_PROCESS_ID": str(i)},
+        )
+        for i in range(count)
+    ]
+
+
+def ends(processes: Iterable[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """(exit code, output, errors) of each process, when all have ended."""
+    said = [process.communicate() for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 def strict(line: str) -> dict[str, Any]:
