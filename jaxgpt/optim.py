@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers
 
 from jaxgpt.config import Optim
@@ -82,10 +83,12 @@ def make_optimizer(
     )
     if optim.name == "adamw" and len(learned) == len(flat):
         return optax.chain(clip, adamw)
-    muon = optax.contrib.muon(
-        schedule(optim, steps, optim.muon_lr),
-        weight_decay=optim.weight_decay,
-        muon_weight_dimension_numbers=tree(dims),
+    muon = spread_layers(
+        optax.contrib.muon(
+            schedule(optim, steps, optim.muon_lr),
+            weight_decay=optim.weight_decay,
+            muon_weight_dimension_numbers=tree(dims),
+        )
     )
 
     # What is no matrix goes to our own AdamW: that inside optax's muon decays vectors, too.
@@ -95,6 +98,31 @@ def make_optimizer(
     # The third group is empty since frozen parameters are split off; older checkpoints name it.
     parts: Any = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
     return optax.chain(clip, optax.partition(parts, tree(group)))
+
+
+def spread_layers(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation of stacked matrices [L, ...] whose layers are shared out over the mesh.
+
+    Left alone, devices that hold the same matrices all iterate on them, and those that hold parts of
+    one exchange products in every iteration. An axis of the mesh takes part if the layers divide by it.
+    """
+
+    def by_layer(x: jax.Array) -> jax.Array:
+        mesh, axes, parts = jax.sharding.get_abstract_mesh(), list[str](), 1
+        if mesh.empty or x.ndim < 3:
+            return x
+        for axis, size in mesh.shape.items():
+            if size > 1 and x.shape[0] % (parts * size) == 0:
+                axes, parts = [*axes, axis], parts * size
+        if not axes:
+            return x
+        return jax.lax.with_sharding_constraint(x, P(tuple(axes), *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = jax.tree.map(by_layer, (updates, state))
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def split_trainable(params: Any, abstract: nnx.State, trainable: Trainable) -> tuple[Any, Any]:

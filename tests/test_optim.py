@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import FLOAT32, GPT2, HERE, MODERN, sharp_params
+from tiny import FLOAT32, GPT2, HERE, MODERN, ONE, mesh, sharp_params
 
 from jaxgpt.config import Optim
-from jaxgpt.models import abstract_model
+from jaxgpt.models import abstract_model, init_params
 from jaxgpt.optim import make_optimizer, schedule
 
 STEPS, WARMUP = 100, 10
@@ -123,3 +123,20 @@ def test_gradients_are_clipped_by_their_global_norm():
     for path, whole in free.items():
         assert bound[path] == pytest.approx(whole * 2.0 / size, rel=1e-3)
         assert loose[path] == pytest.approx(whole)
+
+
+def test_muons_iterations_are_shared_out_over_the_mesh():
+    """Eight devices that hold the same eight layers each orthogonalise one of them."""
+    deep = replace(GPT2, layers=8)
+    optimizer = make_optimizer(replace(OPTIM, name="muon"), STEPS, abstract_model(deep, FLOAT32, HERE)[1])
+    shapes = jax.eval_shape(lambda: init_params(deep, FLOAT32, HERE, jax.random.key(0)))
+    state = jax.eval_shape(optimizer.init, shapes)
+
+    def flops(devices: int) -> float:
+        with jax.set_mesh(mesh(ONE | {"data": devices})):
+            whole = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.P()), (shapes, state, shapes)
+            )
+            return jax.jit(optimizer.update).lower(*whole).compile().cost_analysis()["flops"]
+
+    assert flops(8) < flops(1) / 4
