@@ -90,7 +90,8 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
         return State(zero, zero, params, program.optimizer.init(program.split(params)[0]), memory)
 
     # It runs once: on a CPU optimising it takes longer than what it then saves.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    here = Target.of(program.mesh).platform  # where it runs, whatever it is built for
+    options = {"xla_backend_optimization_level": 1} if here == "cpu" else None
     with jax.set_mesh(program.mesh):
         born = jax.jit(
             fresh,

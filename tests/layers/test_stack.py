@@ -124,3 +124,33 @@ def test_stacking_names_the_new_axis() -> None:
         ("inner", "weight"): ("layers", "embed", "mlp"),
         ("norm", "scale"): ("layers", "vector"),
     }
+
+
+@pytest.mark.parametrize("unroll", [1, L], ids=["scanned", "unrolled"])
+def test_remat_keeps_less_also_between_unrolled_layers(unroll: int) -> None:
+    """The compiler would find what is computed again, and keep the first."""
+    graphdef, state = nnx.split(stacked(WideLayer, KEY, L))
+    params, x = nnx.to_pure_dict(state), jnp.ones((4, 64, D))
+
+    def temporaries(remat: str) -> int:
+        compute = Compute(dtype="float32", remat=remat, unroll=unroll)
+
+        def total(params, x):
+            blocks = nnx.merge(graphdef, params)
+            return jnp.sum(scan_layers(blocks, x, None, lambda b, x, _: (b(x), None), compute, HERE)[0])
+
+        return jax.jit(jax.grad(total)).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries("full") < 0.7 * temporaries("none")
+
+
+class WideLayer(nnx.Module):
+    """A residual branch of eight times the stream's width."""
+
+    def __init__(self, key: jax.Array) -> None:
+        how = {"bias": False, "std": 0.5, "dtype": jnp.dtype("float32"), "target": HERE}
+        self.up = Linear(key, (D,), (32 * D,), ("embed", "mlp"), **how)
+        self.down = Linear(key, (32 * D,), (D,), ("mlp", "embed"), **how)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.down(jnp.tanh(self.up(x)))
