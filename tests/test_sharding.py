@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from jaxgpt.topology import Topology
 from tiny import MESHES, MIXED, MODELS, ONE, T, make_run, mesh
 
 from jaxgpt.config import Optim, UserError
@@ -25,7 +26,6 @@ from jaxgpt.sharding import (
     process_rows,
     spec,
 )
-from jaxgpt.topology import Topology
 from jaxgpt.train.state import init_state, make_program
 
 LARGEST_VECTOR = 2 * 128  # a bias of the MLP, of both layers
