@@ -14,6 +14,7 @@ from jaxgpt.aot import Decoding
 from jaxgpt.aot.programs import compile_on
 from jaxgpt.aot.topology import Topology
 from jaxgpt.config import Run, UserError, from_json
+from jaxgpt.layers.kernels.gpu import assume_hopper
 from jaxgpt.sharding import make_mesh
 
 
@@ -24,6 +25,8 @@ def main() -> None:
     try:
         run, topology = from_json(Run, request["run"]), Topology(request["where"])
         decoding = Decoding(**request["decoding"])
+        if topology.chip.platform == "cuda":
+            assume_hopper()
         devices = topology.describe()
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
         reports = [

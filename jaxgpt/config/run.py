@@ -21,8 +21,8 @@ class Compute:
     """Activations and matrix products; parameters, norms, softmax and losses stay float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, each layer, or all but the matrix products."""
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """Attention kernel; auto takes the fastest one that can run here and says which."""
+    attention: Literal["auto", "xla", "cudnn", "cudnn_packed", "splash", "tokamax"] = "auto"
+    """Attention kernel; auto takes the fastest that can run here and says which (tokamax if asked only)."""
     strict: bool = False
     """Raise instead of falling back to a slower attention kernel."""
     loss_chunk: int = 8192

@@ -127,35 +127,53 @@ def slots_of(cache: Cache) -> int:
 def cached_layers(
     blocks: Any,
     x_BTD: jax.Array,
+    rows: Any,
     per_layer: Any,
     cache: Cache,
-    call: Callable[[Any, jax.Array, Any, Any], tuple[jax.Array, Any]],
+    call: Callable[[Any, jax.Array, Any, Any, Any, int], tuple[jax.Array, Any]],
+    *,
+    period: int = 1,
 ) -> tuple[jax.Array, Cache]:
-    """Run `x, held = call(block, x, per_layer[i], held)` through the layers, `held` being each one's cache.
+    """Run `x, held = call(block, x, rows, per_layer[i], held, i % period)` through the layers.
 
     Args:
       blocks: stacked (`layers.stack.stacked`) where the cache is, an `nnx.List` where it is not.
       x_BTD: [B, T, D].
+      rows: a pytree of what every layer is told.
       per_layer: a pytree of host arrays with a leading layer axis: what differs by layer. Where layers
         are apart, the program holds it as constants.
       cache: of all layers.
-      call: applies one layer.
+      call: applies one layer; `held` is its cache.
+      period: after how many layers their kinds repeat, as in `layers.stack.run_layers`.
 
     Returns:
       The last x and the new cache.
     """
     if not isinstance(cache, StackedCache):
-        held = list[LayerCache]()
-        for i, (block, layer) in enumerate(zip(cast("Iterable[Any]", blocks), cache, strict=True)):
-            x_BTD, layer = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer), layer)
-            held.append(layer)
-        return x_BTD, tuple(held)
+        apart = list[LayerCache]()
+        for i, (block, held) in enumerate(zip(cast("Iterable[Any]", blocks), cache, strict=True)):
+            own = jax.tree.map(operator.itemgetter(i), per_layer)
+            x_BTD, layer = call(block, x_BTD, rows, own, held, i % period)
+            apart.append(layer)
+        return x_BTD, tuple(apart)
     graphdef, params = nnx.split(blocks)
+    layers = len(cache.k_LBGSK)
+    whole = layers - layers % period
 
-    def body(carry: tuple[jax.Array, StackedCache], layer: tuple[Any, Any, jax.Array]) -> tuple[Any, None]:
-        (x_BTD, stack), (mine, given, i) = carry, layer
-        x_BTD, held = call(nnx.merge(graphdef, mine), x_BTD, given, StackedLayer(stack, i))
-        return (x_BTD, held.stack), None
+    def turn(carry: tuple[jax.Array, StackedCache], start: Any, size: int) -> tuple[Any, Any]:
+        """`size` layers from `start` on. Each is read where it lies: slices of the stack would be copies."""
+        x_BTD, stack = carry
+        for place in range(size):
+            i = jnp.asarray(start + place)
+            mine, own = jax.tree.map(
+                lambda x, i=i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), (params, per_layer)
+            )
+            x_BTD, held = call(nnx.merge(graphdef, mine), x_BTD, rows, own, StackedLayer(stack, i), place)
+            stack = held.stack
+        return x_BTD, stack
 
-    layers = jnp.arange(len(cache.k_LBGSK))
-    return jax.lax.scan(body, (x_BTD, cache), (params, per_layer, layers))[0]
+    def body(carry: Any, start: jax.Array) -> tuple[Any, None]:
+        return turn(carry, start, period), None
+
+    carry, _ = jax.lax.scan(body, (x_BTD, cache), jnp.arange(0, whole, period))
+    return turn(carry, whole, layers - whole)

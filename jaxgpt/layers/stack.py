@@ -1,11 +1,12 @@
 """A stack of equal layers: one module whose parameters carry a leading layer axis, or a list.
 
-Training scans over the stacked form; decoding runs the unstacked one, since a scan over a stacked
-key-value cache copies it at every step.
+Training scans over the stacked form, a period of layers in a turn; on a CPU decoding runs the unstacked
+one, since a scan over a stacked key-value cache copies it there at every step.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from flax import nnx
 from jaxgpt.config import Compute
 from jaxgpt.target import Target
 
+Call = Callable[[Any, jax.Array, Any, Any, int], tuple[jax.Array, Any]]
+"""`x, extra = call(layer, x, rows, own, place)`; see `run_layers`."""
 REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -34,56 +37,102 @@ def stacked(make: Callable[[jax.Array], nnx.Module], key: jax.Array, layers: int
     return nnx.merge(graphdef, abstract)
 
 
-def scan_layers(
-    block: nnx.Module,
+def run_layers(
+    blocks: Any,
     x_BTD: jax.Array,
+    rows: Any,
     per_layer: Any,
-    call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    call: Call,
     compute: Compute,
     target: Target,
+    *,
+    period: int = 1,
 ) -> tuple[jax.Array, Any]:
-    """Run `x, extra = call(layer, x, per_layer[i])` through the stacked layers.
+    """Run `x, extra = call(layer, x, rows, per_layer[i], i % period)` through the layers.
+
+    Stacked layers are scanned, `period` of them in a turn, so that what differs in kind within a
+    period (a window, which a kernel must know) is a Python number; layers left over make a shorter
+    scan. The remat policy is each layer's own.
 
     Args:
-      block: from `stacked`.
+      blocks: from `stacked`, or an `nnx.List` of layers.
       x_BTD: [B, T, D].
-      per_layer: a pytree with a leading layer axis (keys, windows): what differs by layer.
+      rows: a pytree of what every layer is told.
+      per_layer: a pytree with a leading layer axis (keys, frequencies): what differs in value.
       call: applies one layer.
-      compute: gives the remat policy and how far the scan is unrolled.
+      compute: gives the remat policy and how many layers are unrolled in a turn.
       target: as far as the config does not say the latter.
+      period: after how many layers their kinds repeat.
 
     Returns:
       The last x, and the extras of all layers with a leading layer axis.
     """
-    graphdef, params = nnx.split(block)
+    if isinstance(blocks, nnx.List):
+        extras = []
+        for i, block in enumerate(blocks):
+            own = jax.tree.map(operator.itemgetter(i), per_layer)
+            x_BTD, extra = call(block, x_BTD, rows, own, i % period)
+            extras.append(extra)
+        return x_BTD, _stack(extras)
+    graphdef, params = nnx.split(blocks)
     layers = jax.tree.leaves(params)[0].shape[0]
+    parts, done = [], 0
+    for size, turns in ((period, layers // period), (layers % period, 1)):
+        if size and turns:
+            part = _turns((params, per_layer), done, size, turns)
+            unroll = max(1, target.layers_unrolled(compute, layers) // size)
+            body = _turn(graphdef, call, compute, size, apart=unroll == 1 < turns)
+            step = functools.partial(body, rows)
+            x_BTD, extras = jax.lax.scan(step, x_BTD, part, unroll=min(unroll, turns))
+            parts.append(jax.tree.map(lambda e: e.reshape(-1, *e.shape[2:]), extras))
+            done += size * turns
+    return x_BTD, parts[0] if len(parts) == 1 else jax.tree.map(lambda *e: jnp.concatenate(e), *parts)
 
-    def body(x: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, Any]:
-        return call(nnx.merge(graphdef, layer[0]), x, layer[1])
 
-    unroll = target.layers_unrolled(compute, layers)
+def _turns(tree: Any, start: int, size: int, turns: int) -> Any:
+    """Layers from `start` on, their axis split into turns of `size`."""
+
+    def one(x_L: jax.Array) -> jax.Array:
+        part = x_L if size * turns == len(x_L) else x_L[start : start + size * turns]
+        return part.reshape(turns, size, *x_L.shape[1:])
+
+    return jax.tree.map(one, tree)
+
+
+def _turn(graphdef: Any, call: Call, compute: Compute, size: int, *, apart: bool) -> Callable[..., Any]:
+    """One turn of the scan: `size` layers after each other.
+
+    Args:
+      apart: whether forward and backward pass are loops of their own. Else the compiler would find
+        what remat computes again, and keep the first.
+    """
+
+    def layer(place: int, x: jax.Array, rows: Any, params: Any, own: Any) -> tuple[jax.Array, Any]:
+        return call(nnx.merge(graphdef, params), x, rows, own, place)
+
     if compute.remat != "none":
-        # Between unrolled layers the compiler would find what is computed again, and keep the first.
-        body = jax.checkpoint(body, policy=REMAT[compute.remat], prevent_cse=unroll > 1)
-    return jax.lax.scan(body, x_BTD, (params, per_layer), unroll=unroll)
+        how = {"policy": REMAT[compute.remat], "prevent_cse": not apart, "static_argnums": 0}
+        layer = jax.checkpoint(layer, **how)
+
+    def turn(rows: Any, x: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
+        extras = []
+        for place, (params, own) in enumerate(_each(layers, size)):
+            x, extra = layer(place, x, rows, params, own)
+            extras.append(extra)
+        return x, _stack(extras)
+
+    return turn
 
 
-def run_layers(
-    blocks: Any,
-    x_BTD: jax.Array,
-    per_layer: Any,
-    call: Callable[..., Any],
-    compute: Compute,
-    target: Target,
-) -> tuple[jax.Array, Any]:
-    """`scan_layers`, also over layers that are apart (an `nnx.List`)."""
-    if not isinstance(blocks, nnx.List):
-        return scan_layers(blocks, x_BTD, per_layer, call, compute, target)
-    extras = []
-    for i, block in enumerate(blocks):
-        x_BTD, extra = call(block, x_BTD, jax.tree.map(operator.itemgetter(i), per_layer))
-        extras.append(extra)
-    return x_BTD, jax.tree.map(lambda *parts: jnp.stack(parts), *extras)
+def _each(tree: Any, size: int) -> list[Any]:
+    """The entries of a leading axis. Split, not indexed: each index's gradient would be a whole array."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[x.squeeze(0) for x in jax.lax.split(leaf, (1,) * size)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, entry) for entry in zip(*parts, strict=True)]
+
+
+def _stack(entries: list[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *entries)
 
 
 def unstack(params: dict, layers: int) -> dict:

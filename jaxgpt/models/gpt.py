@@ -6,6 +6,7 @@ Shapes: B batch, T length, S cache slots, D width, V vocabulary, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from flax import nnx
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import GPT, Compute
-from jaxgpt.layers.attention import Attention, Mask, Seen, pick_kernel
+from jaxgpt.layers.attention import Attention
 from jaxgpt.layers.cache import Cache, HeldLayer, cached_layers, slots_of
 from jaxgpt.layers.linear import Embedding
+from jaxgpt.layers.mask import LayerFacts, Mask, RowFacts, document_starts
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.moe import Experts, Routing
 from jaxgpt.layers.norm import Norm, model_norm
@@ -45,26 +47,17 @@ class Block(nnx.Module):
         self.rate, self.post, self.target = model.dropout, model.norm_at == "post", target
 
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        positions_BT: jax.Array,
-        seen: Mask | Seen,
-        frequency_K: jax.Array | np.ndarray | None = None,
-        *,
-        real_BT: jax.Array | None = None,
-        key: jax.Array | None = None,
-        cache: HeldLayer | None = None,
-        start_B: jax.Array | None = None,
+        self, x_BTD: jax.Array, rows: RowFacts, layer: LayerFacts, cache: HeldLayer | None = None
     ) -> tuple[jax.Array, Routing | None, HeldLayer | None]:
         """The layer's output, what its routing came to (None where dense), and its cache."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None, None) if layer.key is None else jax.random.split(layer.key)
 
         def attend(x_BTD: jax.Array) -> tuple[jax.Array, HeldLayer | None]:
-            return self.attention(x_BTD, positions_BT, seen, frequency_K, cache, start_B)
+            return self.attention(x_BTD, rows, layer, cache)
 
         def mix(x_BTD: jax.Array) -> tuple[jax.Array, Routing | None]:
             if isinstance(self.mlp, Experts):
-                return self.mlp(x_BTD, real_BT)
+                return self.mlp(x_BTD, rows.real_BT)
             return self.mlp(x_BTD), None
 
         x_BTD, new = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, keys[0])
@@ -111,33 +104,22 @@ def run_blocks(
     Returns:
       Features before any last norm, and the mean of what the layers' routing came to.
     """
-    index_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-    alike, per_layer = len(set(model.windows)) <= 1, {"index": jnp.arange(model.layers)}
-    window = model.windows[0] if alike and model.windows else 0
-    prefix_BT = prompts(batch) if model.prefix else None
-    segments_BT = batch.segments_BT
-    mask = Mask(index_BT, index_BT, segments_BT, segments_BT, prefix_BT, causal=model.causal, window=window)
-    splash = pick_kernel(model, compute, target) == "splash"
-    # All rows are indexed alike, so one row of distances does.
-    distance_1TT = (index_BT[:1, :, None] - index_BT[:1, None]) if biased(model) else None
-    dense_BTT = None if splash else mask.dense()
-    if not alike:
-        per_layer["window"] = jnp.asarray([model.window(i) for i in range(model.layers)])
+    segments_BT, frequency_LK, key_L = batch.segments_BT, None, None
+    mask = Mask.of_rows(segments_BT, prompts(batch) if model.prefix else None, causal=model.causal)
+    rows = RowFacts(batch.positions_BT, mask, segments_BT > 0)
     if model.position == "rope":
-        per_layer["frequency"] = jnp.asarray(np.stack([frequencies(model, i) for i in range(model.layers)]))
+        frequency_LK = jnp.asarray(np.stack([frequencies(model, i) for i in range(model.layers)]))
     if key is not None and model.dropout:
-        per_layer["key"] = jax.random.split(key, model.layers)
+        key_L = jax.random.split(key, model.layers)
+    windows = model.windows or (0,)
 
-    def call(block: Block, x_BTD: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        if dense_BTT is None:
-            seen = mask
-        else:
-            seen = Seen(dense_BTT if alike else mask.dense(layer["window"]), distance_1TT)
-        positions_BT, frequency_K = batch.positions_BT, layer.get("frequency")
-        real_BT = segments_BT > 0
-        return block(x_BTD, positions_BT, seen, frequency_K, real_BT=real_BT, key=layer.get("key"))[:2]
+    def call(
+        block: Block, x_BTD: jax.Array, rows: RowFacts, own: LayerFacts, place: int
+    ) -> tuple[jax.Array, Routing | None]:
+        return block(x_BTD, rows, replace(own, window=windows[place]))[:2]
 
-    x_BTD, routing = run_layers(blocks, x_BTD, per_layer, call, compute, target)
+    per_layer, how = LayerFacts(frequency_LK, key_L), {"period": len(windows)}
+    x_BTD, routing = run_layers(blocks, x_BTD, rows, per_layer, call, compute, target, **how)
     return x_BTD, jax.tree.map(jnp.mean, routing)
 
 
@@ -149,17 +131,11 @@ def routed(x_BTD: jax.Array, routing: Routing | None) -> Features:
     return Features(x_BTD, routing.balance, stats=stats)
 
 
-def biased(model: GPT) -> bool:
-    """Whether positions enter as a bias on the scores."""
-    return model.position in ("alibi", "relative")
-
-
 def prompts(batch: Batch) -> jax.Array:
     """Where a row's tokens belong to a prompt [B, T]: up to the input of a document's first target."""
     trained_BT = batch.weights_BT > 0
     before_BT = jnp.cumsum(trained_BT, axis=1) - trained_BT  # trained targets before this one
-    starts_BT = jnp.diff(batch.segments_BT, axis=1, prepend=-1) != 0
-    base_BT = jax.lax.cummax(jnp.where(starts_BT, before_BT, 0), axis=1)
+    base_BT = jax.lax.cummax(jnp.where(document_starts(batch.segments_BT), before_BT, 0), axis=1)
     return (before_BT == base_BT) & (batch.segments_BT > 0)
 
 
@@ -218,7 +194,7 @@ class Decoder(Predictor):
         return routed(self._last(x_BTD), routing)
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prefix_B: jax.Array | None = None
+        self, tokens_BT: jax.Array, start_B: jax.Array | None, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features.
 
@@ -227,35 +203,37 @@ class Decoder(Predictor):
 
         Args:
           tokens_BT: new tokens of each row.
-          start_B: how many tokens each row holds already, the slot of its first new token.
+          start_B: how many tokens each row holds already, the slot of its first new token. None means an
+            empty cache: then rows are attended to as in training, by the same kernel.
           cache: from `init_cache`.
           prefix_B: first tokens of each row, which see each other under `GPT.prefix`; None later.
 
         Returns:
           Final features [B, T, D] and the new cache.
         """
-        model, slots = self.model, slots_of(cache)
-        index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
-        ones_BT, slot_BS = jnp.ones_like(index_BT), jnp.arange(slots)[None]
-        prefix_BS = slot_BS < prefix_B[:, None] if model.prefix and prefix_B is not None else None
-        mask = Mask(index_BT, slot_BS, ones_BT, jnp.ones_like(slot_BS), prefix_BS)
-        full_BTS = mask.dense()
-        distance_BTS = mask.distance() if biased(model) else None
-        per_layer: dict[str, np.ndarray] = {}
-        windows_L = np.asarray([model.window(i) for i in range(model.layers)], np.int32)
-        if windows_L.min() < slots:
-            per_layer["window"] = windows_L
+        model, T, slots, prefix_BS = self.model, tokens_BT.shape[1], slots_of(cache), None
+        index_BT = jnp.arange(T) + (
+            jnp.zeros((len(tokens_BT), 1), jnp.int32) if start_B is None else start_B[:, None]
+        )
+        index_1S = jnp.arange(T if start_B is None else slots)[None]
+        if model.prefix and prefix_B is not None:
+            prefix_BS = index_1S < prefix_B[:, None]
+        ones_BT = jnp.ones_like(index_BT)
+        if start_B is None:
+            mask = Mask.of_rows(ones_BT, prefix_BS, one=True)
+        else:
+            mask = Mask(index_BT, index_1S, ones_BT, jnp.ones_like(index_1S), prefix_BS)
+        rows = RowFacts(index_BT, mask, start_B=start_B)
+        frequency_LK, windows = None, model.windows or (0,)
         if model.position == "rope":
-            per_layer["frequency"] = np.stack([frequencies(model, i) for i in range(model.layers)])
+            frequency_LK = np.stack([frequencies(model, i) for i in range(model.layers)])
 
         def call(
-            block: Block, x_BTD: jax.Array, layer: dict[str, Any], held: HeldLayer
+            block: Block, x_BTD: jax.Array, rows: RowFacts, own: LayerFacts, held: HeldLayer, place: int
         ) -> tuple[jax.Array, HeldLayer | None]:
-            seen_BTS = mask.dense(jnp.asarray(layer["window"])) if "window" in layer else full_BTS
-            seen, frequency_K = Seen(seen_BTS, distance_BTS), layer.get("frequency")
-            x_BTD, _, new = block(x_BTD, index_BT, seen, frequency_K, cache=held, start_B=start_B)
+            x_BTD, _, new = block(x_BTD, rows, replace(own, window=windows[place]), held)
             return x_BTD, new
 
-        x_BTD = self._embed(tokens_BT, index_BT)
-        x_BTD, cache = cached_layers(self.blocks, x_BTD, per_layer, cache, call)
+        x_BTD, how = self._embed(tokens_BT, index_BT), {"period": len(windows)}
+        x_BTD, cache = cached_layers(self.blocks, x_BTD, rows, LayerFacts(frequency_LK), cache, call, **how)
         return self._last(x_BTD), cache

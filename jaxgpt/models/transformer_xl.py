@@ -21,9 +21,11 @@ from flax import nnx
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
-from jaxgpt.layers.attention import Mask, Seen, attend, pick_kernel
 from jaxgpt.layers.cache import Cache, HeldLayer, cached_layers, slots_of
+from jaxgpt.layers.kernels import attend, pick_kernel
+from jaxgpt.layers.kernels.base import Scores
 from jaxgpt.layers.linear import Embedding, Linear, add_bias
+from jaxgpt.layers.mask import Mask
 from jaxgpt.layers.mlp import MLP
 from jaxgpt.layers.norm import model_norm
 from jaxgpt.layers.residual import dropout, residual
@@ -124,7 +126,7 @@ class RelativeAttention(nnx.Module):
         self,
         x_BTD: jax.Array,
         keys_BSD: jax.Array,
-        seen: Seen,
+        mask: Mask,
         sinusoid_ND: jax.Array,
         shared: Biases | None,
         cache: HeldLayer | None = None,
@@ -135,7 +137,7 @@ class RelativeAttention(nnx.Module):
         Args:
           x_BTD: features that ask: the last T of those that answer.
           keys_BSD: features that answer, in order.
-          seen: who sees whom; with distances where there is a cache.
+          mask: who sees whom.
           sinusoid_ND: of the distances from 0 on; of all S where there is no cache.
           shared: the biases of all layers, where a layer has none of its own.
           cache, start_B: see above.
@@ -159,9 +161,10 @@ class RelativeAttention(nnx.Module):
             assert start_B is not None
             cache = cache.append(k_BSHK, v_BSHK, start_B)
             k_BSHK, v_BSHK = cache.k_BSGK, cache.v_BSGK
-            back_B1TS = jnp.clip(seen.distance_BTS, 0, len(r_NHK) - 1)[:, None]
+            back_B1TS = jnp.clip(mask.distance(), 0, len(r_NHK) - 1)[:, None]
             bias_BHTS = jnp.take_along_axis(by_distance(r_NHK), back_B1TS, axis=-1)
-        y_BTHK = attend(qu_BTHK, k_BSHK, v_BSHK, seen.mask_BTS, scale=self.scale, bias_BHTS=bias_BHTS)
+        scores = Scores(self.scale, self.target, bias=bias_BHTS)
+        y_BTHK = attend(qu_BTHK, k_BSHK, v_BSHK, mask, scores)
         return self.out(y_BTHK), cache
 
 
@@ -256,24 +259,27 @@ class Recurrent(Predictor):
             per_layer["key"] = jax.random.split(layers_key, model.layers)
         index_1S = jnp.arange(M + T)[None]
         window = (M or model.memory) if model.same_length else 0
-        seen = Seen(Mask(index_1S[:, M:], index_1S, batch.segments_BT, segments_BS, window=window).dense())
+        mask = Mask(index_1S[:, M:], index_1S, batch.segments_BT, segments_BS, window=window)
         sinusoid_ND = sinusoids(M + T, model.width, model.clamp)
 
-        def call(layer: Layer, x_BTD: jax.Array, given: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        def call(
+            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], given: dict[str, jax.Array], _: int
+        ) -> tuple[jax.Array, Any]:
             keys_BSD = x_BTD
             if memory is not None:
                 keys_BSD = jnp.concatenate([given["memory"], x_BTD], axis=1)
             kept_BMD = None if memory is None else jax.lax.stop_gradient(keys_BSD[:, T:])
-            y_BTD, _ = layer(x_BTD, keys_BSD, seen, sinusoid_ND, self.biases, key=given.get("key"))
+            y_BTD, _ = layer(x_BTD, keys_BSD, *rows, self.biases, key=given.get("key"))
             return y_BTD, kept_BMD
 
-        x_BTD, kept_LBMD = run_layers(self.blocks, x_BTD, per_layer, call, self.compute, self.target)
+        rows, how = (mask, sinusoid_ND), (self.compute, self.target)
+        x_BTD, kept_LBMD = run_layers(self.blocks, x_BTD, rows, per_layer, call, *how)
         if memory is not None:
             memory = Memory(jnp.moveaxis(kept_LBMD, 0, 1), segments_BS[:, T:])
         return Features(self._last(x_BTD), memory=memory)
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: Cache, prefix_B: jax.Array | None = None
+        self, tokens_BT: jax.Array, start_B: jax.Array | None, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features; as `Decoder.decode`.
 
@@ -282,18 +288,20 @@ class Recurrent(Predictor):
         all before it.
         """
         model, slots = self.model, slots_of(cache)
+        start_B = jnp.zeros(len(tokens_BT), jnp.int32) if start_B is None else start_B
         index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         slot_1S = jnp.arange(slots)[None]
         ones_BT, ones_1S = jnp.ones_like(index_BT), jnp.ones_like(slot_1S)
         window = decoding_window(model)
         mask = Mask(index_BT, slot_1S, ones_BT, ones_1S, window=window)
-        seen = Seen(mask.dense(), mask.distance())
         sinusoid_ND = sinusoids(min(window or slots, slots), model.width, model.clamp)
 
         def call(
-            layer: Layer, x_BTD: jax.Array, _: Any, held: HeldLayer
+            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], _: None, held: HeldLayer, place: int
         ) -> tuple[jax.Array, HeldLayer | None]:
-            return layer(x_BTD, x_BTD, seen, sinusoid_ND, self.biases, held, start_B)
+            return layer(x_BTD, x_BTD, *rows, self.biases, held, start_B)
 
-        x_BTD, cache = cached_layers(self.blocks, self._embed(tokens_BT), {}, cache, call)
+        x_BTD, cache = cached_layers(
+            self.blocks, self._embed(tokens_BT), (mask, sinusoid_ND), None, cache, call
+        )
         return self._last(x_BTD), cache

@@ -93,7 +93,7 @@ class Program:
         model = self.merge(params)
         (B, T), dtype = rows.tokens_BT.shape, jnp.dtype(self.compute.dtype)
         cache = constrain_cache(init_cache(self.model, self.target, B, self.slots, dtype))
-        x_BTD, cache = model.decode(rows.tokens_BT, jnp.zeros(B, jnp.int32), cache, rows.prefix_B)
+        x_BTD, cache = model.decode(rows.tokens_BT, None, cache, rows.prefix_B)
         last_B11 = jnp.maximum(rows.length_B - 1, 0)[:, None, None]
         logits_BV = model.logits(jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
         seen_BV = None

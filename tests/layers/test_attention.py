@@ -1,142 +1,28 @@
-"""Attention against its definition; who sees whom; which kernel computes it.
+"""The layer: projections around a kernel; an empty cache; extra keys.
 
-Shapes: B batch, T queries, S keys, H heads, G key-value heads, K head width, D width.
+Shapes: B batch, T queries, P extra keys, D width, G key-value heads, K head width.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import HERE, MIXED, mesh
+from test_kernels import ROWS, B, T, definition, normal
+from tiny import HERE
 
-from jaxgpt.config import GPT, Compute, UserError
-from jaxgpt.layers.attention import Attention, Mask, Seen, attend, pick_kernel
+from jaxgpt.config import GPT, Compute
+from jaxgpt.layers.attention import Attention
+from jaxgpt.layers.cache import LayerCache
+from jaxgpt.layers.mask import LayerFacts, Mask, RowFacts
 from jaxgpt.layers.position import frequencies
-from jaxgpt.target import Target
 
 FLOAT32 = Compute(dtype="float32", attention="xla")
-B, T, K = 2, 6, 4
-ATTEND = jax.jit(attend)
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jnp.float32(np.random.default_rng(seed).standard_normal(shape))
-
-
-def definition(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, sees: Callable[[int, int, int], bool]
-) -> np.ndarray:
-    """Softmax attention, one query of one head at a time, in float64 and without jax.
-
-    The query heads h of a group, H / G neighbours, share one key-value head.
-    """
-    q, k, v = (np.asarray(a, np.float64) for a in (q_BTHK, k_BSGK, v_BSGK))
-    y = np.zeros(q.shape)
-    for b, t, h in np.ndindex(q.shape[:3]):
-        g = h // (q.shape[2] // k.shape[2])
-        keys = [s for s in range(k.shape[1]) if sees(b, t, s)]
-        powers = [np.exp(sum(q[b, t, h] * k[b, s, g]) / q.shape[-1] ** 0.5) for s in keys]
-        y[b, t, h] = sum(p * v[b, s, g] for s, p in zip(keys, powers, strict=True)) / sum(powers)
-    return y
-
-
-def square_mask(segments: list[list[int]], *, causal: bool = True) -> Mask:
-    """The mask of packed rows, as training makes it."""
-    segments_BT = jnp.asarray(segments)
-    index_BT = jnp.broadcast_to(jnp.arange(segments_BT.shape[1]), segments_BT.shape)
-    return Mask(index_BT, index_BT, segments_BT, segments_BT, causal=causal)
-
-
-SEGMENTS = [[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]]
-
-
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 2), (4, 1)])
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
-def test_attention_is_its_definition(heads: int, groups: int, causal: bool) -> None:
-    q, k, v = 3 * normal(0, B, T, heads, K), normal(1, B, T, groups, K), normal(2, B, T, groups, K)
-    mask_BTT = square_mask(SEGMENTS, causal=causal).dense()
-    y = ATTEND(q, k, v, mask_BTT)
-
-    def sees(b: int, t: int, s: int) -> bool:
-        return SEGMENTS[b][t] == SEGMENTS[b][s] and (s <= t or not causal)
-
-    np.testing.assert_allclose(y, definition(q, k, v, sees), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("window", [1, 3, 99])
-def test_a_window_counts_the_token_itself(window: int) -> None:
-    q, k, v = (normal(seed, B, T, 2, K) for seed in range(3))
-    dense = jax.jit(lambda mask, window: mask.dense(window))  # a window is scanned beside its layer
-    y = ATTEND(q, k, v, dense(square_mask(SEGMENTS), window))
-
-    def sees(b: int, t: int, s: int) -> bool:
-        return SEGMENTS[b][t] == SEGMENTS[b][s] and t - window < s <= t
-
-    np.testing.assert_allclose(y, definition(q, k, v, sees), rtol=1e-5, atol=1e-5)
-    if window == 1:
-        np.testing.assert_allclose(y, v, rtol=1e-6)
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.integers(0, 3), min_size=5, max_size=5),
-    st.lists(st.integers(0, 9), min_size=5, max_size=5),
-    st.none() | st.integers(1, 10),
-    st.booleans(),
-)
-def test_a_mask_says_who_sees_whom(
-    segments: list[int], index: list[int], window: int | None, causal: bool
-) -> None:
-    """Of queries and keys that are not the same tokens, as in decoding with a cache."""
-    q_index, k_index, q_segments, k_segments = index[:2], index[2:], segments[:2], segments[2:]
-    arrays = (jnp.asarray([a]) for a in (q_index, k_index, q_segments, k_segments))
-    mask = Mask(*arrays, causal=causal)
-    if window is not None and not causal:
-        with pytest.raises(UserError, match=r"set model\.causal=True or model\.windows="):
-            mask.dense(window)
-        return
-    seen = np.asarray(mask.dense(window))[0]
-    for t, s in np.ndindex(2, 3):
-        back = q_index[t] - k_index[s]
-        expected = q_segments[t] == k_segments[s] and (not causal or back >= 0)
-        assert seen[t, s] == (expected and (window is None or back < window))
-
-
-def test_large_scores_neither_overflow_nor_hide_their_gradient() -> None:
-    q, k, v = 1e4 * normal(0, B, T, 2, K), 1e4 * normal(1, B, T, 2, K), normal(2, B, T, 2, K)
-    mask_BTT = square_mask(SEGMENTS).dense()
-    y, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask_BTT), q, k, v)
-    assert np.isfinite(y).all()
-    assert all(np.isfinite(g).all() for g in back(jnp.ones_like(y)))
-
-
-def test_scores_and_softmax_stay_float32_in_half_precision() -> None:
-    """Many keys of nearly equal weight: probabilities summed in bfloat16 would not reach 1."""
-    q, k = jnp.zeros((1, 1, 1, K), jnp.bfloat16), jnp.zeros((1, 3000, 1, K), jnp.bfloat16)
-    v = jnp.ones((1, 3000, 1, K), jnp.bfloat16)
-    y = ATTEND(q, k, v, jnp.ones((1, 1, 3000), bool))
-    assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float32), 1, rtol=1e-2)
-    # Scores of 256 and 257 are one number in bfloat16.
-    q = jnp.full((1, 1, 1, 4), 16.0, jnp.bfloat16)
-    k = jnp.asarray([[[[8.0] * 4], [[8.0] * 3 + [8.0625]]]], jnp.bfloat16)
-    v = jnp.asarray([[[[0.0] * 4], [[1.0] * 4]]], jnp.bfloat16)
-    y = ATTEND(q, k, v, jnp.ones((1, 1, 2), bool))
-    expected = 1 / (1 + np.exp(-16 * 0.0625 / 2))
-    np.testing.assert_allclose(np.asarray(y, np.float32)[0, 0, 0], expected, rtol=1e-2)
-
-
-# -------------------------------------------------------------------------------- the module
 
 MODEL = GPT(vocab_size=8, context=T, layers=2, width=12, heads=4, kv_heads=2, head_width=6)
 
@@ -158,9 +44,9 @@ def build(model: GPT) -> Attention:
 def test_the_module_is_projections_around_attention(model: GPT) -> None:
     layer, x_BTD = build(model), normal(1, B, T, 12)
     positions_BT = jnp.asarray([[0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 2, 0]])
-    mask = square_mask(SEGMENTS)
-    frequency_K = frequencies(model, 0) if model.position == "rope" else None
-    y_BTD, cache = jax.jit(lambda x: layer(x, positions_BT, Seen(mask.dense()), frequency_K))(x_BTD)
+    rows = RowFacts(positions_BT, ROWS)
+    own = LayerFacts(jnp.asarray(frequencies(model, 0)) if model.position == "rope" else None)
+    y_BTD, cache = jax.jit(lambda x: layer(x, rows, own))(x_BTD)
     assert cache is None
 
     def project(part: nnx.Module, scale: np.ndarray | None = None) -> np.ndarray:
@@ -178,113 +64,45 @@ def test_the_module_is_projections_around_attention(model: GPT) -> None:
     norms = [np.asarray(n.scale[...]) if n else None for n in (layer.q_norm, layer.k_norm)]
     assert (norms[0] is not None) == model.qk_norm
     q, k, v = project(layer.q, norms[0]), project(layer.k, norms[1]), project(layer.v)
-    seen = np.asarray(mask.dense())
+    seen = np.asarray(ROWS.dense())
     y = definition(q, k, v, lambda b, t, s: seen[b, t, s])
     y = np.tensordot(y, np.asarray(layer.out.weight[...]), 2)
     y = y if layer.out.bias is None else y + np.asarray(layer.out.bias[...])
     np.testing.assert_allclose(y_BTD, y, rtol=1e-4, atol=1e-4)
 
 
-# -------------------------------------------------------------------------------- the kernel
+def test_an_empty_cache_is_filled_and_not_read() -> None:
+    """What prefill asks: the result is that of whole rows, and of a cache read back."""
+    layer, x_BTD = build(MODEL), normal(1, B, T, 12)
+    index_BT, slot_1S = jnp.broadcast_to(jnp.arange(T), (B, T)), jnp.arange(T + 3)[None]
+    ones_BT, ones_1S = jnp.ones_like(index_BT), jnp.ones_like(slot_1S)
+    blank = LayerCache(*(jnp.full((B, T + 3, 2, 6), 7.0) for _ in range(2)))
+    whole = RowFacts(index_BT, Mask.of_rows(ones_BT, one=True))
+    read = RowFacts(index_BT, Mask(index_BT, slot_1S, ones_BT, ones_1S), start_B=jnp.zeros(B, jnp.int32))
+    run = jax.jit(lambda rows, cache: layer(x_BTD, rows, LayerFacts(window=4), cache))
+    (y, filled), (expected, same), (plain, _) = run(whole, blank), run(read, blank), run(whole, None)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(y, plain)
+    for a, b in zip(filled, same, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture
-def _fresh():
-    """The choice is made, and said, once a process."""
-    pick_kernel.cache_clear()
-    yield
-    pick_kernel.cache_clear()
-
-
-@pytest.mark.usefixtures("_fresh")
-@pytest.mark.parametrize(
-    ("asked", "level", "words"),
-    [
-        ("auto", logging.INFO, "attention kernel: xla"),
-        (
-            "cudnn",
-            logging.WARNING,
-            "attention kernel: xla instead of cudnn, because it needs a GPU, not a CPU",
-        ),
-        (
-            "splash",
-            logging.WARNING,
-            "attention kernel: xla instead of splash, because it needs a TPU, not a CPU",
-        ),
-        ("xla", None, ""),
-    ],
-)
-def test_the_kernel_is_picked_once_and_said(
-    asked: str, level: int | None, words: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "jaxgpt")
-    for _ in range(2):
-        assert pick_kernel(MODEL, Compute(attention=asked), HERE) == "xla"
-    assert [r.levelno for r in caplog.records] == [level] * (level is not None)
-    assert caplog.text.count(words or "attention kernel") == (level is not None)
-
-
-@pytest.mark.usefixtures("_fresh")
-@pytest.mark.parametrize(
-    ("platform", "model", "compute", "kernel"),
-    [
-        ("gpu", GPT(), Compute(), "cudnn"),
-        ("gpu", GPT(), Compute(dtype="float32"), "compute.dtype bfloat16, not float32"),
-        ("gpu", GPT(head_width=100), Compute(), "multiple of 8 up to 128, not 100"),
-        ("gpu", GPT(), Compute(attention="splash"), "a TPU, not a GPU"),
-        ("tpu", GPT(windows=(64,)), Compute(dtype="float32"), "splash"),
-        ("tpu", GPT(windows=(64, 0)), Compute(), r"same window in every layer, not model.windows \(64, 0\)"),
-        ("tpu", GPT(windows=(64, 0)), Compute(attention="xla"), "xla"),
-    ],
-)
-def test_a_platform_takes_its_fastest_or_says_why_not(
-    platform: str,
-    model: GPT,
-    compute: Compute,
-    kernel: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    target = Target(platform, platform)
-    if " " not in kernel:
-        assert pick_kernel(model, replace(compute, strict=True), target) == kernel
-        return
-    assert pick_kernel(model, compute, target) == "xla"
-    assert caplog.records[0].levelno == logging.WARNING
-    with pytest.raises(UserError, match=f"cannot run here: it needs a?.*{kernel}; use 'xla'"):
-        pick_kernel(model, replace(compute, strict=True), target)
-
-
-@pytest.mark.usefixtures("_fresh")
-def test_strict_raises_instead_of_falling_back() -> None:
-    message = "compute.attention is 'cudnn' but cudnn cannot run here: it needs a GPU, not a CPU; use 'xla'"
-    with pytest.raises(UserError, match=message):
-        pick_kernel(MODEL, Compute(attention="cudnn", strict=True), HERE)
-    assert pick_kernel(MODEL, Compute(attention="auto", strict=True), HERE) == "xla"  # nothing faster is here
-
-
-@pytest.mark.parametrize(
-    ("causal", "window"),
-    [(True, 0), (True, 33), (False, 0)],
-    ids=["causal", "window", "both ways"],
-)
-@pytest.mark.parametrize("sizes", [{}, MIXED], ids=["one device", "eight"])
-def test_splash_attention_equals_the_plain_one(causal: bool, window: int, sizes: dict[str, int]) -> None:
-    """The TPU kernel itself, interpreted: values and gradients, a length that is no multiple of its
-    tiles, documents, grouped queries, rows and heads spread over a mesh.
-    """
-    rng = np.random.default_rng(0)
-    long = 150
-    segments = np.sort(rng.integers(1, 4, (4, long)), axis=1)
-    mask = replace(square_mask(segments.tolist(), causal=causal), window=window)
-    q, k, v, cotangent = (normal(i, 4, long, heads, 16) for i, heads in enumerate((4, 2, 2, 4)))
+def test_extra_keys_count_in_a_cache_too_and_their_absence_is_none() -> None:
+    """A query in a cache sees them as the last one of whole rows does."""
+    layer, x_BTD, ones_BT = build(MODEL), normal(1, B, T, 12), jnp.ones((B, T), jnp.int32)
+    extra = (normal(2, 1, 3, 2, 6), normal(3, 1, 3, 2, 6))
+    index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
 
     @jax.jit
-    def both(seen: Mask | jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        y, back = jax.vjp(lambda q, k, v: attend(q, k, v, seen, interpret=True), q, k, v)
-        return y, back(cotangent)
+    def run(x: jax.Array, rows: RowFacts, *more: Any) -> Any:
+        return layer(x, rows, LayerFacts(), *more)
 
-    plain = both(mask.dense())
-    with jax.set_mesh(mesh(sizes)) if sizes else nullcontext():
-        found = both(mask)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    rows = RowFacts(index_BT, Mask.of_rows(ones_BT, one=True))
+    blank = LayerCache(*(jnp.zeros((B, T, 2, 6)) for _ in range(2)))
+    (whole, cache), (without, _) = run(x_BTD, rows, blank, extra), run(x_BTD, rows)
+    assert np.abs(whole - without).max() > 0.1
+    mask = Mask(index_BT[:, -1:], index_BT, ones_BT[:, :1], ones_BT)
+    last = RowFacts(index_BT[:, -1:], mask, start_B=index_BT[:, -1])
+    y_B1D, _ = run(x_BTD[:, -1:], last, cache, extra)
+    np.testing.assert_allclose(y_B1D[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
+    assert run.lower(x_BTD, rows).as_text() == run.lower(x_BTD, rows, None, None).as_text()

@@ -19,10 +19,12 @@ from tiny import HERE, assert_close, assert_same
 from jaxgpt.config import Compute
 from jaxgpt.layers.linear import Linear
 from jaxgpt.layers.norm import Norm
-from jaxgpt.layers.stack import scan_layers, stacked, unstack
+from jaxgpt.layers.stack import run_layers, stacked, unstack
 
 L, D = 4, 6
 KEY = jax.random.key(0)
+ROWS = jnp.float32([0.9, 1.1])[:, None, None]
+"""What all layers are told of the rows."""
 
 
 class Layer(nnx.Module):
@@ -38,8 +40,16 @@ class Layer(nnx.Module):
         return x_BTD + gain * jnp.tanh(self.inner(self.norm(x_BTD)))
 
 
-def call(layer: Layer, x_BTD: jax.Array, own: dict[str, jax.Array]) -> tuple[jax.Array, None]:
-    return layer(x_BTD, own["gain"]), None
+WINDOWS = (4, 0)
+"""What differs in kind, as windows do: a Python number in a layer's call."""
+
+
+def call(
+    layer: Layer, x_BTD: jax.Array, rows: jax.Array, own: dict[str, jax.Array], place: int
+) -> tuple[jax.Array, jax.Array]:
+    x_BTD = layer(x_BTD, own["gain"]) * rows
+    x_BTD = x_BTD + 1 if WINDOWS[place % 2] else x_BTD
+    return x_BTD, x_BTD.sum()
 
 
 @cache
@@ -57,34 +67,58 @@ def loss(through: Callable[[dict, jax.Array, dict], jax.Array]) -> Callable[...,
     return lambda params, x_BTD, own: jnp.sum(weights_BTD * through(params, x_BTD, own))
 
 
-def by_scan(compute: Compute) -> Callable[..., jax.Array]:
-    graphdef, _ = nnx.split(stacked(Layer, KEY, L))
-    return loss(
-        lambda params, x, own: scan_layers(nnx.merge(graphdef, params), x, own, call, compute, HERE)[0]
-    )
+GRAPH = nnx.split(stacked(Layer, KEY, L))[0]
 
 
-def by_loop(params: dict, x_BTD: jax.Array, own: dict) -> jax.Array:
+def by_scan(compute: Compute, period: int = 1) -> Callable[..., jax.Array]:
+    def through(params: dict, x_BTD: jax.Array, own: dict) -> jax.Array:
+        blocks = nnx.merge(GRAPH, params)
+        x_BTD, _ = run_layers(blocks, x_BTD, ROWS, own, call, compute, HERE, period=period)
+        return x_BTD
+
+    return loss(through)
+
+
+def by_loop(params: dict, x_BTD: jax.Array, own: dict, period: int) -> tuple[jax.Array, list[jax.Array]]:
     graphdef, _ = nnx.split(Layer(KEY))
+    extras = []
     for i, layer in unstack(params, L).items():
-        x_BTD = nnx.merge(graphdef, layer)(x_BTD, own["gain"][i])
-    return x_BTD
+        mine = {name: x[i] for name, x in own.items()}
+        x_BTD, extra = call(nnx.merge(graphdef, layer), x_BTD, ROWS, mine, i % period)
+        extras.append(extra)
+    return x_BTD, extras
 
 
 @cache
-def of_the_loop() -> Any:
-    return jax.jit(jax.value_and_grad(loss(by_loop), (0, 1, 2)))(*inputs())
+def of_the_loop(period: int) -> Any:
+    run = loss(lambda params, x, own: by_loop(params, x, own, period)[0])
+    return jax.jit(jax.value_and_grad(run, (0, 1, 2)))(*inputs())
 
 
-@pytest.mark.parametrize("unroll", [None, 1, 2, 99])
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-def test_scan_is_a_loop_in_value_and_gradients(remat: str, unroll: int | None) -> None:
+@pytest.mark.parametrize("period", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [("none", None), ("none", 1), ("full", 2), ("full", 1), ("dots", 1), ("dots", 99)]
+)
+def test_scan_is_a_loop_in_value_and_gradients(remat: str, unroll: int | None, period: int) -> None:
+    """Four layers: whole periods of one or two, or one of three and a remainder."""
     compute = Compute(remat=remat, unroll=unroll)
-    value, grads = jax.jit(jax.value_and_grad(by_scan(compute), (0, 1, 2)))(*inputs())
-    expected, plain = of_the_loop()
+    value, grads = jax.jit(jax.value_and_grad(by_scan(compute, period), (0, 1, 2)))(*inputs())
+    expected, plain = of_the_loop(period)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_close(plain, grads, 1e-5)
     assert all(np.abs(g).max() > 1e-2 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("period", [2, 3])
+def test_what_layers_give_beside_x_is_in_their_order(period: int) -> None:
+    params, x_BTD, own = inputs()
+    how = (own, call, Compute(unroll=1), HERE)
+    stack, graphdef = nnx.merge(GRAPH, params), nnx.split(Layer(KEY))[0]
+    apart = nnx.List([nnx.merge(graphdef, p) for p in unstack(params, L).values()])
+    expected = by_loop(params, x_BTD, own, period)
+    for blocks in (stack, apart):
+        x, extras = run_layers(blocks, x_BTD, ROWS, *how, period=period)
+        assert_close((x, extras), (expected[0], jnp.stack(expected[1])), 1e-5)
 
 
 def products(jaxpr: Any) -> int:

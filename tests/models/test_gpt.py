@@ -33,6 +33,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, CausalLM, Compute
 from jaxgpt.models import abstract_model, decoding_params, flops_per_token, parameter_counts
 from jaxgpt.objectives import causal_lm
+from jaxgpt.target import Target
 
 OBJECTIVE = causal_lm(CausalLM(), VOCABULARY)
 forms = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -188,15 +189,18 @@ def test_dropout_needs_a_key_and_differs_by_layer_and_key() -> None:
 
 
 @forms
-@pytest.mark.parametrize("windows", [(), (5,)], ids=["full", "window"])
-def test_the_kernel_of_tpus_changes_nothing(
-    model: GPT, windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = replace(model, windows=windows)
-    batch, decoder = packed([(9, 7)] * 2), model_of(model)(sharp_params(model))
-    expected = jax.jit(lambda batch: decoder.hidden(batch))(batch)
-    monkeypatch.setattr("jaxgpt.models.gpt.pick_kernel", lambda *_: "splash")
-    assert_close(jax.jit(lambda batch: decoder.hidden(batch))(batch), expected, 1e-5)
+@pytest.mark.parametrize("windows", [(), (5,), (4, 0)], ids=["full", "window", "alternating"])
+def test_the_kernel_of_tpus_changes_nothing(model: GPT, windows: tuple[int, ...]) -> None:
+    """Three layers, scanned: with alternating windows a period and a remainder."""
+    model = replace(model, windows=windows, layers=3)
+    batch, params = packed([(9, 7)] * 2), sharp_params(model)
+    tpu, compute = Target("tpu", "TPU v5p", interpret=True), replace(FLOAT32, attention="splash", strict=True)
+
+    def hidden(compute: Compute, target: Target) -> jax.Array:
+        graphdef = abstract_model(model, compute, target)[0]
+        return jax.jit(lambda params: nnx.merge(graphdef, params).hidden(batch).x_BTD)(params)
+
+    assert_close(hidden(compute, tpu), hidden(FLOAT32, HERE), 1e-5)
 
 
 @forms

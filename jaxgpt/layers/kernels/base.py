@@ -1,0 +1,137 @@
+"""What kernels share: what they are told beside the mask, and plain attention, which takes whatever there is.
+
+Shapes: B batch, T queries, S keys, H heads, G key-value heads, R = H / G, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.config import GPT, Compute
+from jaxgpt.layers.linear import softcap
+from jaxgpt.layers.mask import Mask
+from jaxgpt.sharding import spec
+from jaxgpt.target import Target
+
+PAIRS = 2**21
+"""Queries times keys above which accelerators compute plain attention a chunk of queries at a time."""
+CHUNK = 128
+"""Queries at a time at least."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What beside the mask decides the scores, and where they are computed.
+
+    Attributes:
+      scale: multiplies them.
+      target: what the program is built for.
+      cap: soft-cap, before the bias; None for none.
+      bias: what to add, float32 [B, H, T, S], or a function that makes it of `Mask.distance`; `xla` alone.
+      residual: whether a kernel also returns each query's log-sum-exp of its scores [B, T, H], float32.
+    """
+
+    scale: float
+    target: Target
+    cap: float | None = None
+    bias: jax.Array | Callable[[jax.Array], jax.Array] | None = None
+    residual: bool = False
+
+
+class Kernel(NamedTuple):
+    """An entry of the table.
+
+    Attributes:
+      problem: why it cannot run, or nothing, of the model, compute and target; said once at the start.
+      run: from (q_BTHK, k_BSGK, v_BSGK, mask, scores) to y_BTHK, or to (y_BTHK, lse_BTH).
+      alone: why it returns no log-sum-exp, so that nothing can be merged with it; or nothing.
+      note: what to know about it, said with its name.
+    """
+
+    problem: Callable[[GPT, Compute, Target], str]
+    run: Callable[..., Any]
+    alone: str = ""
+    note: str = ""
+
+
+def unfit(model: GPT, target: Target, platform: str) -> str:
+    """Why no kernel of a platform could run."""
+    if target.platform != platform:
+        return f"it needs a {platform.upper()}, not a {target.platform.upper()}"
+    if model.position in ("alibi", "relative"):
+        return f"it takes no bias, as model.position {model.position!r} adds"
+    return ""
+
+
+def spread(
+    run: Callable[..., Any],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments_BT: jax.Array,
+    scores: Scores,
+) -> Any:
+    """`run(q, k, v, segments)`, on every device for its own rows and heads.
+
+    The partitioner cannot split a kernel.
+    """
+    segments_BT = jnp.broadcast_to(segments_BT, q.shape[:2])
+    if jax.sharding.get_abstract_mesh().empty:
+        return run(q, k, v, segments_BT)
+    heads, groups = (spec(("batch", "length", name, "head")) for name in ("heads", "kv_heads"))
+    layouts = (heads, groups, groups, spec(("batch", "length")))
+    out = (heads, spec(("batch", "length", "heads"))) if scores.residual else heads
+    return jax.shard_map(run, in_specs=layouts, out_specs=out, check_vma=False)(q, k, v, segments_BT)
+
+
+def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
+    """Attention by its definition: scores, softmax and sum, any mask and bias.
+
+    Where they are many, accelerators hold the scores of a chunk of queries at a time, in the
+    backward pass too.
+    """
+    (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
+    chunk = max(CHUNK, PAIRS // S)
+    if scores.target.platform == "cpu" or chunk >= T or isinstance(scores.bias, jax.Array):
+        return _plain(q_BTHK, k_BSGK, v_BSGK, mask, scores)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    # The gradients of keys and values are summed over the chunks, which asks for float32.
+    wide_k, wide_v = k_BSGK.astype(jnp.float32), v_BSGK.astype(jnp.float32)
+
+    @jax.checkpoint
+    def one(chunk: tuple[jax.Array, ...]) -> Any:
+        q, index, segments = chunk
+        part = replace(mask, q_index_BT=index, q_segments_BT=segments, layout="any")
+        return _plain(q, wide_k.astype(k_BSGK.dtype), wide_v.astype(v_BSGK.dtype), part, scores)
+
+    parts = jax.lax.map(one, tuple(map(split, (q_BTHK, mask.q_index_BT, mask.q_segments_BT))))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1, *x.shape[3:])[:, :T], parts)
+
+
+def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
+    B, T, H, K = q_BTHK.shape
+    G, bias = k_BSGK.shape[2], scores.bias
+    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * scores.scale
+    s_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+    s_BGRTS = softcap(s_BGRTS, scores.cap)
+    if bias is not None:
+        bias_BHTS = bias(mask.distance()) if callable(bias) else bias
+        s_BGRTS = s_BGRTS + bias_BHTS.reshape(-1, G, H // G, *bias_BHTS.shape[2:])
+    # A finite floor: gradients of -inf would be NaN.
+    s_BGRTS = jnp.where(mask.dense()[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(s_BGRTS, axis=-1).astype(v_BSGK.dtype)
+    y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
+    y_BTHK = y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
+    if not scores.residual:
+        return y_BTHK
+    lse_BHT = jax.nn.logsumexp(s_BGRTS, axis=-1).reshape(B, H, T)
+    return y_BTHK, lse_BHT.swapaxes(1, 2)

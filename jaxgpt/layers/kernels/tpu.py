@@ -1,0 +1,63 @@
+"""The attention kernel of TPUs: JAX's splash attention.
+
+Shapes: B batch, T length, H heads, G key-value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.config import GPT, Compute
+from jaxgpt.layers.kernels.base import Kernel, Scores, spread, unfit
+from jaxgpt.layers.mask import Mask
+from jaxgpt.target import Target
+
+LANES = 128
+"""Rows of a tile of the TPU's vector unit; splash attention takes lengths that are multiples of it."""
+
+
+def _splash_problem(model: GPT, compute: Compute, target: Target) -> str:
+    return unfit(model, target, "tpu") or ("it knows no prefix, as model.prefix has" if model.prefix else "")
+
+
+def splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, scores: Scores) -> Any:
+    """JAX's TPU kernel, which skips the blocks that causality and window hide."""
+    T = q_BTHK.shape[1]
+
+    def rows(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> Any:
+        from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # slow to import
+
+        padding = ((0, 0), (0, -T % LANES), (0, 0), (0, 0))
+        q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q * scores.scale, k, v))
+        segments = jnp.pad(segments_BT, padding[:2], constant_values=-1)
+        kernel = _splash_kernel(q.shape[1], q.shape[2], mask.causal, mask.window, scores)
+        out: Any = jax.vmap(kernel)(q, k, v, pallas.SegmentIds(segments, segments))
+        if scores.residual:
+            out = out[0], out[1][0]
+        return jax.tree.map(lambda x: x.swapaxes(1, 2)[:, :T], out)
+
+    return spread(rows, q_BTHK, k_BTGK, v_BTGK, mask.q_segments_BT, scores)
+
+
+def _splash_kernel(heads: int, length: int, causal: bool, window: int, scores: Scores) -> Any:
+    """The kernel for rows of one length, a multiple of `LANES`; long rows are cut into larger blocks."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
+    square, back = (length, length), window - 1 if window else None
+    seen = pallas.LocalMask(square, (back, 0), 0) if causal else pallas.FullMask(square)
+    sizes = (1024, 512, 256, LANES) if length >= 2**14 else (512, 256, LANES)
+    block = next(size for size in sizes if length % size == 0)
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    return pallas.make_splash_mha_single_device(
+        pallas.MultiHeadMask([seen] * heads),
+        block_sizes=pallas.BlockSizes(**dict.fromkeys(names, block)),
+        attn_logits_soft_cap=scores.cap,
+        save_residuals=scores.residual,
+        interpret=scores.target.interpret,
+    )
+
+
+SPLASH = Kernel(_splash_problem, splash)
