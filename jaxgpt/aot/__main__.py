@@ -14,7 +14,7 @@ from jaxgpt.aot import Decoding
 from jaxgpt.aot.programs import compile_on
 from jaxgpt.aot.topology import Topology
 from jaxgpt.config import Run, UserError, from_json
-from jaxgpt.layers.kernels.gpu import assume_hopper
+from jaxgpt.layers.kernels.gpu import assume_device
 from jaxgpt.sharding import make_mesh
 
 
@@ -25,9 +25,9 @@ def main() -> None:
     try:
         run, topology = from_json(Run, request["run"]), Topology(request["where"])
         decoding = Decoding(**request["decoding"])
-        if topology.chip.platform == "cuda":
-            assume_hopper()
         devices = topology.describe()
+        if topology.chip.platform == "cuda":
+            assume_device(devices[0])
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
         reports = [
             compile_on(run, mesh, name, decoding, where=topology.name, keep=request["keep"])

@@ -128,7 +128,7 @@ def _program(
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
         return jit_eval_step(run, parts, objective), (parts.abstract.params, batch)
-    compute = Compute(dtype=run.compute.dtype, attention="xla")
+    compute = Compute(dtype=run.compute.dtype, attention=run.compute.attention)
     static = sampling.Program(
         run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
     )

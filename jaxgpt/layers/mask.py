@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgpt.config import require
 
@@ -105,12 +106,12 @@ class LayerFacts:
     """In what one layer differs from its neighbours, beside its parameters.
 
     Attributes:
-      frequency_K: of the rotary embedding; None for none.
+      frequency_K: of the rotary embedding, on the host where it is a constant; None for none.
       key: of dropout; None for none.
       window: as in `Mask`; static, since a kernel is built for it.
     """
 
-    frequency_K: jax.Array | None = None
+    frequency_K: jax.Array | np.ndarray | None = None
     key: jax.Array | None = None
     window: int = field(default=0, metadata={"static": True})
 

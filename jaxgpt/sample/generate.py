@@ -91,8 +91,8 @@ class Generator:
             f"the tokenizer has {tokenizer.vocab_size} ids but the model only {model.vocab_size}; "
             "use the tokenizer that the model was trained with.",
         )
-        # Neither remat nor a training kernel plays a part here: one form shares compiled programs.
-        self.model, self.compute = model, Compute(dtype=compute.dtype, attention="xla")
+        # Remat plays no part here; the kernel of training is prefill's.
+        self.model, self.compute = model, Compute(dtype=compute.dtype, attention=compute.attention)
         self.target = Target.of(mesh)
         self.tokenizer, self.mesh = tokenizer, mesh
         self.stop = tokenizer.stop_ids

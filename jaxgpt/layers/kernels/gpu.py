@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import backend
 
 from jaxgpt.config import GPT, Compute
 from jaxgpt.layers.kernels.base import Kernel, Scores, spread, unfit
@@ -78,11 +79,12 @@ def packed_attention() -> tuple[Any, str]:
     return module, ""
 
 
-def assume_hopper() -> None:
-    """Answer JAX's cuDNN checks, which ask the GPUs of this process, as a Hopper GPU would.
+def assume_device(device: Any) -> None:
+    """Let the checks of JAX's cuDNN and of tokamax, which ask this process's own GPU, see a Hopper GPU.
 
     For a process that compiles for GPUs that are not there (`jaxgpt.aot`), and for no other.
     """
+    backend.get_default_device = lambda: device
     if module := packed_attention()[0]:
         module.check_compute_capability = lambda least: tuple(map(int, least.split("."))) <= (9, 0)
 
