@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxgpt.layers.kernels.base import SELDOM
+
 BITS = {"pred": 8, "bf16": 16} | {f"c{n}": n for n in (64, 128)}
 """Bits of an element where the name's first number does not say it (`f8e4m3fn`: 8)."""
 _COMMA = re.compile(r",\s*(?![^\[\]{}()]*[\]})])")
@@ -153,6 +155,8 @@ def _count(program: dict[str, Computation], entry: str) -> int:
             if op.kind in _REDUCERS or op.kind.startswith("all-reduce"):
                 continue
             turns, loop = 1, op.kind == "while"
+            if loop and f"/{SELDOM}/" in op.source:
+                continue
             if loop:
                 turns = _turns(op, part, program)
                 if not turns:

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import MIXED, mesh
+from tiny import HERE, MIXED, mesh
 
 from jaxgpt.aot import hlo, hlo_text
-from jaxgpt.layers.attention import attend
+from jaxgpt.layers.kernels import attend
+from jaxgpt.layers.kernels.base import SELDOM, Scores
+from jaxgpt.layers.mask import Mask
 
 B, D, LOOPS = 16, 32, 5
 SIZES = MIXED | {"fsdp": 4, "data": 1}  # fsdp 4, tensor 2
@@ -107,6 +109,15 @@ def test_a_loop_whose_turns_are_data_is_counted_once_and_named_so():
         lambda n, x, w: jax.lax.fori_loop(0, n, lambda _, x: x @ w, x), 3, jnp.zeros((B, D)), w_DD
     )
     assert (found.unknown_loops, found.product_flops) == (1, 2 * B * D * D)
+
+
+def test_a_loop_that_most_rows_do_not_enter_is_left_out():
+    def run(n, x, w):
+        with jax.named_scope(SELDOM):
+            return jax.lax.fori_loop(0, n, lambda _, x: x @ w, x)
+
+    found = compiled(run, 3, jnp.zeros((B, D)), jnp.zeros((D, D)))
+    assert (found.unknown_loops, found.product_flops) == (0, 0)
 
 
 def test_a_loop_whose_turns_have_a_bound_is_counted_as_often():
@@ -207,8 +218,8 @@ def test_a_collective_in_two_halves_is_one():
 def test_scores_are_found_as_squares_and_only_where_they_are_held():
     T = 64
     q = jnp.zeros((2, T, 4, 8))
-    mask = jnp.ones((2, T, T), bool)
-    dense = compiled(lambda q: attend(q, q, q, mask), q)
+    mask = Mask.of_rows(jnp.ones((2, T), jnp.int32))
+    dense = compiled(lambda q: attend(q, q, q, mask, Scores(1.0, HERE)), q)
     assert {array.dims[-2:] for array in dense.squares(T)} >= {(T, T)}
     assert compiled(lambda x: x @ x.T @ x, jnp.zeros((8, T))).squares(T) == []
 

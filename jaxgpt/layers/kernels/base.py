@@ -20,6 +20,8 @@ from jaxgpt.target import Target
 
 PAIRS = 2**21
 """Queries times keys above which accelerators compute plain attention a chunk of queries at a time."""
+SELDOM = "seldom"
+"""Named scope of a loop that most rows do not enter, so that who counts a program's work leaves it out."""
 CHUNK = 128
 """Queries at a time at least."""
 

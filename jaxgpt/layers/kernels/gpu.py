@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend import backend
 
 from jaxgpt.config import GPT, Compute
-from jaxgpt.layers.kernels.base import Kernel, Scores, spread, unfit
+from jaxgpt.layers.kernels.base import SELDOM, Kernel, Scores, spread, unfit
 from jaxgpt.layers.mask import Mask, document_starts
 from jaxgpt.target import Target
 
@@ -190,7 +190,8 @@ def _further(part: Callable[[jax.Array], Any], first: Any, segments_BT: jax.Arra
 
         return jax.tree.map(one, new, so_far)
 
-    return jax.lax.fori_loop(1, (most + DOCUMENTS - 1) // DOCUMENTS, overwrite, first)
+    with jax.named_scope(SELDOM):
+        return jax.lax.fori_loop(1, (most + DOCUMENTS - 1) // DOCUMENTS, overwrite, first)
 
 
 def _in_turns_forward(turn: Callable[..., Any], given: Any, segments_BT: jax.Array) -> tuple[Any, Any]:

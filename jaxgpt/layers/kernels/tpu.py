@@ -17,6 +17,8 @@ from jaxgpt.target import Target
 
 LANES = 128
 """Rows of a tile of the TPU's vector unit; splash attention takes lengths that are multiples of it."""
+LONG = 2**14
+"""Length from which on larger blocks pay."""
 
 
 def _splash_problem(model: GPT, compute: Compute, target: Target) -> str:
@@ -33,7 +35,7 @@ def splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, 
         padding = ((0, 0), (0, -T % LANES), (0, 0), (0, 0))
         q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q * scores.scale, k, v))
         segments = jnp.pad(segments_BT, padding[:2], constant_values=-1)
-        kernel = _splash_kernel(q.shape[1], q.shape[2], mask.causal, mask.window, scores)
+        kernel = _splash_kernel(*q.shape[1:], mask, scores)
         out: Any = jax.vmap(kernel)(q, k, v, pallas.SegmentIds(segments, segments))
         if scores.residual:
             out = out[0], out[1][0]
@@ -42,18 +44,22 @@ def splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, 
     return spread(rows, q_BTHK, k_BTGK, v_BTGK, mask.q_segments_BT, scores)
 
 
-def _splash_kernel(heads: int, length: int, causal: bool, window: int, scores: Scores) -> Any:
+def _splash_kernel(heads: int, length: int, width: int, mask: Mask, scores: Scores) -> Any:
     """The kernel for rows of one length, a multiple of `LANES`; long rows are cut into larger blocks."""
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
-    square, back = (length, length), window - 1 if window else None
-    seen = pallas.LocalMask(square, (back, 0), 0) if causal else pallas.FullMask(square)
-    sizes = (1024, 512, 256, LANES) if length >= 2**14 else (512, 256, LANES)
-    block = next(size for size in sizes if length % size == 0)
-    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    square, back = (length, length), mask.window - 1 if mask.window else None
+    seen = pallas.LocalMask(square, (back, 0), 0) if mask.causal else pallas.FullMask(square)
+    largest = 1024 if length >= LONG else 512
+    forward, backward = (
+        next(size for size in (1024, 512, 256, LANES) if size <= most and length % size == 0)
+        for most in (largest, largest if width <= 128 else 512)  # v5p's memory holds no more of wide heads
+    )
+    blocks = dict.fromkeys(("block_q", "block_kv"), forward)
+    blocks |= dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), backward)
     return pallas.make_splash_mha_single_device(
         pallas.MultiHeadMask([seen] * heads),
-        block_sizes=pallas.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=pallas.BlockSizes(**blocks),
         attn_logits_soft_cap=scores.cap,
         save_residuals=scores.residual,
         interpret=scores.target.interpret,
