@@ -12,7 +12,7 @@ import pytest
 from tiny import HERE, model_of
 from tiny_models import FLOAT32, MODELS, SIZE, sharp_params
 
-from jaxgpt import hlo
+from jaxgpt.aot import hlo
 from jaxgpt.batch import Batch
 from jaxgpt.config import Model, MoE, TransformerXL
 from jaxgpt.sample import program
