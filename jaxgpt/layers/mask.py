@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgpt.config import require
 
@@ -110,7 +111,7 @@ class LayerFacts:
       window: as in `Mask`; static, since a kernel is built for it.
     """
 
-    frequency_K: jax.Array | None = None
+    frequency_K: jax.Array | np.ndarray | None = None
     key: jax.Array | None = None
     window: int = field(default=0, metadata={"static": True})
 
