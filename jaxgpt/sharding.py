@@ -35,6 +35,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "vector": (),  # norms and biases of width D: too small to be worth gathering
     # activations
     "batch": ROW_AXES,
+    "rows": (*ROW_AXES, "tensor"),  # over all devices, where each row is worked on whole
     "length": (),
     "features": (),
 }

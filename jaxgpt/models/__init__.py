@@ -84,7 +84,7 @@ def trainable(model: Model) -> Callable[[tuple[Any, ...], Mapping[str, Any]], bo
 
 
 def decoding_params(model: Model, params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of the training form (stacked layers) as those of the decoding form."""
+    """Parameters of the training form (stacked layers) as those of layers apart."""
     return params | {"blocks": unstack(params["blocks"], model.layers)}
 
 

@@ -80,7 +80,7 @@ class Block(nnx.Module):
 
 
 def make_blocks(model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool) -> Any:
-    """The layers: stacked for training, or a list for decoding."""
+    """The layers: stacked, or a list of them."""
 
     def make(key: jax.Array) -> Block:
         return Block(key, model, compute, target)
@@ -147,8 +147,8 @@ class Decoder(Predictor):
       compute: types, remat and kernels.
       target: what the program is built for.
       key: for the initial parameters.
-      scanned: layers stacked for training (True) or apart for decoding (False); the parameters of
-        one form come from the other's by `decoding_params`.
+      scanned: layers stacked (True) or apart, for decoding on a CPU (False); the parameters of the
+        latter form come from the former's by `decoding_params`.
     """
 
     def __init__(

@@ -109,13 +109,9 @@ class Program:
 
     def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
         """Choose the next token of the rows that are not done and write it down."""
-        made, seen_BV = state.made, state.seen_BV
-        # Made where the projection lies, so that no device asks for the others' parts of it; then one
-        # gather of rows, instead of a sum over devices for each of many searches in them.
-        logits_BV = constrain(constrain(logits_BV, "batch", "vocab"), "batch", "features")
-        ids_B, logprobs_B = choose(
-            logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab
-        )
+        made, seen_BV, logits_BV = _as_batch(state.made), state.seen_BV, _by_rows(logits_BV)
+        chosen = choose(logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab)
+        ids_B, logprobs_B = _as_batch(chosen)
         row_B = jnp.arange(ids_B.shape[0])
         slot_B = jnp.where(made.done_B, self.slots, made.length_B)  # beyond the row: dropped
         length_B = made.length_B + ~made.done_B
@@ -128,7 +124,7 @@ class Program:
         )
         if seen_BV is not None:
             seen_BV = seen_BV.at[row_B, ids_B].set(True)
-        return State(made, seen_BV, state.cache)
+        return State(_as_batch(made), seen_BV, state.cache)
 
     def run(self, params: dict, rows: Rows, state: State, steps: jax.Array | int) -> State:
         """Decode until every row is done, `steps` tokens at most."""
@@ -146,6 +142,22 @@ class Program:
             return i + 1, self.put(rows, state, model.logits(x_BTD[:, 0]))
 
         return jax.lax.while_loop(going, step, (jnp.int32(0), state))[1]
+
+
+def _by_rows(logits_BV: jax.Array) -> jax.Array:
+    """Logits with whole rows on a device: sent once, instead of a sum for each of the searches in them.
+
+    They are first made where the projection lies, or the devices would send each other its parts. Rows
+    are spread over all devices where these divide them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = "batch" if mesh.empty or logits_BV.shape[0] % mesh.size else "rows"
+    return constrain(constrain(logits_BV, "batch", "vocab"), rows, "features")
+
+
+def _as_batch(tree: Any) -> Any:
+    """Arrays of rows laid out as a batch, so that what is spread further stays in `choose`."""
+    return jax.tree.map(lambda x: constrain(x, "batch"), tree)
 
 
 def _everywhere(made: Made) -> Made:
