@@ -174,7 +174,8 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
 
     Over `fsdp` each matrix of a layer is gathered twice in the compute type (forward, and backward or
     recomputed) and its float32 gradient scattered once, in each microbatch; embedding and output
-    projection are gathered once, since the loss makes its gradient beside its value. Over `data`
+    projection are gathered once, since the loss makes its gradient beside its value. The embedding's
+    gradient may travel as that of its tokens where they are fewer than its rows. Over `data`
     gradients are summed once. Over `tensor` the residual stream is summed twice a layer forward, twice
     backward and once where layers are recomputed (the last sum of a layer is not needed again), once
     for the embedding and once for the loss. Norms and biases are summed whole. Sums of numbers a row
@@ -193,23 +194,24 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
     _, model = abstract_model(run.model, run.compute, Target.of())
     width = jnp.dtype(run.compute.dtype).itemsize
     share = {axis: (n - 1) / n for axis, n in axes.items()}
+    tokens = run.train.batch_size * run.length / math.prod(axes[axis] for axis in ROW_AXES)
     sent = 0.0
     for path, variable in nnx.to_flat_state(model):
         names = {axis for name in variable.get_metadata()["axes"] for axis in TABLE[name]}
         others = math.prod(axes[axis] for axis in names - {"fsdp"})
         held = math.prod(variable.shape) / others  # by all devices of an fsdp group
-        table = "blocks" not in path
-        uses = 2 if table and dense.tied else 1
         if "fsdp" in names:
-            moved = (1 if table else 2) * width + 4
-            sent += run.train.accumulate * uses * share["fsdp"] * held * moved
+            moved = held * ((2 if "blocks" in path else 1) * width + 4)
+            if "embed" in path:
+                kept = min(1.0, tokens / run.train.accumulate * others / variable.shape[0])
+                moved = held * (width + 4 * kept) + (held * (width + 4) if dense.tied else 0)
+            sent += run.train.accumulate * share["fsdp"] * moved
             sent += 2 * share["data"] * 4 * held / axes["fsdp"]
         else:
             rows = axes["data"] * axes["fsdp"]
             sent += 2 * (rows - 1) / rows * 4 * held
-    rows = run.train.batch_size / math.prod(axes[axis] for axis in ROW_AXES)
     sums = (5 if run.compute.remat == "full" else 4) * run.model.layers + 2
-    return sent + 2 * share["tensor"] * sums * rows * run.length * run.model.width * width
+    return sent + 2 * share["tensor"] * sums * tokens * run.model.width * width
 
 
 def installed(platform: str) -> bool:

@@ -106,7 +106,8 @@ def compile_on(
 
 def _wanted(message: str) -> float:
     """Bytes that a program wanted, if this is a compiler's word that they were too many."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? \w*hbm", message)
+    # libtpu says "Used 147G of 95.7G hbm" or "required for HLO temporaries (52G) exceeds available HBM".
+    used = re.search(r"(?:[Uu]sed |required [^(]*\()([\d.]+)([KMGT]?)", message)
     if "RESOURCE_EXHAUSTED" not in message or used is None:
         return 0.0
     return float(used.group(1)) * 1024 ** " KMGT".index(used.group(2) or " ")
