@@ -263,7 +263,7 @@ class Recurrent(Predictor):
         sinusoid_ND = sinusoids(M + T, model.width, model.clamp)
 
         def call(
-            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], given: dict[str, jax.Array], _: int
+            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], given: dict[str, jax.Array], _window: int
         ) -> tuple[jax.Array, Any]:
             keys_BSD = x_BTD
             if memory is not None:

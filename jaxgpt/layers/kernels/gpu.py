@@ -50,7 +50,7 @@ def _cudnn_problem(model: GPT, compute: Compute, target: Target) -> str:
 
 def cudnn(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
     """NVIDIA's cuDNN by JAX's public function: no mask for rows of one document, a dense one for others."""
-    how = {"scale": scores.scale, "implementation": "cudnn"}
+    how: Any = {"scale": scores.scale, "implementation": "cudnn"}
     T = q_BTHK.shape[1]
     if mask.layout == "one" and mask.causal and mask.prefix_BS is None:
         window = (mask.window - 1, 0) if mask.window else None
@@ -231,8 +231,8 @@ def _tokamax_problem(model: GPT, compute: Compute, target: Target) -> str:
 def tokamax_kernel() -> tuple[Any, str]:
     """Tokamax's Mosaic kernel and its mask, which are private: (kernel, mask) or why they are not there."""
     try:
-        from tokamax._src.ops.attention import api, base  # slow to import
-
+        api = importlib.import_module("tokamax._src.ops.attention.api")  # slow to import
+        base = importlib.import_module("tokamax._src.ops.attention.base")
         return (api.IMPLEMENTATIONS["mosaic_gpu"], base.Mask), ""
     except (ImportError, AttributeError, KeyError) as error:
         return None, f"tokamax has no mosaic_gpu kernel here ({type(error).__name__}: {error})"

@@ -35,7 +35,7 @@ def splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, 
         padding = ((0, 0), (0, -T % LANES), (0, 0), (0, 0))
         q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q * scores.scale, k, v))
         segments = jnp.pad(segments_BT, padding[:2], constant_values=-1)
-        kernel = _splash_kernel(*q.shape[1:], mask, scores)
+        kernel = _splash_kernel(q.shape[1], q.shape[2], q.shape[3], mask, scores)
         out: Any = jax.vmap(kernel)(q, k, v, pallas.SegmentIds(segments, segments))
         if scores.residual:
             out = out[0], out[1][0]
@@ -55,7 +55,7 @@ def _splash_kernel(heads: int, length: int, width: int, mask: Mask, scores: Scor
         next(size for size in (1024, 512, 256, LANES) if size <= most and length % size == 0)
         for most in (largest, largest if width <= 128 else 512)  # v5p's memory holds no more of wide heads
     )
-    blocks = dict.fromkeys(("block_q", "block_kv"), forward)
+    blocks: Any = dict.fromkeys(("block_q", "block_kv"), forward)
     blocks |= dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), backward)
     return pallas.make_splash_mha_single_device(
         pallas.MultiHeadMask([seen] * heads),
