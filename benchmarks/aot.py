@@ -61,10 +61,10 @@ def lean_decoding(report: Any) -> bool:
     """No parameter or cache gathered; at most 2 sums a layer and 3 a token; little to send at one row."""
     inside = [c for c in report.collectives if c.depth]
     sums = sum(c.runs for c in inside if c.kind == "all-reduce")
-    # Logits, [B, V], may come together before one is chosen.
-    gathered = {n for c in inside if c.kind == "all-gather" for a in c.whole for n in a.dims}
+    # Logits, [B, V], may come together before one is chosen; nothing else has a reason to.
+    gathered = [a for c in inside if c.kind == "all-gather" for a in c.whole]
+    logits_alone = all(a.size == report.rows * 128_256 for a in gathered)
     sent = sum(c.sent * c.runs for c in inside)
-    logits_alone = gathered <= {1, report.rows, 128_256}
     return logits_alone and sums <= 2 * 32 + 3 and (report.rows > 1 or sent < 2e6)
 
 

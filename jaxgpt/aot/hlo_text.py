@@ -27,10 +27,15 @@ class Array:
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
 
     @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.dims)
+
+    @property
     def nbytes(self) -> float:
         """Bytes without padding; a 4-bit number is half a byte."""
         bits = BITS.get(self.dtype) or int(re.findall(r"\d+", self.dtype)[0])
-        return bits / 8 * math.prod(self.dims)
+        return bits / 8 * self.size
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Array:
