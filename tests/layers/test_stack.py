@@ -166,12 +166,15 @@ def test_remat_keeps_less_also_between_unrolled_layers(unroll: int) -> None:
     graphdef, state = nnx.split(stacked(WideLayer, KEY, L))
     params, x = nnx.to_pure_dict(state), jnp.ones((4, 64, D))
 
+    def one(block: WideLayer, x: jax.Array, rows: None, own: None, place: int) -> tuple[jax.Array, None]:
+        return block(x), None
+
     def temporaries(remat: str) -> int:
         compute = Compute(dtype="float32", remat=remat, unroll=unroll)
 
         def total(params, x):
             blocks = nnx.merge(graphdef, params)
-            return jnp.sum(scan_layers(blocks, x, None, lambda b, x, _: (b(x), None), compute, HERE)[0])
+            return jnp.sum(run_layers(blocks, x, None, None, one, compute, HERE)[0])
 
         return jax.jit(jax.grad(total)).lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
