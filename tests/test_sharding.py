@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from jaxgpt.topology import Topology
 from tiny import MESHES, MIXED, MODELS, ONE, T, make_run, mesh
 
+from jaxgpt.aot.topology import Topology
 from jaxgpt.config import Optim, UserError
 from jaxgpt.sharding import (
     TABLE,
