@@ -90,15 +90,15 @@ def take(stream: TrainIterator) -> np.ndarray:
 
 
 def test_resuming_at_any_row_goes_on_as_if_nothing_had_happened(mix) -> None:
-    stream, states, whole = TrainIterator(mix, 4, 0, 1, 0), [], []
+    stream, states, whole = TrainIterator(mix, 4, None, 0), [], []
     for _ in range(60):
         states.append(json.loads(json.dumps(stream.get_state())))
         whole.append(take(stream))
     for cut in (0, 1, 17, 59):
-        fresh = TrainIterator(pickle.loads(pickle.dumps(mix)), 4, 0, 1, 0)
+        fresh = TrainIterator(pickle.loads(pickle.dumps(mix)), 4, None, 0)
         fresh.set_state(states[cut])
         np.testing.assert_array_equal(take(fresh), whole[cut])
-        two = [TrainIterator(mix, 2, i, 2, 0) for i in range(2)]  # and in another number of processes
+        two = [TrainIterator(mix, 4, part, 0) for part in ((0, 1), (2, 3))]  # and in another number of processes
         for part in two:
             part.set_state(states[cut])
         np.testing.assert_array_equal(np.concatenate([take(part) for part in two], axis=1), whole[cut])
@@ -110,7 +110,7 @@ def test_resuming_at_any_row_goes_on_as_if_nothing_had_happened(mix) -> None:
 def test_a_state_of_another_mix_is_refused(mix) -> None:
     other = Mix(mix.sources, [0.6, 0.4], mix.seed)
     with pytest.raises(UserError, match="stopped in the data mix-"):
-        TrainIterator(other, 4, 0, 1, 0).set_state(TrainIterator(mix, 4, 0, 1, 0).get_state())
+        TrainIterator(other, 4, None, 0).set_state(TrainIterator(mix, 4, None, 0).get_state())
 
 
 def test_validation_of_a_mix_is_every_row_of_every_source_once() -> None:
