@@ -108,7 +108,12 @@ def attend(
     if kernel == "xla":
         y_BTHK, lse_BTH = run(q_BTHK, k_BSGK, v_BSGK, mask, both)
     else:
-        y_BTHK, lse_BTH = _with_lse(run, scores, q_BTHK, k_BSGK, v_BSGK, mask)
+        causes, structure = jax.tree.flatten(mask)
+
+        def one(q: jax.Array, k: jax.Array, v: jax.Array, causes: list[jax.Array], scores: Scores) -> Any:
+            return run(q, k, v, jax.tree.unflatten(structure, causes), scores)
+
+        y_BTHK, lse_BTH = _with_lse(one, scores, q_BTHK, k_BSGK, v_BSGK, causes)
     k_BPGK, v_BPGK = (jnp.broadcast_to(x, (B, *x.shape[1:])).astype(k_BSGK.dtype) for x in extra)
     at_T, at_P = jnp.zeros((1, T), jnp.int32), jnp.zeros((1, P), jnp.int32)
     everyone = Mask(at_T, at_P, at_T, at_P, causal=False)
@@ -119,14 +124,19 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _with_lse(
-    run: Callable[..., Any], scores: Scores, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask
+    run: Callable[..., Any],
+    scores: Scores,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    causes: list[jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """A kernel's result and log-sum-exp, both differentiable.
 
     Flash kernels drop a gradient of their log-sum-exp. But its derivative by a score is the key's
     probability, so that it is attention itself whose values are the keys.
     """
-    return run(q, k, v, mask, replace(scores, residual=True))
+    return run(q, k, v, causes, replace(scores, residual=True))
 
 
 def _with_lse_forward(run: Any, scores: Scores, *given: Any) -> tuple[Any, Any]:
@@ -134,10 +144,10 @@ def _with_lse_forward(run: Any, scores: Scores, *given: Any) -> tuple[Any, Any]:
 
 
 def _with_lse_backward(run: Any, scores: Scores, given: Any, cotangents: Any) -> tuple[Any, ...]:
-    (q, k, v, mask), (dy, dlse) = given, cotangents
-    _, back = jax.vjp(lambda q, k, v: run(q, k, v, mask, scores), q, k, v)
+    (q, k, v, causes), (dy, dlse) = given, cotangents
+    _, back = jax.vjp(lambda q, k, v: run(q, k, v, causes, scores), q, k, v)
     dq, dk, dv = back(dy)
-    mean_BTHK, back = jax.vjp(lambda values: run(q, k, values, mask, scores), k)
+    mean_BTHK, back = jax.vjp(lambda values: run(q, k, values, causes, scores), k)
     weight_BTH1 = scores.scale * dlse[..., None]
     dq += (weight_BTH1 * mean_BTHK).astype(q.dtype)
     dk += back((weight_BTH1 * q).astype(q.dtype))[0]
