@@ -114,7 +114,11 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
 
     program = jax.make_jaxpr(backward)(params, batch, jax.random.key(0)).jaxpr
     # By identity: a parameter that is kept is no new array, but one of its shape is.
-    made = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
+    given = set(program.invars)
+    for equation in program.eqns:  # nor is one seen in another shape, as layers of several kinds are
+        if equation.primitive.name == "reshape" and equation.invars[0] in given:
+            given |= set(equation.outvars)
+    made = {v for v in program.outvars if isinstance(v, Var)} - given
     arrays: list[Any] = [v.aval for v in made]
     # The loss makes the output projection's gradient in the forward pass; gradient_bytes has it.
     gradient = (run.model.vocab_size, run.model.width)

@@ -14,15 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.config import Compute
 from jaxgpt.target import Target
 
 Call = Callable[[Any, jax.Array, Any, Any, int], tuple[jax.Array, Any]]
 """`x, extra = call(layer, x, rows, own, place)`; see `run_layers`."""
+OF_A_TURN = "parameters of one layer of a turn"
 REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": jax.checkpoint_policies.save_anything_except_these_names(OF_A_TURN),
 }
 
 
@@ -84,17 +87,17 @@ def run_layers(
             body = _turn(graphdef, call, compute, size, apart=unroll == 1 < turns)
             step = functools.partial(body, rows)
             x_BTD, extras = jax.lax.scan(step, x_BTD, part, unroll=min(unroll, turns))
-            parts.append(jax.tree.map(lambda e: e.reshape(-1, *e.shape[2:]), extras))
+            parts.append(extras if size == 1 else jax.tree.map(lambda e: e.reshape(-1, *e.shape[2:]), extras))
             done += size * turns
     return x_BTD, parts[0] if len(parts) == 1 else jax.tree.map(lambda *e: jnp.concatenate(e), *parts)
 
 
 def _turns(tree: Any, start: int, size: int, turns: int) -> Any:
-    """Layers from `start` on, their axis split into turns of `size`."""
+    """Layers from `start` on; if a turn has several, their axis is split into turns of `size`."""
 
     def one(x_L: jax.Array) -> jax.Array:
         part = x_L if size * turns == len(x_L) else x_L[start : start + size * turns]
-        return part.reshape(turns, size, *x_L.shape[1:])
+        return part if size == 1 else part.reshape(turns, size, *x_L.shape[1:])
 
     return jax.tree.map(one, tree)
 
@@ -102,33 +105,32 @@ def _turns(tree: Any, start: int, size: int, turns: int) -> Any:
 def _turn(graphdef: Any, call: Call, compute: Compute, size: int, *, apart: bool) -> Callable[..., Any]:
     """One turn of the scan: `size` layers after each other.
 
+    What the backward pass keeps of the parameters must be what the scan goes over: anything made of it
+    in here, an entry of a turn too, would be kept as a copy of all parameters.
+
     Args:
       apart: whether forward and backward pass are loops of their own. Else the compiler would find
         what remat computes again, and keep the first.
     """
 
-    def layer(place: int, x: jax.Array, rows: Any, params: Any, own: Any) -> tuple[jax.Array, Any]:
+    def layer(place: int, x: jax.Array, rows: Any, layers: Any) -> tuple[jax.Array, Any]:
+        if size > 1:
+            layers = jax.tree.map(lambda a: checkpoint_name(a[place], OF_A_TURN), layers)
+        params, own = layers
         return call(nnx.merge(graphdef, params), x, rows, own, place)
 
-    if compute.remat != "none":
+    if compute.remat != "none" or size > 1:
         how = {"policy": REMAT[compute.remat], "prevent_cse": not apart, "static_argnums": 0}
         layer = jax.checkpoint(layer, **how)
 
     def turn(rows: Any, x: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
         extras = []
-        for place, (params, own) in enumerate(_each(layers, size)):
-            x, extra = layer(place, x, rows, params, own)
+        for place in range(size):
+            x, extra = layer(place, x, rows, layers)
             extras.append(extra)
-        return x, _stack(extras)
+        return x, extras[0] if size == 1 else _stack(extras)
 
     return turn
-
-
-def _each(tree: Any, size: int) -> list[Any]:
-    """The entries of a leading axis. Split, not indexed: each index's gradient would be a whole array."""
-    leaves, structure = jax.tree.flatten(tree)
-    parts = [[x.squeeze(0) for x in jax.lax.split(leaf, (1,) * size)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, entry) for entry in zip(*parts, strict=True)]
 
 
 def _stack(entries: list[Any]) -> Any:

@@ -98,7 +98,9 @@ def test_resuming_at_any_row_goes_on_as_if_nothing_had_happened(mix) -> None:
         fresh = TrainIterator(pickle.loads(pickle.dumps(mix)), 4, None, 0)
         fresh.set_state(states[cut])
         np.testing.assert_array_equal(take(fresh), whole[cut])
-        two = [TrainIterator(mix, 4, part, 0) for part in ((0, 1), (2, 3))]  # and in another number of processes
+        two = [
+            TrainIterator(mix, 4, part, 0) for part in ((0, 1), (2, 3))
+        ]  # and in another number of processes
         for part in two:
             part.set_state(states[cut])
         np.testing.assert_array_equal(np.concatenate([take(part) for part in two], axis=1), whole[cut])
