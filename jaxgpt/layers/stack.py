@@ -14,18 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxgpt.config import Compute
 from jaxgpt.target import Target
 
 Call = Callable[[Any, jax.Array, Any, Any, int], tuple[jax.Array, Any]]
 """`x, extra = call(layer, x, rows, own, place)`; see `run_layers`."""
-OF_A_TURN = "parameters of one layer of a turn"
 REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "none": jax.checkpoint_policies.save_anything_except_these_names(OF_A_TURN),
+    # Of several layers in a turn, what is a view of something kept is taken again, not copied.
+    "none": lambda primitive, *_, **__: primitive.name not in ("slice", "squeeze"),
 }
 
 
@@ -115,7 +114,7 @@ def _turn(graphdef: Any, call: Call, compute: Compute, size: int, *, apart: bool
 
     def layer(place: int, x: jax.Array, rows: Any, layers: Any) -> tuple[jax.Array, Any]:
         if size > 1:
-            layers = jax.tree.map(lambda a: checkpoint_name(a[place], OF_A_TURN), layers)
+            layers = jax.tree.map(lambda a: jax.lax.index_in_dim(a, place, keepdims=False), layers)
         params, own = layers
         return call(nnx.merge(graphdef, params), x, rows, own, place)
 
