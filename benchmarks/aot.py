@@ -107,10 +107,11 @@ ROWS = (
     Row(
         "gemma2_2b",
         "h100:1x8",
-        ("--train.batch-size", "32"),
+        ("--train.batch-size", "32", "--compute.attention", "tokamax"),
         "dense attention",
         "a kernel in every layer",
         kernel_everywhere,
+        note="tokamax",
     ),
     Row(
         "gpt3:175b",
