@@ -75,8 +75,6 @@ class Features(NamedTuple):
     Attributes:
       x_BTD: final features of every token.
       balance: load-balancing loss of a mixture of experts, weighted, a mean over the layers; else 0.
-      extra: named columns beyond these, [B] or [B, T], as an objective asks for them: a preference pair's
-        side, a reward, a reference's log-probabilities. 0 on rows of padding.
       memory: what a recurrent model keeps for the next batch, as in `Batch`.
       stats: scalars by name for the log, means over the batch; None where there is nothing to tell.
     """

@@ -129,6 +129,10 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         return sorted(self.manager.all_steps())
 
+    def whole_steps(self) -> list[int]:
+        """Those that were saved with all that a run needs to be resumed, oldest first."""
+        return [s for s in self.steps() if ALONE not in (self.manager.metrics(s) or {})]
+
     def best(self) -> int | None:
         """The step with the lowest score, the newest where none was measured."""
         steps = self.steps()
@@ -184,7 +188,7 @@ class Checkpoints:
             self.manager.close()
 
     def _explain(self, error: Exception) -> SaveError:
-        whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / "rest").exists()]
         last = f"the last whole one is step {max(whole)}" if whole else "there is no whole one yet"
         return SaveError(
             f"a checkpoint could not be written under {self.folder} ({_first(error)}); {last}: "
@@ -196,9 +200,9 @@ class Checkpoints:
 
         A damaged one is moved to `damaged/` beside the checkpoints, with a warning.
         """
-        for step in reversed(self.steps()):
-            if not (self.folder / str(step) / "rest").exists() and self._alone(step):
-                continue
+        if self.steps() and not self.whole_steps():
+            log.warning("%s holds parameters alone and no state to resume from; starting over", self.folder)
+        for step in reversed(self.whole_steps()):
             try:
                 items = self.manager.restore(
                     step,
@@ -216,12 +220,8 @@ class Checkpoints:
             return State(params=items["params"], **items["rest"]), items["host"]
         return None
 
-    def _alone(self, step: int) -> bool:
-        """Whether a checkpoint was saved with parameters alone; one that lost the rest is damaged."""
-        return ALONE in (self.manager.metrics(step) or {})
-
     def _set_aside(self, step: int, error: Exception) -> None:
-        older = [s for s in self.steps() if s < step]
+        older = [s for s in self.whole_steps() if s < step]
         log.warning(
             "checkpoint %d is damaged (%s: %s); %s",
             step,

@@ -32,7 +32,11 @@ PR_SET_PDEATHSIG = 1
 
 _DONE = (0, 75)
 _FATAL = b"JAX distributed service detected fatal errors"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows has but the first two
+]
 
 
 def several() -> bool:
@@ -51,8 +55,11 @@ def supervise(work: Callable[[], int]) -> int:
     """Do the work in a child process, and return its exit code, or `PEER_ENDED`.
 
     It must be called before jax is imported. Returns in both processes: in the child after work that
-    is done, so that its interpreter ends in the usual way. A signal to the parent is passed on.
+    is done, so that its interpreter ends in the usual way. A signal to the parent is passed on. Where
+    the system cannot fork, the work is done here, and the end of another process is jax's own trace.
     """
+    if not hasattr(os, "fork"):
+        return work()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -120,8 +127,10 @@ class _Said:
                 self._pass_on()
 
     def _pass_on(self) -> None:
-        os.write(2, self._held)
-        self._held = b""
+        held, self._held = self._held, b""
+        with contextlib.suppress(OSError):  # nobody listens any more: the child must not wait for that
+            while held:
+                held = held[os.write(2, held) :]
 
     def end(self) -> bytes:
         """The child's last words if another process ended it; else they are passed on."""

@@ -101,9 +101,9 @@ def across_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
     return tuple(across)
 
 
-def row_shards(mesh: jax.sharding.Mesh) -> int:
-    """Into how many parts the mesh splits the rows of a batch."""
-    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+def row_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Into how many parts a mesh splits the rows of a batch: one where no mesh is set."""
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:

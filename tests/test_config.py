@@ -22,6 +22,7 @@ from jaxgpt.config import (
     Chat,
     Compute,
     Mesh,
+    MoE,
     Optim,
     Run,
     Text,
@@ -330,6 +331,8 @@ def test_batch_and_model_must_divide_over_the_mesh() -> None:
     assert on(replace(run.model, kv_heads=None), tensor=4).startswith("model.mlp_width 102 is not divis")
     odd = GPT(vocab_size=257)
     assert on(odd, tensor=2).startswith("model.vocab_size 257 is not divisible by mesh.tensor 2;")
+    sparse = GPT(moe=MoE(experts=4, width=33))
+    assert on(sparse, tensor=2).startswith("model.moe.width 33 is not divisible by mesh.tensor 2;")
     narrow = GPT(width=90, heads=1, head_width=64)
     assert on(narrow, fsdp=12).startswith("model.width 90 is not divisible by mesh.fsdp 12;")
 

@@ -31,9 +31,8 @@ from flax import nnx
 from jaxgpt.aot import hlo
 from jaxgpt.aot.topology import Topology
 from jaxgpt.config import GPT, ROW_AXES, Run, UserError, require, require_known, to_json
-from jaxgpt.models import abstract_model
+from jaxgpt.models import abstract_params
 from jaxgpt.sharding import TABLE
-from jaxgpt.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +190,7 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
     dense = run.model
     if not isinstance(dense, GPT) or dense.moe:
         raise UserError("step_traffic knows dense GPTs alone; give it a run with such a model.")
-    _, model = abstract_model(run.model, run.compute, Target.of())
+    model = abstract_params(run.model)
     width = jnp.dtype(run.compute.dtype).itemsize
     share = {axis: (n - 1) / n for axis, n in axes.items()}
     tokens = run.train.batch_size * run.length / math.prod(axes[axis] for axis in ROW_AXES)
@@ -240,7 +239,8 @@ def _alone(topology: Topology) -> Iterator[None]:
         return
     import fcntl  # of Unix alone, as libtpu is
 
-    path = Path(tempfile.gettempdir()) / "jaxgpt_libtpu.lock"
+    # A user's own: another user's file could not be opened.
+    path = Path(tempfile.gettempdir()) / f"jaxgpt_libtpu_{os.getuid()}.lock"
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

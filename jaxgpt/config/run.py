@@ -359,6 +359,13 @@ class Run:
                     f"model.{shown} {value} is not divisible by mesh.{axis} {sizes[axis]}; "
                     f"use a multiple of {sizes[axis]} or a smaller {axis} axis.",
                 )
+        for name in ("width", "shared_width"):
+            value = getattr(self.model.moe, name, None) or 0
+            require(
+                value % sizes["tensor"] == 0,
+                f"model.moe.{name} {value} is not divisible by mesh.tensor {sizes['tensor']}; "
+                f"use a multiple of {sizes['tensor']} or a smaller tensor axis.",
+            )
         experts = self.model.moe.experts if self.model.moe else 1
         require(
             experts % sizes["expert"] == 0,

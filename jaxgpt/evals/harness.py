@@ -118,7 +118,8 @@ class RunModel:
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of continuations, each given its context."""
         pairs = [encode_pair(self.tok_encode, *request.args) for request in requests]
-        scores = self.scorer.token_logprobs(pairs, self.batch_size, "" if disable_tqdm else "log-likelihoods")
+        about, prefix = "" if disable_tqdm else "log-likelihoods", [self._given(given) for given, _ in pairs]
+        scores = self.scorer.token_logprobs(pairs, self.batch_size, about, prefix)
         return [(score.logprob, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:

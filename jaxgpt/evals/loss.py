@@ -72,8 +72,9 @@ def loss_of(
     target = Target.of(mesh)
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), target)
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))
-    # As in training, so that masked LM hides the same tokens; a batch of another size is taken whole.
+    # As in training, so that masked LM hides the same tokens; what does not divide so is taken whole.
     parts = run.train.accumulate if batch_size == run.train.batch_size else 1
+    parts = 1 if batch_size // parts % row_shards(mesh) else parts
     step = jax.jit(functools.partial(eval_step, graphdef, objective, parts))
     # Rows that do not go on from batch to batch have nothing to remember.
     carried = isinstance(chosen, Text) and chosen.contiguous

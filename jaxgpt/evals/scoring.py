@@ -57,6 +57,8 @@ class Row(NamedTuple):
     """At most one more than the model's context, for the last one is only predicted."""
     start: int
     """Place of the first token that is scored, at least 1; all after it are scored too."""
+    given: int | None = None
+    """Tokens before the first answer of a dialogue, where that is earlier; None means `start`."""
 
 
 class Scored(NamedTuple):
@@ -117,7 +119,11 @@ class Scorer:
         return [self.tokenizer.control["<|bos|>"], *self.tokenizer.encode(text)]
 
     def token_logprobs(
-        self, requests: Sequence[Request], batch_size: int = 32, about: str = ""
+        self,
+        requests: Sequence[Request],
+        batch_size: int = 32,
+        about: str = "",
+        prefix: Sequence[int] | None = None,
     ) -> list[Score]:
         """Scores of continuations, each given its context.
 
@@ -127,6 +133,8 @@ class Scorer:
           requests: pairs of a context of at least one token and a continuation.
           batch_size: rows at a time.
           about: what the progress line says; nothing for none.
+          prefix: tokens of each context that a prefix LM sees both ways, those before a dialogue's first
+            answer; None means all.
 
         Raises:
           UserError: an empty context, or a continuation longer than the model's context.
@@ -140,8 +148,10 @@ class Scorer:
                 f"{context}; shorten it.",
             )
             ids_N = np.asarray([*given, *scored][-(context + 1) :], np.int32)
+            lost = len(given) + len(scored) - len(ids_N)
+            seen = None if prefix is None else max(1, prefix[i] - lost)
             cut += len(given) + len(scored) > context + 1
-            rows.append(Row(ids_N, len(ids_N) - len(scored)))
+            rows.append(Row(ids_N, len(ids_N) - len(scored), seen))
         if cut:
             self.truncated += cut
             log.warning(
@@ -212,15 +222,15 @@ class Scorer:
 def _to_batch(rows: Sequence[Row], T: int, B: int, memory: Any) -> tuple[Batch, np.ndarray]:
     """The rows as a batch whose weights are on the scored targets, and each row's first place of them.
 
-    The weights also tell a prefix LM what is prompt: the tokens up to the first one scored.
+    The weights tell a prefix LM what is prompt: the tokens before the first answer, as in training.
     """
     arrays: Any = (*np.zeros((3, B, T), np.int32), np.zeros((B, T), np.float32))
     tokens_BT, targets_BT, segments_BT, weights_BT = arrays
     start_B = np.zeros(B, np.int32)
-    for i, (ids_N, start) in enumerate(rows):
+    for i, (ids_N, start, given) in enumerate(rows):
         n = max(0, len(ids_N) - 1)
         tokens_BT[i, :n], targets_BT[i, :n], segments_BT[i, :n] = ids_N[:n], ids_N[1:], 1
-        weights_BT[i, start - 1 : n], start_B[i] = 1, start - 1
+        weights_BT[i, (start if given is None else given) - 1 : n], start_B[i] = 1, start - 1
     positions_BT: Any = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT, memory=memory), start_B
 

@@ -125,7 +125,7 @@ class AdaptiveUnembedding(Head):
         return jnp.concatenate([first, *later], axis=-1)
 
     def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
-        # In float32, so that gradients by it are; the products round to the type of the features again.
+        # In float32, as the sum of its gradients over all chunks; products round to the features' type again.
         wide = jax.tree.map(lambda a: a.astype(jnp.float32), self)
         hit_BT, back, top_BT = jax.vjp(lambda head, x: head.of(targets_BT, x), wide, x_BTD, has_aux=True)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.lax import Precision
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.sharding import constrain, spec
@@ -35,6 +36,8 @@ class Linear(nnx.Module):
       bias: whether to add a bias (zero at first).
       dtype: of the product; the parameters stay float32.
       target: what the program is built for.
+      precision: of a float32 product, which TPUs make of bfloat16 factors and GPUs of TF32 unless told
+        not to; None leaves it to them.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class Linear(nnx.Module):
         std: float,
         dtype: jnp.dtype,
         target: Target,
+        precision: Precision | None = None,
     ) -> None:
         self.contracted = len(inputs)
-        self.dtype, self.target = dtype, target
+        self.dtype, self.target, self.precision = dtype, target, precision
         weight = std * jax.random.normal(key, (*inputs, *outputs), jnp.float32)
         self.weight = nnx.Param(weight, axes=axes, role="matrix", inputs=len(inputs), read_in=dtype.name)
         out_axes = axes[len(inputs) :]
@@ -60,39 +64,52 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.weight.get_value()
         if isinstance(weight, jax.Array):
-            y = contract(x, weight, self.contracted, self.dtype, self.target)
+            y = contract(x, weight, self.contracted, self.dtype, self.target, self.precision)
         else:
             y = weight.product(x, self.contracted, self.dtype)
         return self.target.pin(y if self.bias is None else add_bias(y, self.bias[...], self.target))
 
 
-def contract(x: jax.Array, weight: jax.Array, axes: int, dtype: jnp.dtype, target: Target) -> jax.Array:
+def contract(
+    x: jax.Array,
+    weight: jax.Array,
+    axes: int,
+    dtype: jnp.dtype,
+    target: Target,
+    precision: Precision | None = None,
+) -> jax.Array:
     """`jnp.tensordot(x, weight, axes)` as one plain product of matrices, read in `dtype`."""
     rows = x.reshape(-1, math.prod(weight.shape[:axes]))
-    return product(rows, weight, dtype, target).reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
+    y_NO = product(rows, weight, dtype, target, precision)
+    return y_NO.reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(x_NI: jax.Array, weight: jax.Array, dtype: jnp.dtype, target: Target) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def product(
+    x_NI: jax.Array, weight: jax.Array, dtype: jnp.dtype, target: Target, precision: Precision | None = None
+) -> jax.Array:
     """`x @ w` [N, O] on factors rounded to `dtype`; the result is of the type of x.
 
     The weight may have more axes than two: it is read as a matrix [I, O] in here, since what the
     backward pass keeps is then the parameter itself. A reshaped one would be a copy of it, one for
     every layer of a scan. Its gradient is accumulated and returned in its own type, not in `dtype`.
     """
-    return _product(x_NI, weight, dtype, target)[0]
+    return _product(x_NI, weight, dtype, target, precision)[0]
 
 
-def _product(x_NI, weight, dtype, target):  # noqa: ANN001, ANN202
+def _product(x_NI, weight, dtype, target, precision):  # noqa: ANN001, ANN202
     x, w_IO = target.pin(x_NI.astype(dtype)), weight.reshape(x_NI.shape[1], -1)
-    return jnp.matmul(x, w_IO.astype(dtype), preferred_element_type=x_NI.dtype), (x, weight)
+    how = {"precision": precision, "preferred_element_type": x_NI.dtype}
+    return jnp.matmul(x, w_IO.astype(dtype), **how), (x, weight)
 
 
-def _product_back(dtype, target, saved, dy_NO):  # noqa: ANN001, ANN202
+def _product_back(dtype, target, precision, saved, dy_NO):  # noqa: ANN001, ANN202
     x_NI, weight = saved
     dy, w_IO = target.pin(dy_NO.astype(dtype)), weight.reshape(x_NI.shape[1], -1).astype(dtype)
-    dx_NI = jax.lax.dot_general(dy, w_IO, (((1,), (1,)), ((), ())), preferred_element_type=dy_NO.dtype)
-    dw_IO = jnp.matmul(_transposed(x_NI, target), dy, preferred_element_type=weight.dtype)
+    dims = (((1,), (1,)), ((), ()))
+    dx_NI = jax.lax.dot_general(dy, w_IO, dims, precision, preferred_element_type=dy_NO.dtype)
+    how = {"precision": precision, "preferred_element_type": weight.dtype}
+    dw_IO = jnp.matmul(_transposed(x_NI, target), dy, **how)
     return dx_NI, dw_IO.reshape(weight.shape)
 
 

@@ -43,7 +43,8 @@ class Experts(nnx.Module):
         self.activation, gated = ACTIVATIONS[model.mlp]
         # In float32: a rounded logit can send a token to another expert.
         routes, how = ("embed", "vector"), {"bias": False, "std": 0.02, "target": target}
-        self.router = Linear(keys[0], (D,), (E,), routes, dtype=jnp.dtype("float32"), **how)
+        exact = {"dtype": jnp.dtype("float32"), "precision": jax.lax.Precision.HIGHEST}
+        self.router = Linear(keys[0], (D,), (E,), routes, **exact, **how)
         wide, grouped = ("embed", "mlp"), {"dtype": self.dtype, "target": target}
         self.up = GroupedLinear(keys[1], E, D, F, wide, std=0.02, **grouped)
         self.gate = GroupedLinear(keys[2], E, D, F, wide, std=0.02, **grouped) if gated else None
@@ -83,7 +84,8 @@ class Experts(nnx.Module):
             h_SF = own["up"](x_SD)
             h_SF = self.activation(own["gate"](x_SD)) * h_SF if "gate" in own else self.activation(h_SF)
             # Weighted before the last product: so its output is not needed again for the weight's gradient.
-            return own["down"](h_SF * share_S[:, None].astype(h_SF.dtype))
+            # In float32, since the share's gradient is a sum over the whole hidden width.
+            return own["down"]((h_SF.astype(jnp.float32) * share_S[:, None]).astype(h_SF.dtype))
 
         y_BTD, traffic = mix(
             expert,
@@ -96,7 +98,8 @@ class Experts(nnx.Module):
             dtype=self.dtype,
         )
         if self.shared is not None and self.shared_gate is not None:
-            y_BTD = y_BTD + jax.nn.sigmoid(self.shared_gate(x_BTD)) * self.shared(x_BTD)
+            open_BT1 = jax.nn.sigmoid(self.shared_gate(x_BTD).astype(jnp.float32))
+            y_BTD = y_BTD + open_BT1 * self.shared(x_BTD).astype(jnp.float32)
         return y_BTD.astype(x_BTD.dtype), Routing(balance, *traffic)
 
 

@@ -64,7 +64,8 @@ def run_layers(
       call: applies one layer.
       compute: gives the remat policy and how many layers are unrolled in a turn.
       target: as far as the config does not say the latter.
-      period: after how many layers their kinds repeat.
+      period: after how many layers their kinds repeat. Where they do not come out even, the whole turns
+        and the rest are two scans, and the backward pass keeps a copy of all layers' parameters.
 
     Returns:
       The last x, and the extras of all layers with a leading layer axis.

@@ -10,7 +10,6 @@ Shapes: B rows, T tokens a row, D width, V vocabulary, N chunks.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import ROW_AXES
 from jaxgpt.layers.linear import softcap, unembed
+from jaxgpt.sharding import row_shards
 
 H = TypeVar("H", bound="Head")
 
@@ -139,7 +139,7 @@ def cross_entropy(
       targets_BT: token ids.
       weights_BT: weight of each target; gets no gradient.
       z_loss: weight of the squared log-partition (PaLM, section 5).
-      chunk: tokens of a device whose logits are held at a time, lowered to a divisor of its own.
+      chunk: most tokens of a device whose logits are held at a time.
     """
     return _sums(sweep(head, x_BTD, targets_BT, chunk), weights_BT, z_loss)
 
@@ -243,7 +243,7 @@ def _over_rows(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array,
     """
     head = jax.tree.map(lambda a: a.astype(rows[0].dtype) if a.ndim > 1 else a, head)
     mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    devices = row_shards(mesh)
     if devices == 1 or rows[0].shape[0] % devices:  # a few rows that do not divide: the compiler's to lay out
         return _over_chunks(one, chunk, head, *rows, back=back)
     # By the columns [V, D] that parameters are split by, too; where they do not divide, not at all.
@@ -292,12 +292,17 @@ def _by_rows(f: Callable[[jax.Array], jax.Array], a_VD: jax.Array) -> jax.Array:
 def _over_chunks(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
     """As `_over_rows`, on one device.
 
-    A chunk is equally many tokens of every row, the largest divisor of T that fits.
+    A chunk is equally many tokens of every row: the largest divisor of T that fits, or where that is
+    less than half of what fits, all that fits, the last chunk filled up with zeros. These add nothing:
+    a weight and a gradient of 0.
     """
     B, T = rows[0].shape[:2]
-    size = max(t for t in range(1, T + 1) if T % t == 0 and (t == 1 or t * B <= chunk))
+    most = min(T, max(1, chunk // B))
+    divisor = max(t for t in range(1, most + 1) if T % t == 0)
+    size = divisor if 2 * divisor > most else most
     if size == T:
         return one(head, *rows)
+    rows = tuple(jnp.pad(a, ((0, 0), (0, -T % size), *[(0, 0)] * (a.ndim - 2))) for a in rows)
 
     def body(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         if not back:
@@ -305,8 +310,8 @@ def _over_chunks(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Arra
         dhead, out = one(head, *part)
         return jax.tree.map(jnp.add, total, dhead), out
 
-    split = tuple(jnp.moveaxis(a.reshape(B, T // size, size, *a.shape[2:]), 1, 0) for a in rows)
+    split = tuple(jnp.moveaxis(a.reshape(B, -1, size, *a.shape[2:]), 1, 0) for a in rows)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), head) if back else None
     total, out_NBT = jax.lax.scan(body, zeros, split)
-    out = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(B, T, *a.shape[3:]), out_NBT)
+    out = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(B, -1, *a.shape[3:])[:, :T], out_NBT)
     return (total, out) if back else out

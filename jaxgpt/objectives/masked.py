@@ -17,8 +17,8 @@ from jaxgpt.text.vocabulary import Vocabulary
 def masked_lm(config: MaskedLM, vocabulary: Vocabulary) -> Objective:
     """Cross-entropy of hidden tokens (Devlin et al. 2019, section 3.1), chosen anew for every key.
 
-    Without a key, as in evaluation, the choice is a function of the batch alone: validation losses
-    of one model are then the same each time, and those of two comparable.
+    Without a key, as in evaluation, the choice is a function of the microbatch alone: validation losses
+    of one model are then the same each time, and those of two comparable if their microbatches are alike.
 
     Raises:
       UserError: the tokenizer has no mask token.

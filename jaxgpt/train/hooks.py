@@ -87,7 +87,7 @@ def check_base(run: Run, tokenizer: Tokenizer) -> None:
     """Make sure that the run named by `init_from`, if there is one, holds the same model and tokenizer.
 
     Raises:
-      UserError: it is no run, a field of its model other than dropout differs, or its ids mean
+      UserError: it is no run, a field of its model beside `MAY_DIFFER` differs, or its ids mean
         something else.
     """
     if not run.init_from:

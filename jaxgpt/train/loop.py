@@ -238,7 +238,7 @@ class Loop:
         self.skipped += self.bad > 0
         if self.bad >= train.max_bad_steps:
             self.checkpoints.finish()
-            steps = self.checkpoints.steps()
+            steps = self.checkpoints.whole_steps()
             last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
             raise Diverged(
                 f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not "

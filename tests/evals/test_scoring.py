@@ -110,6 +110,10 @@ def test_the_context_is_the_prefix_of_a_prefix_model(scorer: Scorer) -> None:
     assert total == pytest.approx(expected(model, params, given, scored).sum(), abs=1e-4)
     causal = expected(model, params, given, scored, prompt=1).sum()
     assert abs(total - causal) > 1e-2
+    # Of a dialogue's later turn: what comes before its first answer alone, and less what is cut off.
+    first = one.token_logprobs([(given, scored)], prefix=[4])[0].logprob
+    assert first == pytest.approx(expected(model, params, given, scored, prompt=4).sum(), abs=1e-4)
+    assert abs(first - total) > 1e-3
 
 
 def test_a_context_too_long_loses_its_beginning_and_it_is_said(

@@ -69,6 +69,16 @@ def test_a_linear_layer_starts_with_its_spread_and_no_bias() -> None:
     assert layer.weight[...].dtype == SINGLE
 
 
+def test_an_exact_product_says_so_in_every_direction() -> None:
+    """TPUs make float32 products of bfloat16 factors unless told not to: a router would choose others."""
+    x, w = normal(0, 4, 8), normal(1, 8, 2)
+    both = jax.value_and_grad(
+        lambda x, w: contract(x, w, 1, SINGLE, HERE, jax.lax.Precision.HIGHEST).sum(), (0, 1)
+    )
+    text = jax.jit(both).lower(x, w).as_text()
+    assert text.count("dot_general") == text.count("precision = [HIGHEST, HIGHEST]") == 3
+
+
 def test_an_embedding_reads_rows_and_its_gradient_adds_up_where_a_row_is_read_twice() -> None:
     table = Embedding(jax.random.key(0), 6, 4, std=1.0)
     graphdef, state = nnx.split(table)

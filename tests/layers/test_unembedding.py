@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -145,6 +145,28 @@ def test_the_adaptive_softmax_has_the_same_core(form: str, sizes: dict[str, int]
     wanted = both(plain)
     with jax.set_mesh(mesh(sizes)):
         assert_close(both(ours), wanted, 1e-5)
+
+
+def test_a_length_without_divisors_is_filled_up_and_not_cut_into_single_tokens() -> None:
+    """13 tokens a row, 5 at a time: three chunks, the values and gradients of one."""
+    w_VD, _, x_BTD, targets_BT, weights_BT = inputs()
+    rows = x_BTD[:, :13], targets_BT[:, :13], weights_BT[:, :13]
+
+    def summed(chunk: int, w_VD, x_BTD):
+        return cross_entropy(Unembedding(w_VD), x_BTD, *rows[1:], 1e-3, chunk).loss
+
+    def preferred(chunk: int, w_VD, x_BTD):
+        return preference(target_logprobs(Unembedding(w_VD), x_BTD, rows[1], chunk), rows[2])
+
+    for loss in (summed, preferred):
+        both = [jax.value_and_grad(partial(loss, chunk), (0, 1)) for chunk in (5 * B, 13 * B)]
+        assert_close(both[0](w_VD, rows[0]), both[1](w_VD, rows[0]), 1e-6)
+        turns = [
+            e.params["length"]
+            for e in jax.make_jaxpr(both[0])(w_VD, rows[0]).eqns
+            if e.primitive.name == "scan"
+        ]
+        assert set(turns) == {3}
 
 
 def test_without_gradients_the_loss_is_the_same() -> None:

@@ -38,9 +38,17 @@ MODELS = {
     ),
     "bert": Bert(**SIZES, heads=4, dropout=0.0),
     "transformer_xl": TransformerXL(
-        **SIZES, heads=4, mlp_width=256, segment=T, memory=32, dropout=0.0, norm_at="pre"
+        **SIZES,
+        heads=4,
+        mlp_width=256,
+        segment=T,
+        memory=32,
+        dropout=0.0,
+        norm_at="pre",
     ),
-    "experts": GPT(**SIZES, heads=4, position="rope", mlp="swiglu", bias=False, moe=MoE(experts=4)),
+    "experts": GPT(
+        **SIZES, heads=4, position="rope", mlp="swiglu", bias=False, moe=MoE(experts=4, shared_width=64)
+    ),
 }  # fmt: skip
 OPTIONS = {
     "xla_allow_excess_precision": False,  # what is rounded in the program is rounded

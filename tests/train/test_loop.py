@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from typing import Any
@@ -168,6 +169,25 @@ def test_early_stopping_stops_after_its_patience(stopped) -> None:
     assert result.best == validation[0]["val_loss"]
     assert saved(run.folder) == [2, 5, 6]  # the best, and the newest two
     assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == 2
+
+
+def test_a_best_checkpoint_of_parameters_alone_is_loaded_and_never_resumed_from(
+    corpus, tmp_path, caplog
+) -> None:
+    few = replace(WAITING, steps=4, save_every=3, patience=0, best_holds="params")
+    run = text_run(corpus, tmp_path, optim=FLAT, train=few)
+    loop.train(run)
+    assert saved(run.folder) == [2, 3, 4]  # the best, and the newest two
+    checkpoints = run.folder / "checkpoints"
+    assert [step for step in (2, 3, 4) if (checkpoints / str(step) / "rest").exists()] == [3, 4]
+    assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == 2
+    before = records(run.folder)
+    for step in (3, 4):
+        shutil.rmtree(checkpoints / str(step))
+    assert loop.train(run).reason == "finished"
+    assert "holds parameters alone and no state to resume from; starting over" in caplog.text
+    assert [r["loss"] for r in records(run.folder)] == [r["loss"] for r in before]
+    assert saved(run.folder) == [2, 3, 4]
 
 
 def test_the_best_may_be_that_of_the_fewest_errors(corpus, tmp_path) -> None:
