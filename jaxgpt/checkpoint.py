@@ -158,7 +158,7 @@ class Checkpoints:
             items |= {"rest": ocp.args.StandardSave(_rest(state)), "host": ocp.args.JsonSave(host)}
         metrics = None if score is None else {"score": score} | ({} if whole else {ALONE: 1.0})
         try:
-            if step in self.steps():  # of parameters alone, from before this run was resumed
+            if step in set(self.steps()) - set(self.whole_steps()):  # of before this run was resumed
                 self.manager.delete(step)
             self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
         except (OSError, ValueError, RuntimeError) as error:

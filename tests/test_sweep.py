@@ -357,9 +357,9 @@ def test_differences_are_the_fields_that_were_changed() -> None:
     }
     assert differences(to_json(first), to_json(first)) == {}
     row = {"name": "b", "differs": found, "state": "waiting", "reason": ""}
-    assert "shared_width=0, balance=0.01), model.windows (4, 0), optim.peak_lr 0.001 |" in markdown(
-        [row | {"name": "a"}, row]
-    )
+    text = markdown([row | {"name": "a"}, row])
+    assert "model.windows (4, 0), model.moe MoE(" in text
+    assert "shared_width=0, balance=0.01), optim.peak_lr 0.001 |" in text
 
 
 def test_seconds_count_steps_and_survive_a_resume(tmp_path: Path) -> None:

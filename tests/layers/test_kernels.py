@@ -379,7 +379,7 @@ def test_or_says_why_not_and_raises_under_strict(
 def test_extra_keys_need_a_log_sum_exp_that_has_a_gradient(caplog: pytest.LogCaptureFixture) -> None:
     assert pick_kernel(GPT(), Compute(), GH200, extra=True) == "cudnn_packed"
     assert pick_kernel(GPT(), Compute(), V5P, extra=True) == "splash"
-    assert not caplog.records
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert pick_kernel(GPT(attention_softcap=50.0), Compute(), V5P, extra=True) == "xla"
     assert pick_kernel(GPT(), Compute(), A100, extra=True) == "xla"
     assert "log-sum-exp of capped scores" in caplog.text
