@@ -38,6 +38,7 @@ class Size(NamedTuple):
     rows: int
     peak_lr: float
     mesh: Mesh
+    accumulate: int = 1
 
 
 SIZES = {
@@ -49,7 +50,7 @@ SIZES = {
     "6.7b": Size(32, 4096, 32, 128, 1024, 1.2e-4, Mesh(data=1, fsdp=-1)),
     # 5140 = 4 x 5 x 257: only 4 parts of the stream fit machines.
     "13b": Size(40, 5140, 40, 128, 1024, 1.0e-4, Mesh(data=-1, fsdp=4, tensor=2)),
-    "175b": Size(96, 12_288, 96, 128, 1600, 0.6e-4, Mesh(data=1, fsdp=-1, tensor=8)),
+    "175b": Size(96, 12_288, 96, 128, 1600, 0.6e-4, Mesh(data=1, fsdp=-1, tensor=8), 5),
 }
 
 
@@ -79,6 +80,7 @@ def build(name: str) -> Run:
         train=Train(
             steps=round(TOKENS / tokens),
             batch_size=size.rows,
+            accumulate=size.accumulate,
             eval_batches=20,
             eval_every=1000,
             save_every=1000,
