@@ -163,6 +163,8 @@ def test_stacking_names_the_new_axis() -> None:
 @pytest.mark.parametrize("unroll", [1, L], ids=["scanned", "unrolled"])
 def test_remat_keeps_less_also_between_unrolled_layers(unroll: int) -> None:
     """The compiler would find what is computed again, and keep the first."""
+    if unroll > 1 and jax.__version_info__ < (0, 11):
+        pytest.skip("XLA for CPUs in jax 0.10 drops barriers first: remat needs compute.unroll=1 there")
     graphdef, state = nnx.split(stacked(WideLayer, KEY, L))
     params, x = nnx.to_pure_dict(state), jnp.ones((4, 64, D))
 
