@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from same import assert_same, normal
-from tiny import HERE
+from tiny import HERE, MIXED, ONE, mesh
 
-from jaxgpt.layers.linear import Embedding, Linear, contract, product, softcap, unembed
+from jaxgpt.layers.linear import Embedding, Linear, contract, look_up, product, softcap, unembed
 
 HALF, SINGLE = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
@@ -151,3 +151,46 @@ def test_barriers_change_no_value() -> None:
     tree = {"a": normal(0, 3, 4), "b": jnp.arange(3)}
     assert HERE.barriers
     jax.tree.map(np.testing.assert_array_equal, jax.jit(HERE.pin)(tree), tree)
+
+
+def test_rows_before_a_document_stand_in_for_those_of_its_first_ids() -> None:
+    """Prompt tuning's seam: at the first P places of every document; gradients there reach the vectors."""
+    table = Embedding(jax.random.key(0), 6, 4, std=1.0)
+    ids, places = jnp.asarray([[0, 3, 3, 1, 2]]), jnp.asarray([[0, 1, 2, 0, 1]])  # two documents
+    vectors_PD = normal(1, 2, 4)
+    found = table(ids, SINGLE, (vectors_PD, places))
+    expected = np.asarray(table(ids, SINGLE)).copy()
+    expected[0, [0, 1, 3, 4]] = np.asarray(vectors_PD)[[0, 1, 0, 1]]
+    np.testing.assert_array_equal(found, expected)
+    graphdef, state = nnx.split(table)
+
+    def total(params: dict, vectors_PD: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params)(ids, SINGLE, (vectors_PD, places)).sum()
+
+    dtable, dvectors = jax.grad(total, (0, 1))(nnx.to_pure_dict(state), vectors_PD)
+    np.testing.assert_array_equal(dvectors, np.full((2, 4), 2))
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(dtable["weight"]).any(1)), [3])
+
+
+@pytest.mark.parametrize("sizes", [ONE, ONE | {"tensor": 2}, MIXED], ids=["one", "tensor=2", "mixed"])
+def test_a_table_split_over_devices_is_looked_up_where_its_rows_lie(sizes: dict[str, int]) -> None:
+    """Values and gradients on every mesh, ids beyond the table included.
+
+    In float32 where rows are split: XLA for CPUs aborts on a sum over devices in bfloat16.
+    """
+    dtype = SINGLE if sizes["tensor"] > 1 else HALF
+    table, ids = normal(0, 64, 8), jnp.asarray(np.random.default_rng(0).integers(0, 70, (8, 5)))
+    dx = normal(1, 8, 5, 8).astype(dtype)
+    expected = np.zeros((64, 8), np.float32)
+    np.add.at(expected, np.minimum(np.asarray(ids), 63), np.asarray(dx, np.float32))
+
+    @jax.jit
+    def both(table: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, back = jax.vjp(lambda table: look_up(table, ids, dtype, "vocab"), table)
+        return x, back(dx)[0]
+
+    with jax.set_mesh(mesh(sizes)):
+        x, back = both(table, dx)
+    np.testing.assert_array_equal(x, table.astype(dtype)[jnp.minimum(ids, 63)])
+    assert back.dtype == SINGLE
+    np.testing.assert_allclose(back, expected, rtol=1e-6, atol=1e-6)
