@@ -63,9 +63,9 @@ def lean_decoding(report: Any) -> bool:
     """No parameter or cache gathered; at most 2 sums a layer and 3 a token; little to send at one row."""
     inside = [c for c in report.collectives if c.depth]
     sums = sum(c.runs for c in inside if c.kind == "all-reduce")
-    # Logits, [B, V], may come together before one is chosen; nothing else has a reason to.
+    # Logits, [B, V], may come together before one is chosen, or the ids chosen, [B]; nothing else may.
     gathered = [a for c in inside if c.kind == "all-gather" for a in c.whole]
-    logits_alone = all(a.size == report.rows * 128_256 for a in gathered)
+    logits_alone = all(a.size in (report.rows, report.rows * 128_256) for a in gathered)
     sent = sum(c.sent * c.runs for c in inside)
     return logits_alone and sums <= 2 * 32 + 3 and (report.rows > 1 or sent < 2e6)
 
