@@ -37,7 +37,6 @@ from jaxgpt.sharding import TABLE
 log = logging.getLogger(__name__)
 
 PROGRAMS = ("train", "eval", "prefill", "decode")
-GIB = 2**30
 
 
 @dataclass(frozen=True)
