@@ -23,7 +23,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxgpt.config import Run, UserError, require
+from jaxgpt.config import Run
+from jaxgpt.errors import UserError, require
 from jaxgpt.models import abstract_params
 from jaxgpt.sharding import param_shardings
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     if group and len(args) == 1:
         print(usage(group), file=sys.stderr)
         return USAGE_ERROR
-    from jaxgpt.config import nearest
+    from jaxgpt.errors import nearest
 
     name = " ".join(args[: 2 if group else 1])
     print(f"jaxgpt: unknown command {name!r}{nearest(name, group or COMMANDS)}", file=sys.stderr)
@@ -101,7 +101,8 @@ def _run(name: str, args: list[str]) -> int:
 
 
 def _call(name: str, args: list[str], computes: bool) -> int:
-    from jaxgpt.config import UserError, parse_args
+    from jaxgpt.config import parse_args
+    from jaxgpt.errors import UserError
 
     command = COMMANDS[name]
     try:
@@ -138,7 +139,7 @@ def _log_to_stderr() -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    from jaxgpt.config import require_known
+    from jaxgpt.errors import require_known
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

@@ -1,12 +1,81 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and JSON read with suspicion.
+
+Nobody indexes into raw JSON: `parse_json` and `read_json` check a small schema (a msgspec type, most
+often a `TypedDict` or `Struct`) and answer whatever a file may hold with one sentence.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+
+from jaxgpt.errors import UserError
+
+T = TypeVar("T")
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number of things, in a schema: never negative, never absurd."""
+
+
+def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str) -> T:
+    """The value of JSON text, checked against a schema.
+
+    Args:
+      data: UTF-8 or text.
+      kind: what msgspec can convert to; `Any` takes all that is JSON.
+      where: names the file in the error.
+      fix: what to do about it, for the end of the sentence.
+
+    Raises:
+      UserError: not UTF-8, not JSON (which has no NaN and no infinity), nested too deeply, or not of
+        that schema.
+    """
+    try:
+        value = json.loads(data, parse_constant=_refuse)
+    except RecursionError:
+        why = "its values are nested too deeply"
+    except UnicodeDecodeError as error:
+        why = f"not UTF-8 at byte {error.start}"
+    except ValueError as error:  # JSONDecodeError is one; an integer of thousands of digits another
+        why = f"not JSON: {error}"
+    else:
+        try:
+            return msgspec.convert(value, kind)
+        except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+            why = str(error)
+    raise UserError(f"{where} is damaged ({why}); {fix}.")
+
+
+def read_json(path: Path, kind: type[T], fix: str) -> T:
+    """The value of a JSON file, see `parse_json`.
+
+    Raises:
+      UserError: as `parse_json`, or the file cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
+    return parse_json(data, kind, path, fix)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def finite(value: Any) -> Any:
+    """The value with None for each float that is not finite, since JSON has no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -28,11 +97,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The value as JSON; a float that is not finite is null (`finite`), never NaN."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, 2) + "\n")
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_text(path, "".join(to_json(record) + "\n" for record in records))

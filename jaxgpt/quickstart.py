@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxgpt.config import GPT, Chat, Compute, Optim, Run, Text, Train, UserError
+from jaxgpt.config import GPT, Chat, Compute, Optim, Run, Text, Train
+from jaxgpt.errors import UserError
 from jaxgpt.files import write_json, write_jsonl
 
 log = logging.getLogger(__name__)

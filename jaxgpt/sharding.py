@@ -19,7 +19,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgpt.config import ROW_AXES, Mesh, require
+from jaxgpt.config import ROW_AXES, Mesh
+from jaxgpt.errors import require
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     # parameters

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jaxgpt.config import Run, UserError, load_sweep, override, require, require_known, to_json
+from jaxgpt.config import Run, load_sweep, override, to_json
+from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import write_json, write_text
 from jaxgpt.report import points, read_metrics
 from jaxgpt.report.sweep import Row, markdown, print_rows, write_sweep

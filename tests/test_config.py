@@ -27,12 +27,12 @@ from jaxgpt.config import (
     Run,
     Text,
     Train,
-    UserError,
     from_json,
     load,
     override,
     to_json,
 )
+from jaxgpt.errors import UserError
 
 RUN = Run(name="r")
 

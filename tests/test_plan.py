@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 from tiny import FLOAT32, GPT2, MODELS, MODERN, T, V, make_run, model_of, plain, sharp_params
 
-from jaxgpt.config import GPT, Compute, Mesh, Optim, Train, UserError
+from jaxgpt.config import GPT, Compute, Mesh, Optim, Train
+from jaxgpt.errors import UserError
 from jaxgpt.plan import Cost, cost, human
 
 D, L = 32, 2

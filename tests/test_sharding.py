@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from tiny import MESHES, MIXED, MODELS, ONE, T, make_run, mesh
 
 from jaxgpt.aot.topology import Topology
-from jaxgpt.config import Optim, UserError
+from jaxgpt.config import Optim
+from jaxgpt.errors import UserError
 from jaxgpt.sharding import (
     TABLE,
     across_slices,

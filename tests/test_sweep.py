@@ -18,8 +18,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt.cli import main
-from jaxgpt.config import GPT, MoE, Optim, Run, Train, UserError, load, load_sweep, to_json
+from jaxgpt.config import GPT, MoE, Optim, Run, Train, load, load_sweep, to_json
 from jaxgpt.data.prepare import prepare
+from jaxgpt.errors import UserError
 from jaxgpt.files import write_json
 from jaxgpt.report.sweep import markdown
 from jaxgpt.sweep import _best_words, differences, measure, split_only, sweep_runs

@@ -30,7 +30,8 @@ from flax import nnx
 
 from jaxgpt.aot import hlo
 from jaxgpt.aot.topology import Topology
-from jaxgpt.config import GPT, ROW_AXES, Run, UserError, require, require_known, to_json
+from jaxgpt.config import GPT, ROW_AXES, Run, to_json
+from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.models import abstract_params
 from jaxgpt.sharding import TABLE
 

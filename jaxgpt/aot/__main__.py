@@ -13,7 +13,8 @@ from typing import Any
 from jaxgpt.aot import Decoding
 from jaxgpt.aot.programs import compile_on
 from jaxgpt.aot.topology import Topology
-from jaxgpt.config import Run, UserError, from_json
+from jaxgpt.config import Run, from_json
+from jaxgpt.errors import UserError
 from jaxgpt.layers.kernels.gpu import assume_device
 from jaxgpt.sharding import make_mesh
 

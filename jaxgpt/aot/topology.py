@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
-from jaxgpt.config import require, require_known
+from jaxgpt.errors import require, require_known
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Nothing here imports jax, so that `jaxgpt train --help` answers at once (docs/ad
 Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 """
 
-from jaxgpt.config.check import UserError, from_json, nearest, require, require_known, to_json
+from jaxgpt.config.check import from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
 from jaxgpt.config.models import GPT, Bert, Classifier, Model, MoE, RopeScaling, TransformerXL
@@ -43,16 +43,12 @@ __all__ = [
     "Text",
     "Train",
     "TransformerXL",
-    "UserError",
     "from_json",
     "load",
     "load_module",
     "load_run",
     "load_sweep",
-    "nearest",
     "override",
     "parse_args",
-    "require",
-    "require_known",
     "to_json",
 ]

@@ -1,39 +1,17 @@
-"""Mistakes as one sentence, and strict JSON: dataclass trees checked field by field, both ways."""
+"""Strict JSON: dataclass trees checked field by field, both ways."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
+from jaxgpt.errors import require, require_known
+
 T = TypeVar("T")
-
-
-class UserError(ValueError):
-    """A mistake its user can mend: the command line prints it as one sentence, with no traceback."""
-
-
-def nearest(name: str, allowed: typing.Iterable[str]) -> str:
-    """A hint such as `; did you mean 'width'?`, or the list of what is allowed when nothing is near."""
-    names = sorted(allowed)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(names)}"
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
-def require_known(name: Any, allowed: typing.Collection[Any], message: str) -> None:
-    """Raise `UserError(message)` with a hint unless the name is allowed; the hint is slow to find."""
-    if name not in allowed:
-        raise UserError(f"{message}{nearest(str(name), map(str, allowed))}")
 
 
 def check_types(part: Any, where: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxgpt.config.check import check_types, require
+from jaxgpt.config.check import check_types
+from jaxgpt.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config.check import UserError, from_json, nearest, require, to_json
+from jaxgpt.config.check import from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.models import GPT, Bert, Classifier, MoE, RopeScaling, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
+from jaxgpt.errors import UserError, nearest, require
 
 KINDS = (
     *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled),

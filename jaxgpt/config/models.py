@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxgpt.config.check import check_types, require
+from jaxgpt.config.check import check_types
+from jaxgpt.errors import require
 
 Activation = Literal["gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"]
 

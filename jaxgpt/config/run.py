@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jaxgpt.config.check import check_types, require
+from jaxgpt.config.check import check_types
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.models import GPT, Bert, Classifier, TransformerXL
+from jaxgpt.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,9 @@ from jaxgpt.config import (
     Text,
     load,
     load_run,
-    require,
     to_json,
 )
+from jaxgpt.errors import require
 from jaxgpt.files import write_json
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from jaxgpt.config import GPT, Bert, UserError
+from jaxgpt.config import GPT, Bert
+from jaxgpt.errors import UserError
 from jaxgpt.models import abstract_params
 
 Path = tuple[Any, ...]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgpt.config import GPT, Bert, UserError, require, require_known
+from jaxgpt.config import GPT, Bert
 from jaxgpt.convert.bert import BERT
 from jaxgpt.convert.family import Family, Fields, Model, misfits
 from jaxgpt.convert.gemma import GEMMA2, GEMMA3
 from jaxgpt.convert.gpt2 import GPT2
 from jaxgpt.convert.llama import LLAMA, MISTRAL, MIXTRAL
 from jaxgpt.convert.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from jaxgpt.errors import UserError, require, require_known
 
 _ALL = (GPT2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, GEMMA2, GEMMA3, BERT)
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _ALL}

@@ -21,9 +21,9 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgpt.config import UserError, require
 from jaxgpt.convert.family import Family, Model, Path, Slot, abstract, tensors
 from jaxgpt.convert.files import DTYPES, Entry, Header, each
+from jaxgpt.errors import UserError, require
 from jaxgpt.sharding import param_shardings
 
 MOST_PROBLEMS = 30

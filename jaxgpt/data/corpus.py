@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 
 _READER = "readahead_buffer_size:0,max_parallelism:0"  # random reads: neither helps
 

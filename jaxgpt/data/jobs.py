@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.data.sources import Report, Span, read_span
+from jaxgpt.errors import UserError
 from jaxgpt.files import write_bytes, write_json
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer

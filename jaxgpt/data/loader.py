@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Classifier, require
+from jaxgpt.config import Classifier
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import Row, Rows
 from jaxgpt.data.readers import rows_of
+from jaxgpt.errors import require
 from jaxgpt.text.tokenizer import Tokenizer
 
 _AHEAD = 4  # batches ready at a time: hides a slow one, costs little memory

@@ -17,8 +17,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from jaxgpt.config import require
 from jaxgpt.data.packing import ENDLESS, Row, Rows, StreamRows
+from jaxgpt.errors import require
 
 CIRCLE = 1 << 32
 GOLDEN = 2654435769

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxgpt.config import require
 from jaxgpt.data.corpus import Corpus, Sendable
+from jaxgpt.errors import require
 from jaxgpt.text.chat import Example
 
 log = logging.getLogger(__name__)

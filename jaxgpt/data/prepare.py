@@ -26,9 +26,9 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from jaxgpt.config import UserError, require, require_known
 from jaxgpt.data import jobs
 from jaxgpt.data.sources import Report, Span, cut, expand
+from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import write_json
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer

@@ -10,8 +10,9 @@ from typing import Any
 
 import tyro
 
-from jaxgpt.config import Run, load, require
+from jaxgpt.config import Run, load
 from jaxgpt.data.readers import rows_of, run_tokenizer
+from jaxgpt.errors import require
 from jaxgpt.text.tokenizer import Tokenizer
 
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from jaxgpt.config import UserError, nearest, require, require_known
+from jaxgpt.errors import UserError, nearest, require, require_known
 
 log = logging.getLogger(__name__)
 Parsed = TypeVar("Parsed")

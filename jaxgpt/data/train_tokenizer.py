@@ -10,8 +10,8 @@ from typing import Literal
 
 import tyro
 
-from jaxgpt.config import require
 from jaxgpt.data.sources import expand, read_documents, total_size
+from jaxgpt.errors import require
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 from jaxgpt.text.train import train_sentencepiece
 

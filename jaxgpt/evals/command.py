@@ -14,19 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxgpt.config import (
-    ONE_DEVICE,
-    Chat,
-    Labelled,
-    MaskedLM,
-    Mesh,
-    Tagged,
-    Text,
-    TransformerXL,
-    UserError,
-    load_run,
-    require,
-)
+from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Text, TransformerXL, load_run
+from jaxgpt.errors import UserError, require
 from jaxgpt.files import write_json
 from jaxgpt.report import run_report
 

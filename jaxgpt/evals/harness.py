@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import UserError, nearest, require
+from jaxgpt.errors import UserError, nearest, require
 from jaxgpt.evals.scoring import Scorer, encode_pair, progress
 from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator

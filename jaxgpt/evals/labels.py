@@ -16,10 +16,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Labelled, Tagged, UserError
+from jaxgpt.config import Labelled, Tagged
 from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.data.packing import Item, PackedExamples
 from jaxgpt.data.readers import encode_split
+from jaxgpt.errors import UserError
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
 from jaxgpt.models import abstract_model

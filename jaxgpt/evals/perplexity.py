@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import TransformerXL, UserError, require
+from jaxgpt.config import TransformerXL
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.sources import kind_of, open_source, read_documents
+from jaxgpt.errors import UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import Row, Scored, Scorer, progress
 from jaxgpt.models import init_memory

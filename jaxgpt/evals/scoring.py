@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, TransformerXL, require
+from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, TransformerXL
+from jaxgpt.errors import require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.load import Trained, load_trained

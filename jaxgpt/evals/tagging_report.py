@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.config import UserError, require, require_known
+from jaxgpt.errors import UserError, require, require_known
 
 DIGITS = 4
 _AVERAGES = ("accuracy", "micro avg", "macro avg", "weighted avg")

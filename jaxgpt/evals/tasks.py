@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import UserError, nearest, require
 from jaxgpt.data.sources import as_object, check_text, expand, numbered_lines, parse_line
+from jaxgpt.errors import UserError, nearest, require
 from jaxgpt.evals.perplexity import exponential
 from jaxgpt.evals.scoring import Score, Scorer, encode_pair
 

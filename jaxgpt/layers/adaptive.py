@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.config import Compute, TransformerXL, require
+from jaxgpt.config import Compute, TransformerXL
+from jaxgpt.errors import require
 from jaxgpt.layers.linear import Embedding, Linear
 from jaxgpt.layers.unembedding import Head, Losses, Pull, Scores, Unembedding
 from jaxgpt.target import Target

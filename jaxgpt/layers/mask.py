@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import require
+from jaxgpt.errors import require
 
 
 @jax.tree_util.register_dataclass

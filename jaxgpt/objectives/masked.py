@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import MaskedLM, require
+from jaxgpt.config import MaskedLM
+from jaxgpt.errors import require
 from jaxgpt.objectives.masking import mask_tokens
 from jaxgpt.objectives.sums import Objective, Sums, score
 from jaxgpt.text.vocabulary import Vocabulary

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxgpt.config import require
+from jaxgpt.errors import require
 from jaxgpt.report.page import Html, escaped, figure, shown
 
 LONGEST = 22

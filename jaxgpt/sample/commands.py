@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxgpt.config import ONE_DEVICE, Chat, Mesh, UserError, load_run, require
+from jaxgpt.config import ONE_DEVICE, Chat, Mesh, load_run
+from jaxgpt.errors import UserError, require
 from jaxgpt.sample.settings import Sampling
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import GPT, ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run, require
+from jaxgpt.config import GPT, ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run
+from jaxgpt.errors import require
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxgpt.config import require
+from jaxgpt.errors import require
 
 GREEDY_BELOW = 1e-6
 """Temperatures under this are taken as 0: dividing by them would overflow float32."""

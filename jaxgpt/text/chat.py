@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxgpt.config import require, require_known
+from jaxgpt.errors import require, require_known
 from jaxgpt.text.chat_template import ROLES
 from jaxgpt.text.tokenizer import Tokenizer
 

@@ -29,7 +29,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from jaxgpt.config import UserError, require, require_known
+from jaxgpt.errors import UserError, require, require_known
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 
 BAR = "\u2581"
 Spans = tuple[list[int], list[tuple[int, int]]]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 
 DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """A folder holds a tokenizer when it has one of these; the first there is decides the ids."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 from jaxgpt.text import hf_files
 from jaxgpt.text.chat_template import ChatTemplate
 from jaxgpt.text.hf_backends import Library, Processor, load_processor, processor_ids, spec_ids

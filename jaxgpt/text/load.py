@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxgpt.config import require
+from jaxgpt.errors import require
 from jaxgpt.text.hf_files import holds_tokenizer
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 
 if TYPE_CHECKING:
     from jaxgpt.text.chat_template import ChatTemplate

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from jaxgpt.config import UserError, require
+from jaxgpt.errors import UserError, require
 from jaxgpt.text.tokenizer import CONTROL, SentencePiece
 
 log = logging.getLogger(__name__)

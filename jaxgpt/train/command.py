@@ -7,7 +7,8 @@ import math
 import sys
 
 from jaxgpt import config
-from jaxgpt.config import CausalLM, Chat, Run, UserError
+from jaxgpt.config import CausalLM, Chat, Run
+from jaxgpt.errors import UserError
 
 
 def read_args(args: list[str], command: str) -> Run:

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgpt.config import Classifier, Run, UserError, load, load_run, require, to_json
+from jaxgpt.config import Classifier, Run, load, load_run, to_json
+from jaxgpt.errors import UserError, require
 from jaxgpt.files import write_json
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer

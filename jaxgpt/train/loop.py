@@ -19,9 +19,10 @@ import numpy as np
 
 from jaxgpt.batch import Batch
 from jaxgpt.checkpoint import Checkpoints, load_params
-from jaxgpt.config import Run, load_run, require
+from jaxgpt.config import Run, load_run
 from jaxgpt.data.loader import TrainIterator, train_iterator, validation_batches
 from jaxgpt.data.readers import run_tokenizer
+from jaxgpt.errors import require
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule

@@ -17,7 +17,8 @@ import optax
 from flax import nnx
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Run, require
+from jaxgpt.config import Run
+from jaxgpt.errors import require
 from jaxgpt.objectives import Objective
 from jaxgpt.optim import join
 from jaxgpt.sharding import batch_sharding, replicated

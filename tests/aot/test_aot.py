@@ -22,7 +22,8 @@ from jaxgpt import aot
 from jaxgpt.aot import programs
 from jaxgpt.aot.hlo import traffic
 from jaxgpt.aot.topology import CHIPS, Topology
-from jaxgpt.config import GPT, Compute, Mesh, Run, Text, Train, UserError
+from jaxgpt.config import GPT, Compute, Mesh, Run, Text, Train
+from jaxgpt.errors import UserError
 
 V, D, LAYERS, LENGTH, HEADS = 32_000, 512, 4, 1024, 8
 SLICE = "v5e:2x4"

@@ -16,9 +16,10 @@ from tiny import ONE, assert_same, mesh
 
 from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
-from jaxgpt.config import GPT, Bert, Chat, MaskedLM, UserError, load, to_json
+from jaxgpt.config import GPT, Bert, Chat, MaskedLM, load, to_json
 from jaxgpt.convert import commands, files, weights
 from jaxgpt.convert.registry import family_of, read_config
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 SIZE = ByteTokenizer().vocab_size + 1

@@ -14,10 +14,11 @@ from families import NAMES, Imported, Numbers, golden, load_folder, write_folder
 from tiny import FLOAT32, assert_same, model_of, plain
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, Bert, RopeScaling, UserError
+from jaxgpt.config import GPT, Bert, RopeScaling
 from jaxgpt.convert import files, weights
 from jaxgpt.convert.family import canonical, misfits
 from jaxgpt.convert.registry import family_of, read_config, text_part
+from jaxgpt.errors import UserError
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 

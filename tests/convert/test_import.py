@@ -14,9 +14,10 @@ from tiny import ONE, assert_same, mesh
 
 from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
-from jaxgpt.config import GPT, CausalLM, Chat, Run, Text, UserError, load
+from jaxgpt.config import GPT, CausalLM, Chat, Run, Text, load
 from jaxgpt.convert import commands, files, weights
 from jaxgpt.convert.registry import read_config
+from jaxgpt.errors import UserError
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prompt_ids

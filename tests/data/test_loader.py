@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Chat, Text, UserError
+from jaxgpt.config import Chat, Text
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.loader import MaskCheck, train_iterator, validation_batches
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import Text, UserError
+from jaxgpt.config import Text
 from jaxgpt.data.loader import TrainIterator, ValidationBatches
 from jaxgpt.data.mixing import Mix, floor_sum
 from jaxgpt.data.packing import ENDLESS, Item, PackedExamples, Row
 from jaxgpt.data.readers import rows_of
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

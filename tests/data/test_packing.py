@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
 from jaxgpt.data.packing import ConcatRows, Item, PackedExamples, StreamRows, first_fit
+from jaxgpt.errors import UserError
 from jaxgpt.text.chat import Example
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))

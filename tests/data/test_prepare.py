@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.config import UserError
 from jaxgpt.data import jobs, sources
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.prepare import prepare
+from jaxgpt.errors import UserError
 from jaxgpt.text.load import load_tokenizer
 
 

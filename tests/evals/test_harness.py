@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_evals import ROWS, TEXT
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.evals.harness import MARK, as_lm, cut_at, run_lm_eval
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.evals.tasks import read_task, run_task

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tiny import sharp_params
 from tiny_evals import MODEL, ROWS, TEXT
 
-from jaxgpt.config import TransformerXL, UserError
+from jaxgpt.config import TransformerXL
+from jaxgpt.errors import UserError
 from jaxgpt.evals.perplexity import (
     Document,
     Total,

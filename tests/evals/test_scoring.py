@@ -13,7 +13,8 @@ from flax import nnx
 from tiny import HERE, place, plain, sharp_params
 from tiny_evals import COMPUTE, MODEL, ROWS
 
-from jaxgpt.config import GPT, Bert, UserError
+from jaxgpt.config import GPT, Bert
+from jaxgpt.errors import UserError
 from jaxgpt.evals.scoring import Score, Scorer, encode_pair
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.generate import Generator

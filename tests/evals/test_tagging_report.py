@@ -16,7 +16,7 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import classification_report as sklearn_own
 from sklearn.metrics import confusion_matrix
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.evals.tagging_report import classification_report, confusion, layout, tagging_report
 
 quick = settings(max_examples=60, deadline=None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_evals import ROWS
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.evals.scoring import Score, Scorer
 from jaxgpt.evals.tasks import Figure, Question, last_word, mean, multiple_choice, read_task, run_task
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from tiny import HERE, MIXED, mesh
 
-from jaxgpt.config import GPT, Compute, UserError
+from jaxgpt.config import GPT, Compute
+from jaxgpt.errors import UserError
 from jaxgpt.layers.kernels import attend, base, gpu, pick_kernel
 from jaxgpt.layers.kernels.base import Scores
 from jaxgpt.layers.kernels.gpu import Documents, packed_attention

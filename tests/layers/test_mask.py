@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.layers.mask import LayerFacts, Mask, RowFacts, document_starts
 
 

@@ -33,7 +33,8 @@ from tiny import (
 )
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import CausalLM, Compute, Optim, Text, Train, TransformerXL, UserError
+from jaxgpt.config import CausalLM, Compute, Optim, Text, Train, TransformerXL
+from jaxgpt.errors import UserError
 from jaxgpt.layers.cache import init_cache
 from jaxgpt.models import abstract_model, decoding_params, flops_per_token, init_memory, parameter_counts
 from jaxgpt.models.transformer_xl import Memory, Recurrent, relative_shift, sinusoids

@@ -14,7 +14,8 @@ import pytest
 from tiny import FLOAT32
 
 from jaxgpt.batch import Batch, Features
-from jaxgpt.config import MaskedLM, UserError
+from jaxgpt.config import MaskedLM
+from jaxgpt.errors import UserError
 from jaxgpt.layers.unembedding import Unembedding
 from jaxgpt.models.predictor import Predictor
 from jaxgpt.objectives import masked_lm

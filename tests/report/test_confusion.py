@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.report import Html
 from jaxgpt.report.confusion import _short, confusion_picture
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tiny_models import RECITED
 
-from jaxgpt.config import Chat, Run, Text, UserError
+from jaxgpt.config import Chat, Run, Text
+from jaxgpt.errors import UserError
 from jaxgpt.sample import commands
 from jaxgpt.sample.generate import Generator, Token
 from jaxgpt.sample.settings import Sampling

@@ -8,7 +8,8 @@ import pytest
 from tiny import HERE
 from tiny_models import FLOAT32, RECITED, full_logits
 
-from jaxgpt.config import GPT, UserError
+from jaxgpt.config import GPT
+from jaxgpt.errors import UserError
 from jaxgpt.sample import program
 from jaxgpt.sample.generate import Completion, Generator, Token
 from jaxgpt.sample.program import bucket

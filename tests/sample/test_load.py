@@ -12,7 +12,8 @@ from tiny_models import FLOAT32, MODELS, sharp_params
 
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.cli import main
-from jaxgpt.config import Mesh, Run, Text, UserError, to_json
+from jaxgpt.config import Mesh, Run, Text, to_json
+from jaxgpt.errors import UserError
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.tokenizer import ByteTokenizer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import (
     Features,

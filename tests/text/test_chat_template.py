@@ -12,7 +12,7 @@ import tiny_hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.text.chat import prompt_ids, render
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 

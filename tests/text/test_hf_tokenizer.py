@@ -13,7 +13,7 @@ import tiny_hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import NEEDED, ByteTokenizer, StreamDecoder

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
 from jaxgpt.data.train_tokenizer import sample, train_tokenizer
+from jaxgpt.errors import UserError
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import CONTROL, ByteTokenizer, StreamDecoder
 from jaxgpt.text.train import sentences, train_sentencepiece

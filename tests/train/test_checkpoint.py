@@ -19,7 +19,8 @@ from tiny_runs import STEPS, command, copy, curve, records, restore, saved
 
 from jaxgpt.checkpoint import Checkpoints, SaveError, load_params
 from jaxgpt.cli import main
-from jaxgpt.config import UserError, load
+from jaxgpt.config import load
+from jaxgpt.errors import UserError
 from jaxgpt.train.state import State, make_program
 
 # ---------------------------------------------------------------------------------- any mesh

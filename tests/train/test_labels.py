@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import COMPUTE
 
-from jaxgpt.config import (
-    GPT,
-    Bert,
-    Classification,
-    Classifier,
-    Labelled,
-    Optim,
-    Run,
-    Tagged,
-    Train,
-    UserError,
-)
+from jaxgpt.config import GPT, Bert, Classification, Classifier, Labelled, Optim, Run, Tagged, Train
+from jaxgpt.errors import UserError
 from jaxgpt.evals.labels import label_report
 from jaxgpt.sample.load import load_trained
 from jaxgpt.text.tokenizer import ByteTokenizer

@@ -28,8 +28,9 @@ from tiny_runs import (
 
 from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
-from jaxgpt.config import MaskedLM, Optim, Run, Train, UserError, load
+from jaxgpt.config import MaskedLM, Optim, Run, Train, load
 from jaxgpt.data.loader import TrainIterator
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.text.train import train_sentencepiece
 from jaxgpt.train import loop

@@ -7,11 +7,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text, UserError, require
+from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import Item, Rows
 from jaxgpt.data.readers import chat, labelled, tagging, text
 from jaxgpt.data.readers.labels import Encode, rows_by
+from jaxgpt.errors import UserError, require
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 

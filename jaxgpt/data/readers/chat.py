@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import Chat, Classifier, UserError, nearest, require
+from jaxgpt.config import Chat, Classifier
 from jaxgpt.data.packing import Item, PackedExamples, Rows
 from jaxgpt.data.sources import (
     Report,
@@ -23,6 +23,7 @@ from jaxgpt.data.sources import (
     parse_line,
     read_lines,
 )
+from jaxgpt.errors import UserError, nearest, require
 from jaxgpt.text.chat import Dialogue, Example, render, truncate
 from jaxgpt.text.chat_template import ROLES
 from jaxgpt.text.tokenizer import Tokenizer

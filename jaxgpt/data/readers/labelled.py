@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgpt.config import Classifier, Labelled, UserError, require, require_known
+from jaxgpt.config import Classifier, Labelled
 from jaxgpt.data.packing import Item
 from jaxgpt.data.readers.labels import check_labels, split_files
 from jaxgpt.data.sources import (
@@ -27,6 +27,7 @@ from jaxgpt.data.sources import (
     parse_line,
     read_lines,
 )
+from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

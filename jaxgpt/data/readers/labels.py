@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxgpt.config import Classifier, Labelled, Tagged, UserError, require
+from jaxgpt.config import Classifier, Labelled, Tagged
 from jaxgpt.data.packing import Item, PackedExamples, Rows
+from jaxgpt.errors import UserError, require
 from jaxgpt.text.tokenizer import Tokenizer
 
 Encode = Callable[[Any, Tokenizer, int, str, Classifier], tuple[list[Any], list[list[Item]]]]

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxgpt.config import Classifier, Tagged, UserError, require, require_known
+from jaxgpt.config import Classifier, Tagged
 from jaxgpt.data.packing import Item
 from jaxgpt.data.readers.labels import check_labels, split_files
 from jaxgpt.data.sources import expand, numbered_lines
+from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxgpt.config import Classifier, Text, require
+from jaxgpt.config import Classifier, Text
 from jaxgpt.data.corpus import Corpus, read_manifest
 from jaxgpt.data.packing import ConcatRows, Rows, StreamRows
+from jaxgpt.errors import require
 from jaxgpt.text.tokenizer import Tokenizer
 
 

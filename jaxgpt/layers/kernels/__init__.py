@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.config import GPT, Compute, require
+from jaxgpt.config import GPT, Compute
+from jaxgpt.errors import require
 from jaxgpt.layers.kernels.base import Kernel, Scores, plain
 from jaxgpt.layers.kernels.gpu import CUDNN, CUDNN_PACKED, TOKAMAX
 from jaxgpt.layers.kernels.tpu import SPLASH

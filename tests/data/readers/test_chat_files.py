@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import Chat, UserError
+from jaxgpt.config import Chat
 from jaxgpt.data.readers import rows_of
 from jaxgpt.data.readers.chat import hold_out, read_dialogues
+from jaxgpt.errors import UserError
 from jaxgpt.text.chat import prompt_ids, render, truncate
 from jaxgpt.text.tokenizer import ByteTokenizer
 

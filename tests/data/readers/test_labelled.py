@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
 from jaxgpt.data.readers.labelled import LabelledText, encode_labelled, label_set, read_labelled
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

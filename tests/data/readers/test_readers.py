@@ -10,21 +10,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jaxgpt.config import (
-    GPT,
-    CausalLM,
-    Chat,
-    Classification,
-    Classifier,
-    Labelled,
-    Run,
-    Tagged,
-    Text,
-    UserError,
-)
+from jaxgpt.config import GPT, CausalLM, Chat, Classification, Classifier, Labelled, Run, Tagged, Text
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import ENDLESS
 from jaxgpt.data.readers import READERS, encode_split, rows_of, run_tokenizer
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB1, IOB2, IOBES, Tokens
 
-from jaxgpt.config import UserError
 from jaxgpt.data.readers.tagging import TaggedSentence, align, label_set, read_conll, scheme_of, to_bio
+from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
