@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 
@@ -28,3 +29,18 @@ def require_known(name: Any, allowed: Collection[Any], message: str) -> None:
     """Raise `UserError(message)` with a hint unless the name is allowed; the hint is slow to find."""
     if name not in allowed:
         raise UserError(f"{message}{nearest(str(name), map(str, allowed))}")
+
+
+@contextlib.contextmanager
+def library_errors(what: str, fix: str) -> Iterator[None]:
+    """Say in one sentence whatever a library makes of a damaged file.
+
+    Libraries raise no class of their own, and a panic of Rust code is no `Exception` even.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} ({why:.300}); {fix}.") from None

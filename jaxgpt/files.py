@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of things, in a schema: never negative, never absurd."""
+MOST_LEVELS = 100
+"""Of lists and objects within each other, in JSON that we read."""
+TOO_DEEP = "its values are nested too deeply"
 
 
 def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str) -> T:
@@ -39,17 +43,52 @@ def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str) ->
     try:
         value = json.loads(data, parse_constant=_refuse)
     except RecursionError:
-        why = "its values are nested too deeply"
+        why = TOO_DEEP
     except UnicodeDecodeError as error:
         why = f"not UTF-8 at byte {error.start}"
     except ValueError as error:  # JSONDecodeError is one; an integer of thousands of digits another
         why = f"not JSON: {error}"
     else:
-        try:
-            return msgspec.convert(value, kind)
-        except (msgspec.ValidationError, RecursionError, OverflowError) as error:
-            why = str(error)
+        return check_json(value, kind, where, fix)
     raise UserError(f"{where} is damaged ({why}); {fix}.")
+
+
+def check_json(value: Any, kind: type[T], where: str | Path, fix: str) -> T:
+    """The value of JSON that was parsed already, checked against a schema as by `parse_json`.
+
+    Raises:
+      UserError: it is not of that schema, or nested too deeply.
+    """
+    try:
+        checked = msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+        why = f"{error}{_found(value, str(error))}"
+    else:
+        if not _too_deep(value):
+            return checked
+        why = TOO_DEEP
+    raise UserError(f"{where} is damaged ({why}); {fix}.")
+
+
+def _found(value: Any, why: str) -> str:
+    """What stands at the place that msgspec names in its error, as words behind that."""
+    place = re.search(r" - at `\$([^`]*)`$", why)
+    for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", place[1]) if place else ():
+        if index == "...":  # an entry of a dict: it does not say which
+            return ""
+        value = value[int(index) if index else name]
+    return f", which is {value!r:.60}" if place and not isinstance(value, dict | list) else ""
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether it is nested too deeply for functions that call themselves, as a schema's `Any` may be."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [child for part in inner for child in part if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def read_json(path: Path, kind: type[T], fix: str) -> T:
@@ -59,6 +98,7 @@ def read_json(path: Path, kind: type[T], fix: str) -> T:
       UserError: as `parse_json`, or the file cannot be read.
     """
     try:
+        require(path.is_file() or not os.path.lexists(path), f"{path} is not a file; {fix}.")  # a pipe blocks
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
