@@ -27,7 +27,7 @@ MOST_LEVELS = 100
 TOO_DEEP = "its values are nested too deeply"
 
 
-def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str) -> T:
+def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str, *, once: bool = False) -> T:
     """The value of JSON text, checked against a schema.
 
     Args:
@@ -35,13 +35,14 @@ def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str) ->
       kind: what msgspec can convert to; `Any` takes all that is JSON.
       where: names the file in the error.
       fix: what to do about it, for the end of the sentence.
+      once: refuse an object that has a name twice; JSON's readers take the last.
 
     Raises:
       UserError: not UTF-8, not JSON (which has no NaN and no infinity), nested too deeply, or not of
         that schema.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse)
+        value = json.loads(data, parse_constant=_refuse, object_pairs_hook=_unique if once else None)
     except RecursionError:
         why = TOO_DEEP
     except UnicodeDecodeError as error:
@@ -91,7 +92,7 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
-def read_json(path: Path, kind: type[T], fix: str) -> T:
+def read_json(path: Path, kind: type[T], fix: str, *, once: bool = False) -> T:
     """The value of a JSON file, see `parse_json`.
 
     Raises:
@@ -102,11 +103,19 @@ def read_json(path: Path, kind: type[T], fix: str) -> T:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
-    return parse_json(data, kind, path, fix)
+    return parse_json(data, kind, path, fix, once=once)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON value")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in value if names.count(name) > 1)!r:.200} stands in it twice")
+    return value
 
 
 def finite(value: Any) -> Any:

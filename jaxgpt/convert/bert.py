@@ -25,6 +25,7 @@ _DEFAULTS = {
     "hidden_dropout_prob": 0.1,
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
+    "tie_word_embeddings": True,
 }
 
 
@@ -88,8 +89,12 @@ BERT = Family(
         "dense": Place("cls.predictions.transform.dense"),
         "dense_norm": Place("cls.predictions.transform.LayerNorm"),
     },
-    renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    unused=r"^(bert\.pooler\.|cls\.seq_relationship\.|bert\.embeddings\.position_ids$)",
+    renames=(
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+        (r"^(?=(embeddings|encoder|pooler)\.)", "bert."),  # a base model saved alone has no prefix
+    ),
+    unused=r"^(bert\.pooler\.|cls\.seq_relationship\.|bert\.embeddings\.(position|token_type)_ids$)",
     tied={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -6,7 +6,9 @@ jax is imported only once a command runs, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 import os
 import re
 import shutil
@@ -32,8 +34,8 @@ from jaxgpt.config import (
     load_run,
     to_json,
 )
-from jaxgpt.errors import require
-from jaxgpt.files import write_json
+from jaxgpt.errors import UserError, require
+from jaxgpt.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,13 @@ TENSORS = "tensors.json"
 """Beside them: name and type of each tensor that was imported."""
 _REWRITTEN = ("rope_parameters", "sliding_window_pattern", "_sliding_window_pattern")
 """Fields of config.json whose contents we write under other names."""
+_SPACE = "free some space or name a folder on another disk"
+_FIXES = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: "raise the limit of `ulimit -f`"}
+"""What to do about a file that cannot be written; the rest is a matter of rights."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+DType = Literal["F32", "F16", "BF16"]
+"""Of a weight, as safetensors names it."""
 
 ModelFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -71,10 +79,10 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     source, target = Path(folder), Path(run)
     _refuse_filled(target, "a run")
     original = files.read_json(source / files.CONFIG)
-    config = text_part(original)
+    config = text_part(original, str(source / files.CONFIG))
     family, model = read_config(config, str(source / files.CONFIG))
     found = files.headers(source)
-    model = weights.with_rows(family, model, found)
+    model = weights.as_found(family, model, found, config)
     used, unused = weights.check(family, model, found, folder)
     words = _tokenizer(tokenizer or folder)
     if isinstance(words, HFTokenizer) and (count := words.vocab_size) > model.vocab_size:
@@ -89,10 +97,11 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     if unused:
         log.info("not used: %s", files.shorten(unused))
     placed = sampling_mesh(made, mesh)
-    with _whole(target) as work, _progress(sum(found[n].size for n in used)) as step:
+    size = sum(math.prod(found[name].shape) for name in used) * 4  # in float32
+    with whole(target, size) as work, _progress(sum(found[n].size for n in used)) as step:
         words.save(work / "tokenizer")
         _remember(source, work / HF, config, config == original)
-        names = {name: name if config == original else weights.usual(family, name) for name in used}
+        names = {n: weights.unwrapped(n) if config == original else weights.usual(family, n) for n in used}
         write_json(work / HF / TENSORS, {names[name]: found[name].dtype for name in used})
         params = weights.load(family, model, found, used, placed, step)
         _save(work, made, params)
@@ -136,11 +145,11 @@ def _remember(source: Path, folder: Path, config: dict[str, Any], same: bool) ->
 
     folder.mkdir()
     if same:
-        shutil.copyfile(source / CONFIG, folder / CONFIG)
+        (folder / CONFIG).write_bytes((source / CONFIG).read_bytes())
     else:
         write_json(folder / CONFIG, config)
     if (source / GENERATION).is_file():
-        shutil.copyfile(source / GENERATION, folder / GENERATION)
+        (folder / GENERATION).write_bytes((source / GENERATION).read_bytes())
 
 
 def _save(folder: Path, run: Run, params: dict[str, Any]) -> None:
@@ -194,11 +203,12 @@ def export(
     model: Any = held.model
     if origin is not None:
         family = read_config(files.read_json(origin / files.CONFIG), str(origin / files.CONFIG))[0]
-        dtypes = files.read_json(origin / TENSORS)
+        dtypes = read_json(origin / TENSORS, dict[str, DType], "restore it or import the model again")
     trained = load_trained(source, which=checkpoint, mesh=mesh)
     words = trained.tokenizer
     entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
-    with _whole(target) as work, _progress(sum(entry.size for entry in entries)) as done:
+    size = sum(entry.size for entry in entries)
+    with whole(target, size) as work, _progress(size) as done:
         _write_configs(work, origin, family, model, dtype, words)
         files.write_model(work, entries, most, done)
         tokenizers.write(work, words, source / "tokenizer", dialogues=isinstance(held.data, Chat))
@@ -235,11 +245,11 @@ def _write_configs(work: Path, origin: Path | None, family: Any, model: Any, dty
         write_json(work / CONFIG, head | ids | family.write(model) | {"torch_dtype": dtype or "float32"})
         return
     if (origin / GENERATION).is_file():
-        shutil.copyfile(origin / GENERATION, work / GENERATION)
+        (work / GENERATION).write_bytes((origin / GENERATION).read_bytes())
     config = read_json(origin / CONFIG)
     same = canonical(read_config(config, CONFIG)[1]) == canonical(model)
     if same and not dtype:
-        shutil.copyfile(origin / CONFIG, work / CONFIG)
+        (work / CONFIG).write_bytes((origin / CONFIG).read_bytes())
         return
     if not same:
         kept = {name: value for name, value in config.items() if name not in _REWRITTEN}
@@ -270,16 +280,36 @@ def _refuse_filled(target: Path, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place only when all is written."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+def whole(target: Path, size: int) -> Iterator[Path]:
+    """A folder to write into, which takes its place only when all is written.
+
+    Raises:
+      UserError: it cannot be made or written, or the disk has not the bytes of `size` free.
+    """
+    from jaxgpt.checkpoint import SaveError
+
+    work, what = None, f"{target} cannot be written"
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        require(
+            size <= free,
+            f"{what}: it takes {size / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free; {_SPACE}.",
+        )
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         work.chmod(0o755)  # mkdtemp makes it private
         yield work
         os.replace(work, target)
+    except OSError as error:
+        if error.filename and not Path(error.filename).is_relative_to(target.parent):
+            raise
+        fix = _FIXES.get(error.errno or 0, "check the path and its rights")
+        raise UserError(f"{what} ({error.strerror}); nothing is left of it: {fix}.") from None
+    except SaveError as error:
+        raise UserError(f"{what}: {str(error).replace(str(work), str(target))}") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -47,8 +47,13 @@ def family(model_type: str, name: str, **parts: Any) -> Family:
         architecture=f"{name}ForCausalLM",
         **own,
         # The text model within one that also sees, as transformers 4 and 5 name it (Gemma 3).
-        renames=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
-        unused=r"\.rotary_emb\.inv_freq$|^(model\.)?(vision_tower|multi_modal_projector)\.",
+        # Last, a base model saved alone has no prefix.
+        renames=(
+            (r"^language_model\.", ""),
+            (r"^model\.language_model\.", "model."),
+            (r"^(?=(embed_tokens|layers|norm|rotary_emb)\.)", "model."),
+        ),
+        unused=r"\.rotary_emb\.\w+$|^(model\.)?(vision_tower|multi_modal_projector)\.",
         tied={"lm_head.weight": "model.embed_tokens.weight"},
     )
 

@@ -31,11 +31,13 @@ class Fields(dict[str, Any]):
     def __init__(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         super().__init__({**defaults, **given})
         self.problems: list[str] = []
+        if self.get("tie_word_embeddings") is None:
+            self["tie_word_embeddings"] = defaults.get("tie_word_embeddings")
 
     def note(self, fine: bool, name: str, value: Any, allowed: str) -> None:
         """Note a value that has no counterpart here."""
         if not fine:
-            self.problems.append(f"{name} is {value!r}; only {allowed} can be imported")
+            self.problems.append(f"{name} is {value!r:.100}; only {allowed} can be imported")
 
     def only(self, name: str, *allowed: Any) -> None:
         """Note a field that is there with another value than these."""
@@ -84,6 +86,11 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     unused: str = r"(?!)"
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def head(self) -> str:
+        """Their module that turns features into logits."""
+        return (self.places.get("head") or self.places[""]).name
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import ml_dtypes
 import numpy as np
 
-from jaxgpt.errors import UserError, require
+from jaxgpt import files
+from jaxgpt.errors import library_errors, require
 
+log = logging.getLogger(__name__)
+
+AGAIN = "download it again"
 CONFIG, GENERATION = "config.json", "generation_config.json"
-ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ONE, INDEX, SHARD = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
 DTYPES: Mapping[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -39,38 +45,78 @@ class Header(NamedTuple):
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
+class Index(TypedDict):
+    """What we read of model.safetensors.index.json."""
+
+    weight_map: dict[str, str]
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; `UserError` where there is none."""
-    require(path.is_file(), f"{path} does not exist; give a folder with a Hugging Face model.")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from None
-    require(isinstance(value, dict), f"{path} holds {type(value).__name__}, not an object; restore it.")
-    return value
+    """The JSON object of one of the folder's files.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    require(os.path.lexists(path), f"{path} does not exist; give a folder with a Hugging Face model.")
+    return files.read_json(path, dict[str, Any], AGAIN)
 
 
 def headers(folder: Path) -> dict[str, Header]:
     """The tensors of a folder's safetensors files, in the order of the files.
 
+    An index decides which file each is read from; what its files hold besides is named and left.
+
     Raises:
-      UserError: no such file, one that is missing or damaged, or not what the index says.
+      UserError: no such file, one that is missing or damaged, not what the index says, or one file and
+        an index beside it, so that a tensor may come from either.
     """
-    if (folder / INDEX).is_file():
-        where = read_json(folder / INDEX).get("weight_map")
-        require(isinstance(where, dict), f"{folder / INDEX} has no weight_map; download it again.")
-        assert isinstance(where, dict)
-    else:
-        pickled = any(folder.glob("*.bin")) and "; pytorch_model.bin is not read: save it as safetensors"
-        require((folder / ONE).is_file(), f"{folder} has no {ONE} and no {INDEX}{pickled or ''}.")
-        where = {}
-    files = sorted({folder / name for name in where.values()}) or [folder / ONE]
-    missing = [path.name for path in files if not path.is_file()]
-    require(not missing, f"{folder} lacks {', '.join(missing)}, which {INDEX} names; download them.")
-    found = {name: header for path in files for name, header in _headers(path)}
+    where = _index(folder)
+    if where is None:
+        advice = f"; {SHARD} needs its index" if any(folder.glob(SHARD)) else ""
+        if any(folder.glob("*.bin")):
+            advice += "; pytorch_model.bin is not read: save it as safetensors"
+        require((folder / ONE).is_file(), f"{folder} has no {ONE} and no {INDEX}{advice}.")
+        return dict(_headers(folder / ONE))
+    found, elsewhere = {}, []
+    for file in sorted(set(where.values())):
+        held = dict(_headers(folder / file))
+        found |= {name: header for name, header in held.items() if where.get(name) == file}
+        elsewhere += [f"{name} in {file}" for name in held if where.get(name) != file]
     lost = [name for name in where if name not in found]
     require(not lost, f"{folder / INDEX} names {shorten(lost)}, which its files do not hold; restore it.")
+    if elsewhere:
+        log.warning("not read, since %s takes them from no or another file: %s", INDEX, shorten(elsewhere))
     return found
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    """The file of every tensor by the folder's index; None where one file has them all."""
+    path = folder / INDEX
+    if not os.path.lexists(path):
+        return None
+    where = files.read_json(path, Index, AGAIN, once=True)["weight_map"]
+    require(bool(where), f"{path} names no tensor; {AGAIN}.")
+    names = sorted(set(where.values()))
+    for name in names:
+        require(_inside(folder, name), f"{path} names the file {name!r:.200}, which is outside of {folder}.")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if ONE not in names and (folder / ONE).is_file():
+        require(
+            len(missing) == len(names),
+            f"{folder} holds {ONE} and files of {INDEX} too, such as {min(set(names) - set(missing), default='')}: "
+            "both have every tensor; remove those that are not the model.",
+        )
+        log.warning("%s is of other files, such as %s, which are not there: %s is read", path, missing[0], ONE)
+        return None
+    require(not missing, f"{folder} lacks {shorten(missing)}, which {INDEX} names; download them.")
+    return where
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name leads to a file of the folder; it may be a link, as those of Hugging Face's cache are."""
+    if not name.isprintable() or len(name) > 255 or Path(name).is_absolute() or ".." in Path(name).parts:
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
 def _headers(path: Path) -> Iterator[tuple[str, Header]]:
@@ -84,10 +130,8 @@ def opened(path: Path) -> Any:
     """A safetensors file, mapped and not read; `UserError` where it is damaged."""
     import safetensors
 
-    try:
+    with library_errors(f"{path} cannot be read as safetensors", AGAIN):
         return safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}); download it again.") from None
 
 
 def each(found: Mapping[str, Header], names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -104,10 +148,11 @@ def each(found: Mapping[str, Header], names: Iterable[str]) -> Iterator[tuple[st
 
 
 def shorten(items: Iterable[str], most: int = 20) -> str:
-    """Some of the items, and how many more there are."""
+    """Some of the items on one line, and how many more there are."""
     items = list(items)
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    shown = (item if item.isprintable() else ascii(item) for item in items[:most])
+    return ", ".join(f"{item:.200}" for item in shown) + more
 
 
 # ------------------------------------------------------------------------------------------ writing

@@ -86,7 +86,7 @@ GPT2 = Family(
         "blocks.mlp.down": Place(_BLOCK + "mlp.c_proj"),
     },
     transposed=False,
-    renames=((r"^(?=(h\.\d|wte|wpe|ln_f))", "transformer."),),  # the published files have no prefix
+    renames=((r"^(?=(h\.\d|(wte|wpe|ln_f)\.))", "transformer."),),  # the published files have no prefix
     unused=r"\.attn\.(masked_)?bias$",  # the causal mask
     tied={"lm_head.weight": "transformer.wte.weight"},
 )

@@ -16,7 +16,7 @@ def _read(f: Fields, **own: Any) -> GPT:
     f.only("attention_bias", False)
     if not f.get("use_sliding_window"):
         f["sliding_window"] = None
-    if f["sliding_window"] and not f.get("layer_types") and "max_window_layers" in f:
+    if f["sliding_window"] and not f.get("layer_types") and f.get("max_window_layers") is not None:
         first = f["max_window_layers"]
         f["layer_types"] = [SLIDING if i >= first else FULL for i in range(f["num_hidden_layers"])]
     return decoder.read(f, **own)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +23,29 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgpt.config import GPT
 from jaxgpt.convert.family import Family, Model, Path, Slot, abstract, tensors
-from jaxgpt.convert.files import DTYPES, Entry, Header, each
-from jaxgpt.errors import UserError, require
+from jaxgpt.convert.files import DTYPES, Entry, Header, each, shorten
+from jaxgpt.errors import require
 from jaxgpt.sharding import param_shardings
 
-MOST_PROBLEMS = 30
+log = logging.getLogger(__name__)
+
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_ddp_module)\."
+)
+"""What torch.compile, data-parallel training and checkpointing put before the names of a module."""
+_LAYER = {"layer": r"(?P<layer>\d{1,9})", "expert": r"(?P<expert>\d{1,9})"}
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what training put around the model."""
+    return _WRAPPERS.sub("", name)
 
 
 def usual(family: Family, name: str) -> str:
     """The name that today's transformers give a tensor."""
+    name = unwrapped(name)
     for pattern, instead in family.renames:
         name = re.sub(pattern, instead, name)
     return name
@@ -47,7 +62,8 @@ def check(
     Raises:
       UserError: all that is unknown, missing, of another shape or of a type that is no weight's.
     """
-    table, used, unused, problems = tensors(family, model), [], [], []
+    _check_sizes(family, model, found, where)
+    table, used, unused, unknown, wrong = tensors(family, model), [], [], [], []
     seen: dict[str, str] = {}
     for name, header in found.items():
         plain = usual(family, name)
@@ -56,32 +72,94 @@ def check(
             expected = table[original][0].their_shape
             used.append(name)
             if plain in seen:
-                problems.append(f"{name} and {seen[plain]} are the same tensor")
+                wrong.append(f"{seen[plain]} and {name} are the same tensor")
             seen[plain] = name
             if header.shape != expected:
-                problems.append(f"{name} has shape {list(header.shape)}, not {list(expected)}")
+                wrong.append(f"{name} has shape {list(header.shape)}, not {list(expected)}")
             if header.dtype not in DTYPES:
-                problems.append(f"{name} is of type {header.dtype}; only {', '.join(DTYPES)} can be imported")
+                wrong.append(f"{name} is of type {header.dtype}; only {', '.join(DTYPES)} can be imported")
         elif re.search(family.unused, name) or re.search(family.unused, plain):
             unused.append(name)
         else:
-            problems.append(f"{name} is unknown")
-    problems += [f"{name} is missing" for name in table if name not in seen]
-    if problems:
-        more = f"\n  and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-        raise UserError(
-            f"the tensors of {where} are not those of its {family.model_type} config.json:\n  "
-            + "\n  ".join(problems[:MOST_PROBLEMS])
-            + f"{more}\nbring the files and config.json of one model together."
-        )
+            unknown.append(name)
+    missing = sorted(table.keys() - {_stands_for(family, table, seen, plain) or plain for plain in seen})
+    problems = [*_many(missing, "missing"), *_many(unknown, "unknown"), *([shorten(wrong)] if wrong else [])]
+    headless = missing and not unknown and all(name.startswith(family.head) for name in missing)
+    advice = f"take the files of {family.architecture}, with its head" if headless else ""
+    require(
+        not problems,
+        f"the tensors of {where} are not those of its {family.model_type} config.json: "
+        f"{'; '.join(problems)}; {advice or 'bring the files and config.json of one model together'}.",
+    )
     return used, unused
 
 
-def with_rows(family: Family, model: Model, found: Mapping[str, Header]) -> Model:
-    """The model with as many ids as its embedding has rows: config.json may count fewer."""
+def _many(names: Sequence[str], what: str) -> list[str]:
+    if len(names) < 2:
+        return [f"{shorten(names)} is {what}"] * len(names)
+    return [f"{len(names)} are {what}: {shorten(names)}"]
+
+
+def _stands_for(family: Family, table: Collection[str], names: Collection[str], plain: str) -> str | None:
+    """The tensor of the model's that a file's is read as; None where it only repeats another one.
+
+    A name that may repeat another stands for it where that one is not there.
+    """
+    if plain in table:
+        return plain
+    original = family.tied.get(plain)
+    return original if original in table and original not in names else None
+
+
+def _check_sizes(family: Family, model: Model, found: Mapping[str, Header], where: str) -> None:
+    """Refuse a config.json of another size before a table, or an array, of that size is made."""
+    counts: dict[str, set[int]] = {"layer": set(), "expert": set()}
+    patterns = [
+        re.compile(re.escape(place.name).replace(r"\{", "{").replace(r"\}", "}").format(**_LAYER))
+        for place in dict.fromkeys(family.places.values())
+        if "{layer}" in place.name
+    ]
+    for name in found:
+        plain = usual(family, name)
+        for match in filter(None, (pattern.match(plain) for pattern in patterns)):
+            for kind, index in match.groupdict().items():
+                counts[kind].add(int(index))
+    experts = model.moe.experts if isinstance(model, GPT) and model.moe else 0
+    sizes = {"layers": (model.layers, len(counts["layer"])), "experts": (experts, len(counts["expert"]))}
+    rows = _embeddings(family, found)
+    if rows and len(rows[0]) == 2:
+        sizes["features of a token"] = (model.width, rows[0][1])
+    for what, (said, there) in sizes.items():
+        require(
+            said == there,
+            f"config.json of {where} says {said} {what} but its files have {there} (they hold "
+            f"{shorten(found, 3)}); bring the files and config.json of one model together.",
+        )
+
+
+def _embeddings(family: Family, found: Mapping[str, Header]) -> list[tuple[int, ...]]:
+    """Shapes of the embedding, the original first where there are copies."""
     name = f"{family.places['embed'].name}.weight"
-    shapes = [header.shape for held, header in found.items() if usual(family, held) == name]
-    return replace(model, vocab_size=shapes[0][0]) if shapes and shapes[0] else model
+    shapes = {usual(family, held): header.shape for held, header in found.items()}
+    names = [name, *(copy for copy, original in family.tied.items() if original == name)]
+    return [shapes[n] for n in names if n in shapes]
+
+
+def as_found(family: Family, model: Model, found: Mapping[str, Header], config: Mapping[str, Any]) -> Model:
+    """The model with what its files decide rather than config.json.
+
+    It has as many ids as its embedding has rows, since config.json may count fewer; and it is tied where
+    it has no head and config.json does not say that it is not.
+    """
+    rows = _embeddings(family, found)
+    if rows and rows[0] and rows[0][0] > 0:
+        model = replace(model, vocab_size=rows[0][0])
+    head = f"{family.head}.weight"
+    silent = isinstance(model, GPT) and not model.tied and config.get("tie_word_embeddings") is None
+    if silent and all(usual(family, name) != head for name in found):
+        log.warning("no %s, and config.json has no tie_word_embeddings: the embedding is taken for it", head)
+        return replace(model, tied=True)
+    return model
 
 
 def load(
@@ -101,10 +179,10 @@ def load(
       step: called with the bytes of each tensor once it is there.
 
     Raises:
-      UserError: a tensor that should repeat another differs from it.
+      UserError: a tensor that should repeat another differs from it, or tensors hold NaN or infinity.
     """
-    table = tensors(family, model)
-    twins = _Twins(family, found, table)
+    table, here = tensors(family, model), {usual(family, name) for name in found}
+    twins, broken = _Twins(family, here, table), list[str]()
     layout = _flat(param_shardings(abstract(model), mesh))
     params = {
         path: jnp.zeros(variable.shape, jnp.float32, device=layout[path])
@@ -113,7 +191,9 @@ def load(
     for name, tensor in each(found, names):
         plain = usual(family, name)
         twins.see(plain, tensor)
-        for target in table.get(plain, ()):
+        if wrong := tensor.size - int(np.isfinite(tensor).sum()):
+            broken.append(f"{name} ({wrong:,} of {tensor.size:,})")
+        for target in table.get(_stands_for(family, table, here, plain) or "", ()):
             part = _spread(target.ours(tensor), layout[target.path], len(target.index))
             index = np.asarray(target.index, np.int32)
             params[target.path] = _filler(layout[target.path])(params[target.path], part, index)
@@ -121,6 +201,11 @@ def load(
             params[target.path].block_until_ready()
         step(tensor.nbytes)
     twins.check()
+    require(
+        not broken,
+        f"{len(broken)} tensors hold values that are NaN or infinite: {shorten(broken)}; take files that "
+        "were saved before training broke them, or download them again.",
+    )
     return _nested(params)
 
 
@@ -162,8 +247,7 @@ def _filler(layout: NamedSharding) -> Callable[..., jax.Array]:
 class _Twins:
     """Whether tensors that repeat another one do: each is read once, so their digests are compared."""
 
-    def __init__(self, family: Family, found: Mapping[str, Header], table: Mapping[str, Any]) -> None:
-        here = {usual(family, name) for name in found}
+    def __init__(self, family: Family, here: set[str], table: Mapping[str, Any]) -> None:
         self.pairs = {a: b for a, b in family.tied.items() if a not in table and {a, b} <= here}
         self.digests: dict[str, bytes] = {}
 
@@ -194,12 +278,20 @@ def entries(
       dtypes: names and types of the file that the model came from; they decide which of several names
         a tensor has, and whether it is written twice. Empty for today's names.
       dtype: of all tensors; empty for those of `dtypes`.
+
+    Raises:
+      UserError: names that are none of this model.
     """
     table, flat = tensors(family, model), _flat(params)
-    origins = dtypes or dict.fromkeys(table, "F32")
-    for name, own in origins.items():
-        plain = usual(family, name)
-        targets = table[plain if plain in table else family.tied[plain]]
+    plains = {name: usual(family, name) for name in dtypes}
+    originals = {name: p if p in table else family.tied.get(p, "") for name, p in plains.items()}
+    strange = [name for name, original in originals.items() if original not in table]
+    require(not strange, f"this model has no {shorten(strange)}, which tensors.json names; restore that file.")
+    common = Counter(dtypes.values()).most_common(1)[0][0] if dtypes else "F32"
+    held = set(originals.values())
+    new = {name: common for name in table if name not in held}  # such as a head untied since
+    for name, own in {**dtypes, **new}.items():
+        targets = table[originals.get(name, name)]
         make = functools.partial(_collect, targets, flat, DTYPES[dtype or own], name)
         yield Entry(name, dtype or own, targets[0].their_shape, make)
 
@@ -216,7 +308,11 @@ def _collect(targets: list[Slot], flat: Mapping[Path, jax.Array], dtype: np.dtyp
     with np.errstate(over="ignore"):
         cast = whole.astype(dtype)
     require(
-        dtype != np.float16 or bool(np.isfinite(cast).all()) or not np.isfinite(whole).all(),
+        bool(np.isfinite(whole).all()),
+        f"{name} holds values that are NaN or infinite; export an earlier checkpoint with --checkpoint.",
+    )
+    require(
+        dtype != np.float16 or bool(np.isfinite(cast).all()),
         f"{name} has values beyond the range of float16; export it as bfloat16 or float32.",
     )
     return cast

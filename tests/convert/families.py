@@ -71,9 +71,10 @@ def write_folder(
 
 def load_folder(folder: Path, on: jax.sharding.Mesh | None = None) -> Imported:
     """The model of a folder by the functions that the command calls."""
-    family, model = read_config(files.read_json(folder / files.CONFIG), str(folder))
+    config = files.read_json(folder / files.CONFIG)
+    family, model = read_config(config, str(folder))
     found = files.headers(folder)
-    model = weights.with_rows(family, model, found)
+    model = weights.as_found(family, model, found, config)
     used, _ = weights.check(family, model, found, str(folder))
     return Imported(family, model, weights.load(family, model, found, used, on or mesh(ONE)))
 

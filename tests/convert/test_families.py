@@ -161,7 +161,7 @@ def test_the_text_part_of_gemma_3_is_a_family() -> None:
         ("llama", {"attention_bias": True}, ["mlp_bias is False"]),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, ["no field 'factor'"]),
         ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
-        ("llama", {"num_hidden_layers": "two"}, ["wrong type"]),
+        ("llama", {"num_hidden_layers": "two"}, ["num_hidden_layers", "'two'"]),
         ("llama", {"model_type": "lama"}, ["'lama'", "did you mean 'llama'"]),
         (
             "qwen3",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -197,6 +200,37 @@ def test_nothing_is_left_of_an_import_that_fails(
     assert main(args) == 2
     assert "not empty" in capfd.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "mine"]
+
+
+@contextlib.contextmanager
+def limited(most: int) -> Iterator[None]:
+    """No file can be written beyond so many bytes, as on a disk that becomes full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [300, 30_000])
+def test_an_import_that_cannot_be_written_leaves_nothing(
+    most: int, llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    with limited(most):  # config.json is too large, or the checkpoint
+        assert main(["import", str(llama), str(tmp_path / "run"), "--tokenizer", "byte"]) == 2
+    words = capfd.readouterr().err
+    assert f"jaxgpt: {tmp_path / 'run'} cannot be written" in words and words.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    with limited(9000):
+        assert main(["export", str(run), str(tmp_path / "hf")]) == 2
+    assert "hf cannot be written (File too large); nothing is left of it" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
