@@ -294,7 +294,8 @@ def whole(target: Path, size: int) -> Iterator[Path]:
         free = shutil.disk_usage(target.parent).free
         require(
             size <= free,
-            f"{what}: it takes {size / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free; {_SPACE}.",
+            f"{what}: it takes {size / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free; "
+            f"{_SPACE}.",
         )
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         work.chmod(0o755)  # mkdtemp makes it private

@@ -103,17 +103,19 @@ def _index(folder: Path) -> dict[str, str] | None:
     if ONE not in names and (folder / ONE).is_file():
         require(
             len(missing) == len(names),
-            f"{folder} holds {ONE} and files of {INDEX} too, such as {min(set(names) - set(missing), default='')}: "
-            "both have every tensor; remove those that are not the model.",
+            f"{folder} holds {ONE}, {INDEX} and its {shorten(set(names) - set(missing), 1)}, so "
+            "each tensor may come from either; remove those that are not the model.",
         )
-        log.warning("%s is of other files, such as %s, which are not there: %s is read", path, missing[0], ONE)
+        log.warning(
+            "%s is of other files, such as %s, which are not there: %s is read", path, missing[0], ONE
+        )
         return None
     require(not missing, f"{folder} lacks {shorten(missing)}, which {INDEX} names; download them.")
     return where
 
 
 def _inside(folder: Path, name: str) -> bool:
-    """Whether a name leads to a file of the folder; it may be a link, as those of Hugging Face's cache are."""
+    """Whether a name is of a file in the folder, or of a link there, as Hugging Face's cache has them."""
     if not name.isprintable() or len(name) > 255 or Path(name).is_absolute() or ".." in Path(name).parts:
         return False
     return (folder / name).parent.resolve().is_relative_to(folder.resolve())

@@ -155,11 +155,12 @@ def as_found(family: Family, model: Model, found: Mapping[str, Header], config: 
     if rows and rows[0] and rows[0][0] > 0:
         model = replace(model, vocab_size=rows[0][0])
     head = f"{family.head}.weight"
-    silent = isinstance(model, GPT) and not model.tied and config.get("tie_word_embeddings") is None
-    if silent and all(usual(family, name) != head for name in found):
-        log.warning("no %s, and config.json has no tie_word_embeddings: the embedding is taken for it", head)
-        return replace(model, tied=True)
-    return model
+    if not isinstance(model, GPT) or model.tied or config.get("tie_word_embeddings") is not None:
+        return model
+    if any(usual(family, name) == head for name in found):
+        return model
+    log.warning("no %s, and config.json has no tie_word_embeddings: the embedding is taken for it", head)
+    return replace(model, tied=True)
 
 
 def load(
@@ -286,7 +287,9 @@ def entries(
     plains = {name: usual(family, name) for name in dtypes}
     originals = {name: p if p in table else family.tied.get(p, "") for name, p in plains.items()}
     strange = [name for name, original in originals.items() if original not in table]
-    require(not strange, f"this model has no {shorten(strange)}, which tensors.json names; restore that file.")
+    require(
+        not strange, f"this model has no {shorten(strange)}, which tensors.json names; restore that file."
+    )
     common = Counter(dtypes.values()).most_common(1)[0][0] if dtypes else "F32"
     held = set(originals.values())
     new = {name: common for name in table if name not in held}  # such as a head untied since

@@ -99,7 +99,9 @@ def test_one_file_beside_an_index(params: dict, tmp_path: Path, caplog: pytest.L
     assert "names other." in refused(folder) and files.INDEX in refused(folder)
 
 
-@pytest.mark.parametrize("name", ["../x/model-0.safetensors", "", "a\0b", "a\nb", "x" * 300, "\ud800"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["../x/model-0.safetensors", "", "a\0b", "a\nb", "x" * 300, "\ud800"], ids=ascii
+)
 def test_an_index_names_files_of_its_folder_alone(name: str, tmp_path: Path) -> None:
     whole(tmp_path / "x", shards=2)
     folder = whole(tmp_path / "hf", shards=2)
@@ -131,7 +133,8 @@ def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"), [("qwen3", "model."), ("gemma2", "model."), ("gpt2", "transformer."), ("bert", "bert.")]
+    ("name", "prefix"),
+    [("qwen3", "model."), ("gemma2", "model."), ("gpt2", "transformer."), ("bert", "bert.")],
 )
 def test_base_models_have_no_prefix(name: str, prefix: str, tmp_path: Path) -> None:
     folder = renamed(tmp_path / "base", name, lambda key: key.removeprefix(prefix))
@@ -314,16 +317,18 @@ def test_names_remembered_of_another_model_are_refused_and_lost_ones_written(tmp
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"takes 1000000000.00 GB and .* GB free"), commands.whole(
-        tmp_path / "run", 10**18
+    with (
+        pytest.raises(UserError, match=r"takes 1000000000.00 GB and .* GB free"),
+        commands.whole(tmp_path / "run", 10**18),
     ):
         pytest.fail("the work was begun")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"run cannot be written \(No space left on device\).*free some space"), (
-        commands.whole(tmp_path / "run", 1)
+    with (
+        pytest.raises(UserError, match=r"run cannot be written \(No space left on device\).*free some"),
+        commands.whole(tmp_path / "run", 1),
     ):
         Path("/dev/full").write_text("x" * 10_000)
     assert list(tmp_path.iterdir()) == []
