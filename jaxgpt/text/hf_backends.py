@@ -85,6 +85,8 @@ class Library:
     ) -> None:
         import tokenizers
 
+        pieces = spec_ids({"model": spec["model"]})
+        self._verbatim = {t["content"] for t in added if t["content"] not in pieces}
         tokens = [{**t, "content": private.get(t["content"], t["content"])} for t in added]
         whole = {
             **spec,
@@ -132,6 +134,9 @@ class Library:
         return encoding.ids, encoding.offsets
 
     def piece(self, token: int, name: str) -> bytes:
+        # An added token is found in a text as it is, so it is no name of bytes: GPT-2's "\u00e9" is byte 233.
+        if name in self._verbatim and self.word_prefix is None:
+            return name.encode()
         if self._bytes is not None:
             known = [self._bytes.get(c) for c in name]
             return name.encode() if None in known else bytes(b for b in known if b is not None)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -62,6 +62,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def bos(self) -> int | None:
+        """The id that begins a text by the tokenizer's own custom; None where it puts none there."""
+        ...
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """Settings of sampling that came with the model, by the names of `jaxgpt.sample.Sampling`."""
+        ...
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that decides which ids a text gets."""
         ...
@@ -74,8 +84,13 @@ class Tokenizer(Protocol):
         """`encode` of each text."""
         ...
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are skipped, invalid UTF-8 becomes U+FFFD."""
+    def decode(self, ids: Iterable[int], after: Iterable[int] = ()) -> str:
+        """The text that the ids add to that of the ids which they come after.
+
+        Control tokens are skipped, invalid UTF-8 becomes U+FFFD. A fragment is not a text: its first space
+        is dropped only where the whole text begins, and its first bytes may complete a character that
+        the ids before it began. Joined over fragments, the texts are that of all ids.
+        """
         ...
 
     def piece_bytes(self, token: int) -> bytes:
@@ -110,9 +125,8 @@ class Table:
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
-    def decode(self, ids: Iterable[int]) -> str:
-        text = b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self.strips_space else text
+    def decode(self, ids: Iterable[int], after: Iterable[int] = ()) -> str:
+        return StreamDecoder(self, after).last(ids)
 
     def piece_bytes(self, token: int) -> bytes:
         require(
@@ -135,6 +149,14 @@ class Table:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         return tuple(sorted(self.control.values()))  # none of them is text
+
+    @property
+    def bos(self) -> int | None:
+        return self.control["<|bos|>"]
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        return {}
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -297,26 +319,34 @@ class SentencePiece(Table):
 class StreamDecoder:
     """Text of a stream of ids, each piece as soon as its characters are complete.
 
-    The concatenation of what `feed` and `flush` return equals `decode` of all ids.
+    The concatenation of what `feed` and `flush` return equals `decode` of all ids with the same `after`.
+
+    Args:
+      tokenizer: of the ids.
+      after: the ids that the stream comes after, whose text is not given again.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = tokenizer.strips_space
+        self._text(after)
 
     def feed(self, token: int) -> str:
         """The characters that this id completes; possibly none."""
-        return self._begun(self._decoder.decode(self._tokenizer.piece_bytes(int(token))))
+        return self._text([token])
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD where a character was never completed."""
-        text = self._begun(self._decoder.decode(b"", final=True))
-        self._decoder.reset()
-        self._strips = self._tokenizer.strips_space
-        return text
+        return self.last(())
 
-    def _begun(self, text: str) -> str:
+    def last(self, ids: Iterable[int]) -> str:
+        """The characters of the last ids, whole or not."""
+        return self._text(ids, final=True)
+
+    def _text(self, ids: Iterable[int], final: bool = False) -> str:
+        data = b"".join(self._tokenizer.piece_bytes(int(i)) for i in ids)
+        text = self._decoder.decode(data, final)
         if self._strips and text:
             self._strips = False
             return text.removeprefix(" ")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_hf
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -84,9 +85,58 @@ def test_no_text_writes_a_control_token(name, text):
 def test_stream_decoder_says_what_decode_says(name, data):
     tokenizer = make(name)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
-    decoder = StreamDecoder(tokenizer)
-    for _ in range(2):  # flushed, it begins anew
-        assert "".join([*map(decoder.feed, ids), decoder.flush()]) == tokenizer.decode(ids)
+    cut = data.draw(st.integers(0, len(ids)))
+    given, made = ids[:cut], ids[cut:]
+    decoder = StreamDecoder(tokenizer, given)
+    streamed = "".join([*map(decoder.feed, made), decoder.flush()])
+    assert streamed == tokenizer.decode(made, after=given)
+    # What comes first ends where its last whole character does: the rest may complete the next one.
+    before = StreamDecoder(tokenizer)
+    assert "".join(map(before.feed, given)) + streamed == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@quick
+@given(text=anything, data=st.data())
+def test_a_fragment_is_what_the_library_adds_to_the_text_before(name, text, data):
+    """The library decodes the whole; a prompt is shown up to its last whole character."""
+    library = tokenizers.Tokenizer.from_str(make(name).files["tokenizer.json"].decode())
+    ids = make(name).encode(text)
+    cut = data.draw(st.integers(0, len(ids)))
+    prompt = StreamDecoder(make(name))
+    assert "".join(map(prompt.feed, ids[:cut])) + make(name).decode(ids[cut:], ids[:cut]) == library.decode(ids)
+
+
+def test_a_fragment_keeps_its_space_and_completes_a_character():
+    llama = make("mistral")
+    prompt, more = llama.encode("the cat"), llama.encode("the cat sat")[2:]
+    assert llama.decode(more, after=prompt) == " sat"
+    assert llama.decode(more) == "sat"  # a text of its own
+    bos = llama.control["<|bos|>"]
+    assert llama.decode(more, after=[bos]) == "sat"  # a control token is no text
+    assert llama.decode(more, after=[*prompt, llama.control["<|eos|>"]]) == " sat"
+    head, tail = llama.encode("好")[:-1], llama.encode("好")[-1:]
+    assert llama.decode(tail, after=head) == "好"
+    assert (llama.decode(tail), llama.decode(head)) == ("\ufffd", "\ufffd")
+    words = make("wordpiece")
+    ids = words.encode("the cats")
+    assert words.decode(ids[1:], after=ids[:1]) == " cats"
+
+
+@pytest.mark.parametrize("files", [tiny_hf.byte_level, tiny_hf.metaspace])
+@pytest.mark.parametrize("name", ["naïve", "é!", "<|ünï|>", "<｜end▁of▁turn｜>", "Ġthe cat", "日本", "<0xC3>é"])
+def test_an_added_token_decodes_to_its_own_text(files, name):
+    made = dict(files())
+    spec = json.loads(made["tokenizer.json"])
+    new = 1 + max(*spec["model"]["vocab"].values(), *(t["id"] for t in spec["added_tokens"]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    spec["added_tokens"].append({"id": new, "content": name} | flags)
+    tokenizer = HFTokenizer(made | {"tokenizer.json": json.dumps(spec).encode()})
+    ids = tokenizer.encode(f"the {name} end")
+    assert ids.count(new) == 1
+    assert tokenizer.piece_bytes(new) == name.encode()
+    assert tokenizer.decode(ids).split("the", 1)[1].removesuffix("end").strip() == name
+    assert tokenizer.token_bytes()[new] == len(name.encode())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -78,8 +78,11 @@ def test_sentencepiece_is_shorter_than_bytes(sentencepiece):
 @given(data=st.data())
 def test_stream_decoder_says_what_decode_says(tokenizer, data):
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
-    decoder = StreamDecoder(tokenizer)
-    assert "".join([*map(decoder.feed, ids), decoder.flush()]) == tokenizer.decode(ids)
+    cut = data.draw(st.integers(0, len(ids)))
+    before, decoder = StreamDecoder(tokenizer), StreamDecoder(tokenizer, ids[:cut])
+    streamed = "".join([*map(decoder.feed, ids[cut:]), decoder.flush()])
+    assert streamed == tokenizer.decode(ids[cut:], after=ids[:cut])
+    assert "".join(map(before.feed, ids[:cut])) + streamed == tokenizer.decode(ids)
 
 
 def test_stream_decoder_never_splits_a_character():
