@@ -120,7 +120,7 @@ def _call(name: str, args: list[str], computes: bool) -> int:
         return parse_args(later, args, f"jaxgpt {name}")() or 0
     except UserError as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return error.exit_code
     except BrokenPipeError:  # `jaxgpt sample ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

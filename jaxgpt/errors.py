@@ -11,6 +11,24 @@ from typing import Any
 class UserError(ValueError):
     """A mistake its user can mend: the command line prints it as one sentence, with no traceback."""
 
+    exit_code = 2
+
+
+class NotFinite(UserError):
+    """A model gives NaN or infinity where a result is due.
+
+    Args:
+      what: subject and verb of the sentence, such as `the loss is`.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} not finite (NaN or infinity): the model's parameters are damaged or its training "
+            "diverged; take another checkpoint (--checkpoint), or train it again."
+        )
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint such as `; did you mean 'width'?`, or the list of what is allowed when nothing is near."""

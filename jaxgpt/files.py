@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -125,6 +126,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     return [finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def require_writable(folder: Path) -> None:
+    """Make sure that a folder can be written, made if need be, before what goes there is computed.
+
+    Raises:
+      UserError: a file cannot be made there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); check its rights, or name another folder."
+        ) from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

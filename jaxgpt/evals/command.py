@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Text, TransformerXL, load_run
-from jaxgpt.errors import UserError, require
-from jaxgpt.files import write_json
+from jaxgpt.errors import NotFinite, UserError, require
+from jaxgpt.files import require_writable, to_json, write_json
 from jaxgpt.report import run_report
 
 if TYPE_CHECKING:
@@ -140,16 +140,20 @@ def evaluate(
     settings = replace(settings, batch_size=rows)
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
     part = f", limit {limit}" if limit else ""
+    first = jax.process_index() == 0  # every process finds the same
+    if first:
+        require_writable(trained.folder / "eval")
     for result in _results(trained, settings, text, names, chat):
-        if jax.process_index() != 0:  # every process finds the same
-            continue
         result = result._replace(name=result.name + kind, title=result.title + part)
-        path = _save(trained, result, settings)
-        if json:
-            print(path.read_text("utf-8"), end="", flush=True)
-        else:
-            _print(result)
-        print(f"{result.title}: saved as {path}", file=sys.stderr)
+        _require_finite(result)
+        if first:
+            record = _record(trained, result, settings)
+            _print(result) if not json else print(to_json(record, 2), flush=True)
+            path = trained.folder / "eval" / f"{result.name}.json"  # printed first: saving it may fail
+            write_json(path, record)
+            print(f"{result.title}: saved as {path}", file=sys.stderr)
+            if (trained.folder / "metrics.jsonl").is_file():  # trained here: the run has a page of its own
+                run_report(trained.folder)
 
 
 def _check(settings: Settings, text: bool, names: list[str]) -> None:
@@ -282,7 +286,7 @@ OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
 def _text(trained: Trained, settings: Settings, files: tuple[str, ...]) -> Result:
     from jaxgpt.evals.perplexity import read_texts
 
-    documents = read_texts(files, trained.tokenizer)[: settings.limit or None]
+    documents = read_texts(files, trained.tokenizer, trained.bos)[: settings.limit or None]
     names = [Path(file).name.split(".jsonl")[0].removesuffix(".txt") for file in files]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     name = "text-" + names[0] + (f"-and-{len(names) - 1}-more" if more else "")
@@ -343,19 +347,21 @@ def _named(name: str, settings: Settings) -> str:
     return "-".join(parts)
 
 
-def _save(trained: Trained, result: Result, settings: Settings) -> Path:
-    """RUN/eval/NAME.json, and the report with it."""
+def _require_finite(result: Result) -> None:
+    for key, figure in result.figures.items():
+        if not all(math.isfinite(v) for v in figure if v is not None):
+            raise NotFinite(f"{result.title}: {NAMES.get(key, key)} is")
+
+
+def _record(trained: Trained, result: Result, settings: Settings) -> dict[str, Any]:
+    """What RUN/eval/NAME.json holds."""
     figures = {
         key: {"name": NAMES.get(key, key), "value": figure.value, "standard_error": figure.stderr}
         for key, figure in result.figures.items()
     }
-    path = trained.folder / "eval" / f"{result.name}.json"
     made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
     more = {"report": result.report, "confusion": result.confusion} if result.report else {}
-    write_json(path, {"title": result.title, **made, "figures": figures, **more})
-    if (trained.folder / "metrics.jsonl").is_file():  # a run that was trained here has a page of its own
-        run_report(trained.folder)
-    return path
+    return {"title": result.title, **made, "figures": figures, **more}
 
 
 def _print(result: Result) -> None:

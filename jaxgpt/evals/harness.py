@@ -13,13 +13,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.errors import UserError, nearest, require
-from jaxgpt.evals.scoring import Scorer, encode_pair, progress
+from jaxgpt.errors import NotFinite, UserError, nearest, require
+from jaxgpt.evals.scoring import Scorer, progress
 from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
@@ -48,7 +48,7 @@ class RunModel:
         super().__init__()
         self.scorer, self.batch_size, self.max_gen_toks, self.seed = scorer, batch_size, max_gen_toks, seed
         self.eot_token_id = scorer.tokenizer.control["<|eos|>"]
-        self.prefix_token_id = scorer.tokenizer.control["<|bos|>"]
+        self.prefix_token_id = scorer.before
         """What a text without a context follows, as every document in training."""
         self.max_length = scorer.model.context
 
@@ -80,7 +80,7 @@ class RunModel:
             name = part.strip(MARK)
             marked = part == f"{MARK}{name}{MARK}" and name in control
             ids += [control[name]] if marked else tokenizer.encode(part)
-        return ids if text.startswith(MARK) else [control["<|bos|>"], *ids]
+        return ids if text.startswith(MARK) or not self.scorer.bos else [control["<|bos|>"], *ids]
 
     def _given(self, ids: list[int]) -> int:
         """How many ids come before the first answer of the dialogue that they are, if they are one."""
@@ -117,7 +117,7 @@ class RunModel:
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of continuations, each given its context."""
-        pairs = [encode_pair(self.tok_encode, *request.args) for request in requests]
+        pairs = [self.scorer.pair(*request.args, self.tok_encode) for request in requests]
         about, prefix = "" if disable_tqdm else "log-likelihoods", [self._given(given) for given, _ in pairs]
         scores = self.scorer.token_logprobs(pairs, self.batch_size, about, prefix)
         return [(score.logprob, score.greedy) for score in scores]
@@ -181,29 +181,18 @@ class RunModel:
         prefix = [max(0, self._given(ids) - len(ids[:-room])) for ids in encoded]
         numbers, untils, settings, _ = zip(*batch, strict=True)
         seeds = [(self.seed + i) % 2**32 for i in numbers]
-        texts, open_rows = [""] * len(batch), set(range(len(batch)))
-        stream: Iterator[Any] = self.generator.stream(
-            prompts, settings, max_new_tokens=most, seeds=seeds, prefix=prefix, chunk=16
+        answers = self.generator.generate(
+            prompts, settings, max_new_tokens=most, seeds=seeds, stop_strings=untils, prefix=prefix
         )
-        for token in stream:
-            if token.row in open_rows:
-                texts[token.row] += token.text
-                if token.finish_reason or cut_at(texts[token.row], untils[token.row]) != texts[token.row]:
-                    open_rows.discard(token.row)
-            if not open_rows:
-                break
-        return [cut_at(text, until) for text, until in zip(texts, untils, strict=True)]
-
-
-def cut_at(text: str, until: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
-    return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=None)]
+        if any(answer.finish_reason == "error" for answer in answers):
+            raise NotFinite("logits in an answer are")
+        return [answer.text for answer in answers]
 
 
 def _wanted(given: Mapping[str, Any], most: int) -> tuple[list[str], Sampling, int]:
     """Stop strings, sampling and the most tokens that a task's `generation_kwargs` ask for."""
     until = given.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
+    until = [until] if isinstance(until, str) else [stop for stop in until if stop]
     temperature = float(given.get("temperature") or 0.0)
     if given.get("do_sample") is True and "temperature" not in given:
         temperature = 1.0

@@ -1,6 +1,7 @@
 """Perplexities of text as the literature reports them, each under its own name.
 
-The probability of a text is the product over its tokens, each given those before it, `<|bos|>` first.
+The probability of a text is the product over its tokens, each given those before it, and the first given
+`<|bos|>`, or the end of another text where the model was trained without `<|bos|>`.
 Its negative logarithm in nats, divided by the text's tokens, words, bytes or characters, makes the
 figures: `token_perplexity` (of one tokenizer alone), `word_perplexity` (whitespace-separated words of
 the raw text, as subword models are compared on WikiText-103), `bits_per_byte` and
@@ -26,9 +27,9 @@ from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.sources import kind_of, open_source, read_documents
 from jaxgpt.errors import UserError, require
 from jaxgpt.evals.loss import fetch_behind
-from jaxgpt.evals.scoring import Row, Scored, Scorer, progress
+from jaxgpt.evals.scoring import Row, Scored, Scorer, progress, require_finite
 from jaxgpt.models import init_memory
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, before_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Document:
     """A text and what it is measured by.
 
     Attributes:
-      ids_N: its tokens, `<|bos|>` first, which is given.
+      ids_N: its tokens after the one that is given (`text.tokenizer.before_text`).
       words: separated by whitespace; line ends count for none.
       bytes: of UTF-8.
       characters: Unicode code points.
@@ -89,16 +90,22 @@ def exponential(nats: float | None) -> float | None:
 # ---------------------------------------------------------------------------------------- the texts
 
 
-def read_texts(files: Iterable[str], tokenizer: Tokenizer) -> list[Document]:
+def read_texts(files: Iterable[str], tokenizer: Tokenizer, bos: bool | None = None) -> list[Document]:
     """Documents of raw text files: those of .jsonl[.gz] and .parquet, any other file being one.
+
+    Args:
+      files: their paths.
+      tokenizer: of the model.
+      bos: whether the model knows texts that begin with `<|bos|>`; None means the tokenizer's custom.
 
     Raises:
       UserError: a file that cannot be read, is not UTF-8 or holds no text.
     """
     documents: list[Document] = []
+    before = before_text(tokenizer, tokenizer.adds_bos if bos is None else bos)
     for path in files:
         texts = read_documents([path]) if kind_of(path) not in ("", ".txt") else [_read(path)]
-        found = [_document(text, tokenizer) for text in texts if text]
+        found = [_document(text, tokenizer, before) for text in texts if text]
         require(bool(found), f"{path} holds no text; name a file that does.")
         documents += found
     return documents
@@ -115,8 +122,8 @@ def _read(path: str) -> str:
         ) from None
 
 
-def _document(text: str, tokenizer: Tokenizer) -> Document:
-    ids_N = np.asarray([tokenizer.control["<|bos|>"], *tokenizer.encode(text)], np.int32)
+def _document(text: str, tokenizer: Tokenizer, before: int) -> Document:
+    ids_N = np.asarray([before, *tokenizer.encode(text)], np.int32)
     return Document(ids_N, len(text.split()), len(text.encode()), len(text))
 
 
@@ -223,7 +230,9 @@ def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, b
             yield found
 
     for found in fetch_behind(dispatch()):
-        nats -= sum(float(logprobs_K.sum(dtype=np.float64)) for logprobs_K, _ in found.rows())
+        for logprobs_K, _ in found.rows():
+            require_finite(logprobs_K)
+            nats -= float(logprobs_K.sum(dtype=np.float64))
         correct += sum(int(greedy_K.sum()) for _, greedy_K in found.rows())
     return _total(nats, correct, documents)
 

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, TransformerXL
-from jaxgpt.errors import require
+from jaxgpt.errors import NotFinite, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.load import Trained, load_trained
@@ -31,7 +31,7 @@ from jaxgpt.sample.program import bucket
 from jaxgpt.sample.strategies import argmax
 from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, before_text, text_ids
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +84,20 @@ class Scorer:
       params: in the training form (layers stacked), on the mesh.
       tokenizer: reads text; its ids are the ones that greedy decoding chooses from.
       mesh: where params live; rows are spread over its `data`, `fsdp` and `expert` axes.
+      bos: whether a text begins with `<|bos|>`, as in training; None means the tokenizer's custom.
 
     Raises:
       UserError: the model does not predict the next token.
     """
 
     def __init__(
-        self, model: Model, compute: Compute, params: dict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+        self,
+        model: Model,
+        compute: Compute,
+        params: dict,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        bos: bool | None = None,
     ) -> None:
         require(
             isinstance(model, GPT | TransformerXL) and model.causal,
@@ -100,6 +107,9 @@ class Scorer:
         self.model, self.compute, self.params = model, replace(compute, remat="none"), params
         self.target = Target.of(mesh)
         self.tokenizer, self.mesh = tokenizer, mesh
+        self.bos = tokenizer.adds_bos if bos is None else bos
+        self.before = before_text(tokenizer, self.bos)
+        """The id that a text follows of which even the first token is scored."""
         self.truncated = 0
         """Requests that lost the beginning of their context so far."""
         self._bytes_V = tokenizer.token_bytes()
@@ -108,7 +118,7 @@ class Scorer:
     def of(cls, trained: Trained) -> Scorer:
         """The scorer of a loaded run."""
         run = trained.run
-        return cls(run.model, run.compute, trained.params, trained.tokenizer, trained.mesh)
+        return cls(run.model, run.compute, trained.params, trained.tokenizer, trained.mesh, trained.bos)
 
     @classmethod
     def load(cls, folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Scorer:
@@ -117,7 +127,24 @@ class Scorer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a document that begins with this text."""
-        return [self.tokenizer.control["<|bos|>"], *self.tokenizer.encode(text)]
+        return text_ids(self.tokenizer, text, self.bos)
+
+    def pair(
+        self, context: str, continuation: str, encode: Callable[[str], list[int]] | None = None
+    ) -> Request:
+        """The ids of a context and of its continuation, tokenized together as they are read.
+
+        Spaces that end the context are scored with the continuation, since tokens begin with them
+        (as lm-evaluation-harness does). Where nothing is given, `before` is.
+
+        Args:
+          context: what is given; may be empty.
+          continuation: what is scored.
+          encode: text to ids, with what opens a document; None means this scorer's.
+        """
+        encode = encode or self.encode
+        given = encode(context.rstrip())
+        return given or [self.before], encode(context + continuation)[len(given) :]
 
     def token_logprobs(
         self,
@@ -191,6 +218,7 @@ class Scorer:
         for part, scores in zip(parts, fetch_behind(map(dispatch, progress(parts, about))), strict=True):
             for i, score in zip(part, scores.rows(), strict=True):
                 found[i] = score
+                require_finite(score[0])
         return found
 
     def batch_rows(self, count: int, batch_size: int) -> int:
@@ -273,21 +301,14 @@ def score(
     return *whole, features.memory
 
 
-def encode_pair(
-    encode: Callable[[str], list[int]], context: str, continuation: str
-) -> tuple[list[int], list[int]]:
-    """The ids of a context and of its continuation, tokenized together as they are read.
+def require_finite(logprobs_K: np.ndarray) -> None:
+    """Refuse log-probabilities that no score can be made of.
 
-    Spaces that end the context are scored with the continuation, since tokens begin with them
-    (as lm-evaluation-harness does).
-
-    Args:
-      encode: text to ids, with what opens a document.
-      context: what is given; may be empty.
-      continuation: what is scored.
+    Raises:
+      NotFinite: one is NaN or infinite.
     """
-    given = encode(context.rstrip())
-    return given, encode(context + continuation)[len(given) :]
+    if not np.isfinite(logprobs_K).all():
+        raise NotFinite("log-probabilities of tokens of the text are")
 
 
 def progress(parts: Sequence[Any], about: str) -> Any:

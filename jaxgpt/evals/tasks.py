@@ -21,7 +21,7 @@ import numpy as np
 from jaxgpt.data.sources import as_object, check_text, expand, numbered_lines, parse_line
 from jaxgpt.errors import UserError, nearest, require
 from jaxgpt.evals.perplexity import exponential
-from jaxgpt.evals.scoring import Score, Scorer, encode_pair
+from jaxgpt.evals.scoring import Score, Scorer
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -108,7 +108,7 @@ def run_task(
       batch_size: rows at a time.
       about: what the progress line says.
     """
-    requests = [encode_pair(scorer.encode, q.context, choice) for q in questions for choice in q.choices]
+    requests = [scorer.pair(q.context, choice) for q in questions for choice in q.choices]
     scores = iter(scorer.token_logprobs(requests, batch_size, about))
     grouped = [[next(scores) for _ in question.choices] for question in questions]
     if len(questions[0].choices) == 1:

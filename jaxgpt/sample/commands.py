@@ -7,7 +7,6 @@ only once a command runs, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
-import json as json_module
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Chat, Mesh, load_run
-from jaxgpt.errors import UserError, require
-from jaxgpt.sample.settings import Sampling
+from jaxgpt.errors import NotFinite, UserError, require
+from jaxgpt.files import to_json
+from jaxgpt.sample.settings import Asked, Sampling
 
 if TYPE_CHECKING:
     from jaxgpt.sample.generate import Generator, Token
@@ -30,8 +30,11 @@ FLAT = tyro.conf.arg(name="")
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+MOST = 2**20
+"""Of completions, of tokens each, of rows at a time."""
 SAMPLE_DEFAULT = Sampling(temperature=0.8)
 CHAT_DEFAULT = Sampling(temperature=0.6)
+AS_THE_MODEL = Asked()
 
 
 def sample(
@@ -41,9 +44,12 @@ def sample(
     prompt_file: str = "",
     n: int = 1,
     max_new_tokens: int = 256,
-    sampling: Annotated[Sampling, FLAT] = SAMPLE_DEFAULT,
+    sampling: Annotated[Asked, FLAT] = AS_THE_MODEL,
     seed: int = 0,
+    stop: Repeated = (),
     raw: Switch = False,
+    bos: Switch = False,
+    no_bos: Switch = False,
     system: str = "",
     json: Switch = False,
     checkpoint: str = "best",
@@ -61,9 +67,13 @@ def sample(
       prompt_file: file of prompts in UTF-8, one a line.
       n: completions of each prompt.
       max_new_tokens: most tokens of a completion.
-      sampling: how the next token is chosen.
+      sampling: how the next token is chosen. By default as the model's generation_config.json says, else
+        at temperature 0.8.
       seed: completion i of each prompt has seed + i; the same seed gives the same text.
+      stop: text that ends a completion and is not shown; repeatable.
       raw: continue the prompt as plain text, also with a run tuned on dialogues.
+      bos: begin the text with the beginning-of-text token. By default as in training.
+      no_bos: begin it without.
       system: system message put before the prompt of a run tuned on dialogues.
       json: print a JSON object for each (prompt, text, ids, logprobs, finish_reason, seed).
       checkpoint: `best` on validation data, `newest`, or a step number.
@@ -72,32 +82,62 @@ def sample(
 
     Raises:
       UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
+      NotFinite: a completion ended where the model's logits were not finite.
     """
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        require(value >= 1, f"{name} is {value}; it must be at least 1.")
+    _check(n=n, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    require(all(stop), "a --stop string is empty; give at least one character.")
+    require(not (bos and no_bos), "--bos and --no-bos exclude each other; drop one.")
     as_chat = isinstance(load_run(run).data, Chat) and not raw
     require(as_chat or not system, "system is given but this run continues plain text; drop it.")
+    require(
+        not (as_chat and (bos or no_bos)),
+        "this run answers dialogues, which begin as its template says; add --raw, or drop the flag.",
+    )
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
     generator = _load(run, checkpoint, mesh)
-    rows = [(text, seed + i) for text in texts or [""] for i in range(n)]
-    limit = {"max_new_tokens": max_new_tokens}
+    if as_chat:
+        asked = _dialogues(generator, texts, system)
+    else:
+        asked = generator.texts(texts or [""], bos or (False if no_bos else None))
+    generator.check_prompts(asked["prompts"])  # before any is answered
+    rows = [(i, seed + j) for i in range(len(asked["prompts"])) for j in range(n)]
+    settings = {
+        "sampling": sampling.settle(generator.tokenizer.sampling, SAMPLE_DEFAULT),
+        "max_new_tokens": max_new_tokens,
+        "stop_strings": stop,
+    }
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
-    def call(part: list[tuple[str, int]]) -> dict[str, Any]:
-        texts, seeds = zip(*part, strict=True)
-        asked = _dialogues(generator, texts, system) if as_chat else _plain(generator, texts)
-        return asked | {"seeds": seeds, "sampling": sampling} | limit
+    def call(part: list[tuple[int, int]]) -> dict[str, Any]:
+        numbers, seeds = zip(*part, strict=True)
+        own = {k: [v[i] for i in numbers] if isinstance(v, list) else v for k, v in asked.items()}
+        return own | {"seeds": seeds} | settings
 
-    if not json:
-        streams = (generator.stream(**call(part)) for part in parts)
+    failed: list[int] = []
+    if json:
+        for part in parts:
+            for (i, _), completion in zip(part, generator.generate(**call(part)), strict=True):
+                record = {"prompt": (texts or [""])[i], "text": completion.text} | vars(completion)
+                _write(to_json(record) + "\n")
+                failed += [i] if completion.finish_reason == "error" else []
+    else:
+        streams = (_noting(generator.stream(**call(part)), failed) for part in parts)
         for piece in _in_order(streams, [len(part) for part in parts]):
             _write(piece)
-        return
-    for part in parts:
-        for (text, _), completion in zip(part, generator.generate(**call(part)), strict=True):
-            record = {"prompt": text, "text": completion.text} | vars(completion)
-            _write(json_module.dumps(record, ensure_ascii=False) + "\n")
+    _require_finite(len(failed), f"{len(failed)} of {len(rows)} completions")
+
+
+def _noting(stream: Iterable[Token], failed: list[int]) -> Iterator[Token]:
+    """The tokens; the rows that end with an error are added to `failed`."""
+    for token in stream:
+        failed += [token.row] if token.finish_reason == "error" else []
+        yield token
+
+
+def _require_finite(failed: int, what: str) -> None:
+    if failed:
+        raise NotFinite(f"{what} ended early, where logits were")
 
 
 def _in_order(streams: Iterable[Iterable[Token]], sizes: list[int]) -> Iterator[str]:
@@ -129,8 +169,9 @@ def chat(
     *,
     system: str = "",
     max_new_tokens: int = 512,
-    sampling: Annotated[Sampling, FLAT] = CHAT_DEFAULT,
+    sampling: Annotated[Asked, FLAT] = AS_THE_MODEL,
     seed: int = 0,
+    stop: Repeated = (),
     checkpoint: str = "best",
     mesh: Mesh = ONE_DEVICE,
 ) -> None:
@@ -143,8 +184,10 @@ def chat(
       run: folder of the run.
       system: system message that opens the dialogue.
       max_new_tokens: most tokens of an answer.
-      sampling: how the next token is chosen.
+      sampling: how the next token is chosen. By default as the model's generation_config.json says, else
+        at temperature 0.6.
       seed: the same seed and turns give the same dialogue.
+      stop: text that ends an answer and is not shown; repeatable.
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
     """
@@ -157,9 +200,14 @@ def chat(
     )
     if not isinstance(load_run(run).data, Chat):
         _note("this run was not tuned on dialogues, so its answers may make no sense")
-    require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    _check(max_new_tokens=max_new_tokens)
+    require(all(stop), "a --stop string is empty; give at least one character.")
     generator = _load(run, checkpoint, mesh)
     _note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
+    settings = {
+        "sampling": sampling.settle(generator.tokenizer.sampling, CHAT_DEFAULT),
+        "stop_strings": stop,
+    }
     opening = [{"role": "system", "content": system}] if system else []
     turns: list[dict[str, str]] = []
     for count, line in enumerate(_read_turns()):
@@ -174,22 +222,23 @@ def chat(
         except UserError as error:
             _note(str(error))
             continue
-        answer = _answer(generator, asked, sampling, max_new_tokens, (seed + count) % 2**32)
+        call = asked | settings | {"seeds": [(seed + count) % 2**32]}
+        answer = _answer(generator, call, max_new_tokens)
         turns.append({"role": "assistant", "content": answer})
 
 
-def _answer(
-    generator: Generator, asked: dict[str, Any], sampling: Sampling, max_new_tokens: int, seed: int
-) -> str:
+def _answer(generator: Generator, call: dict[str, Any], max_new_tokens: int) -> str:
     """Stream one answer; an interrupt ends it with what was made so far."""
-    answer, most = "", min(max_new_tokens, generator.model.context - len(asked["prompts"][0]))
+    answer, most = "", min(max_new_tokens, generator.model.context - len(call["prompts"][0]))
+    failed: list[int] = []
     try:
-        for token in generator.stream(sampling=sampling, max_new_tokens=most, seeds=[seed], **asked):
+        for token in _noting(generator.stream(**call, max_new_tokens=most), failed):
             answer += token.text
             _write(token.text)
     except KeyboardInterrupt:
         _note("stopped")
     _write("\n")
+    _require_finite(len(failed), "the answer")
     return answer
 
 
@@ -258,12 +307,6 @@ def _load(run: str, checkpoint: str, mesh: Mesh) -> Generator:
     return Generator.load(run, which=checkpoint, mesh=mesh)
 
 
-def _plain(generator: Generator, texts: Iterable[str]) -> dict[str, Any]:
-    """What the generator takes to go on with texts."""
-    tokenizer = generator.tokenizer
-    return {"prompts": [[tokenizer.control["<|bos|>"], *tokenizer.encode(text)] for text in texts]}
-
-
 def _dialogues(generator: Generator, texts: Iterable[str], system: str) -> dict[str, Any]:
     """What the generator takes to answer texts as a user's turns."""
     messages = [{"role": "system", "content": system}] if system else []
@@ -286,6 +329,11 @@ def _lines(path: str) -> list[str]:
     kept = [line for line in lines if line.strip()]
     require(bool(kept), f"prompt file {path!r} holds no prompt; write one a line.")
     return kept
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        require(1 <= value <= MOST, f"{name} is {value!s:.24}; it must be between 1 and {MOST}.")
 
 
 def _write(text: str) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,16 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPT, ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
+from jaxgpt.sample.writer import Reason, Writer
 from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
 from jaxgpt.text.chat import Dialogue, prefix_length, prompt_ids
-from jaxgpt.text.tokenizer import StreamDecoder, Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, before_text, text_ids
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +45,13 @@ class Completion:
     """What one row produced."""
 
     ids: list[int]
-    """Every token made; the last is the stop token where `finish_reason` is "stop"."""
+    """Every token made; where `finish_reason` is "stop" the last is the stop token, or completes the stop
+    string."""
     logprobs: list[float]
     """Log-probability of each id under the model itself (see `strategies.choose`)."""
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Reason
     text: str
-    """The ids as text, without the stop token."""
+    """What the ids add to the prompt's text, without the stop token and up to a stop string."""
     seed: int
 
 
@@ -57,8 +60,9 @@ class Token(NamedTuple):
 
     row: int
     id: int
+    """-1 where `finish_reason` is "error": none was made."""
     logprob: float
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Reason | None
     """None until the row's last token."""
     text: str
     """Characters this token completes: joined over a row, they are `Completion.text`."""
@@ -73,6 +77,7 @@ class Generator:
       params: in the training form (layers stacked), on any mesh.
       tokenizer: reads and writes text; ids outside it are never generated.
       mesh: where params live; rows are then spread over its `data` and `fsdp` axes.
+      bos: whether a text begins with `<|bos|>`, as in training; None means the tokenizer's custom.
 
     Raises:
       UserError: the tokenizer has more ids than the model.
@@ -86,6 +91,7 @@ class Generator:
         tokenizer: Tokenizer,
         *,
         mesh: jax.sharding.Mesh | None = None,
+        bos: bool | None = None,
     ) -> None:
         require(
             tokenizer.vocab_size <= model.vocab_size,
@@ -98,6 +104,7 @@ class Generator:
         self.tokenizer, self.mesh = tokenizer, mesh
         self.stop = tokenizer.stop_ids
         """Ids that end a row unless a call says otherwise."""
+        self.bos = tokenizer.adds_bos if bos is None else bos
         self._told = False
         self.update(params)
 
@@ -123,7 +130,8 @@ class Generator:
             "writes no text; `jaxgpt eval` measures it, and sampling needs a run of CausalLM().",
         )
         trained = load_trained(folder, which=which, mesh=mesh)
-        return cls(run.model, run.compute, trained.params, trained.tokenizer, mesh=trained.mesh)
+        parts = (run.model, run.compute, trained.params, trained.tokenizer)
+        return cls(*parts, mesh=trained.mesh, bos=trained.bos)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -140,18 +148,7 @@ class Generator:
         """Check a call and turn it into arrays, with empty rows up to what the mesh divides."""
         context, vocab = self.model.context, self.tokenizer.vocab_size
         require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-        for i, prompt in enumerate(prompts):
-            require(len(prompt) > 0, f"prompt {i} is empty; give at least one token.")
-            require(
-                len(prompt) < context,
-                f"prompt {i} has {len(prompt)} tokens but the model's context is {context}, "
-                "new tokens included; shorten it.",
-            )
-            for token in prompt:
-                require(
-                    0 <= token < vocab,
-                    f"prompt {i} holds the id {token}; the tokenizer's are 0 to {vocab - 1}.",
-                )
+        self.check_prompts(prompts)
         if not self._told and max(map(len, prompts)) + max_new_tokens > context:
             self._told = True
             log.warning("max_new_tokens is cut to what the context of %s leaves", context)
@@ -190,12 +187,48 @@ class Generator:
         )
         return program, self._place(rows)
 
+    def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse a prompt that is empty, leaves no room for an answer, or holds ids of no token."""
+        context, vocab = self.model.context, self.tokenizer.vocab_size
+        for i, prompt in enumerate(prompts):
+            require(len(prompt) > 0, f"prompt {i} is empty; give at least one token.")
+            require(
+                len(prompt) < context,
+                f"prompt {i} has {len(prompt)} tokens but the model's context is {context}, "
+                "new tokens included; shorten it.",
+            )
+            for token in prompt:
+                if not 0 <= token < vocab:
+                    raise UserError(f"prompt {i} holds the id {token}; the tokenizer's are 0 to {vocab - 1}.")
+
     def dialogues(self, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-        """What `generate` and `stream` take to answer dialogues: `prompts` and, for a prefix LM, `prefix`."""
-        call: dict[str, Any] = {"prompts": [prompt_ids(turns, self.tokenizer) for turns in dialogues]}
+        """What `generate` and `stream` take to answer dialogues: `prompts`, `apart`, and `prefix` of a
+        prefix LM.
+        """
+        prompts = [prompt_ids(turns, self.tokenizer) for turns in dialogues]
+        call: dict[str, Any] = {"prompts": prompts, "apart": True}
         if isinstance(self.model, GPT) and self.model.prefix:
             call["prefix"] = [prefix_length(turns, self.tokenizer) for turns in dialogues]
         return call
+
+    def texts(self, texts: Sequence[str], bos: bool | None = None) -> dict[str, Any]:
+        """What `generate` and `stream` take to go on with texts.
+
+        Args:
+          texts: where one is empty and no `<|bos|>` is asked for, the token that ends a text stands there.
+          bos: whether each begins with `<|bos|>`; None means as in training.
+
+        Raises:
+          UserError: an empty text that must not begin with `<|bos|>`.
+        """
+        require(
+            bos is not False or all(texts),
+            "a prompt is empty and begins with no token, so there is nothing to go on from; write a prompt, "
+            "or drop --no-bos.",
+        )
+        adds = self.bos if bos is None else bos
+        nothing = [before_text(self.tokenizer, adds)]
+        return {"prompts": [text_ids(self.tokenizer, text, adds) or nothing for text in texts]}
 
     def _place(self, rows: Rows) -> Rows:
         if self.mesh is None:
@@ -210,7 +243,9 @@ class Generator:
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
         stop: Sequence[int] | None = None,
+        stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
         prefix: Sequence[int] | None = None,
+        apart: bool = False,
     ) -> list[Completion]:
         """Complete every prompt, in one call of one program.
 
@@ -221,27 +256,45 @@ class Generator:
           seeds: one a row; None numbers them. A row's output is a function of its prompt,
             sampling and seed: not of the other rows, nor of padding.
           stop: ids that end a row; None means `self.stop`.
+          stop_strings: texts that end a row where they are completed, for all rows or a list each. They
+            are found on the host, so that the rows are made as by `stream`.
           prefix: first tokens of each prompt, which see each other under `GPT.prefix`: those before
             the first answer of a dialogue; None means all.
+          apart: whether what is made is a text of its own, as an answer is, and no more of the prompt's: the
+            space that SentencePiece puts before a text is then dropped.
 
         Raises:
-          UserError: an empty prompt, one that fills the context, or lists of different lengths.
+          UserError: an empty prompt or stop string, a prompt that fills the context, or lists of
+            different lengths.
         """
         if not prompts:
             return []
         seeds = list(range(len(prompts)) if seeds is None else seeds)
+        if stop_strings:
+            tokens = self.stream(
+                prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop,
+                stop_strings=stop_strings, prefix=prefix, apart=apart, chunk=16,
+            )  # fmt: skip
+            return _completions(tokens, seeds)
         with self._on_mesh():
             program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix)
             made = jax.device_get(generate(program, self.params, rows))
         stops = set(self.stop if stop is None else stop)
-        return [self._completion(made, i, len(p), seeds[i], stops) for i, p in enumerate(prompts)]
+        heads = [() if apart else prompt for prompt in prompts]
+        starts = map(len, prompts)
+        return [
+            self._completion(made, *row, stops) for row in zip(count(), starts, heads, seeds, strict=False)
+        ]
 
-    def _completion(self, made: Made, i: int, start: int, seed: int, stops: set[int]) -> Completion:
+    def _completion(
+        self, made: Made, i: int, start: int, after: Sequence[int], seed: int, stops: set[int]
+    ) -> Completion:
         span = slice(start, int(made.length_B[i]))
         ids, logprobs = made.tokens_BS[i, span].tolist(), made.logprobs_BS[i, span].tolist()
-        stopped = ids[-1] in stops
-        text = self.tokenizer.decode(ids[: len(ids) - stopped])
-        return Completion(ids, logprobs, "stop" if stopped else "length", text, seed)
+        stopped = bool(ids) and ids[-1] in stops
+        text = self.tokenizer.decode(ids[: len(ids) - stopped], after)
+        reason: Reason = "error" if made.failed_B[i] else "stop" if stopped else "length"
+        return Completion(ids, logprobs, reason, text, seed)
 
     def stream(
         self,
@@ -251,7 +304,9 @@ class Generator:
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
         stop: Sequence[int] | None = None,
+        stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
         prefix: Sequence[int] | None = None,
+        apart: bool = False,
         chunk: int = 4,
     ) -> Iterator[Token]:
         """As `generate`, yielding tokens as they are made: the first alone, then `chunk` at a time.
@@ -264,29 +319,64 @@ class Generator:
         seeds = list(range(len(prompts)) if seeds is None else seeds)
         stops = set(self.stop if stop is None else stop)
         shown = [len(prompt) for prompt in prompts]
-        writers = [StreamDecoder(self.tokenizer) for _ in prompts]
+        strings = _each(stop_strings, len(prompts))
+        heads = [() if apart else prompt for prompt in prompts]
+        writers = [Writer(self.tokenizer, h, s) for h, s in zip(heads, strings, strict=True)]
         with self._on_mesh():
             program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix)
             state, made = prefill(program, self.params, rows)
-        while True:
+        open_rows = set(range(len(prompts)))
+        while open_rows:
             now: Made = jax.tree.map(np.array, made)
-            finished = bool(now.done_B.all())
-            if not finished:
+            if not now.done_B.all():
                 with self._on_mesh():
                     state, made = decode(program, self.params, rows, state, np.int32(chunk))
             for slot in range(min(shown), int(now.length_B.max())):
-                for row, start in enumerate(shown):
-                    if start <= slot < now.length_B[row]:
-                        yield self._token(now, row, slot, stops, writers[row])
+                for row in sorted(open_rows):
+                    if shown[row] <= slot < now.length_B[row]:
+                        yield (token := _token(now, row, slot, stops, writers[row]))
+                        open_rows -= {row} if token.finish_reason else set()
+            for row in sorted(open_rows):
+                if now.failed_B[row]:
+                    yield Token(row, -1, 0.0, "error", writers[row].flush())
+            open_rows -= set(np.flatnonzero(now.failed_B).tolist())
             shown = [max(s, int(n)) for s, n in zip(shown, now.length_B, strict=False)]
-            if finished:
-                return
 
-    def _token(self, made: Made, row: int, slot: int, stops: set[int], writer: StreamDecoder) -> Token:
-        token = int(made.tokens_BS[row, slot])
-        reason: Literal["stop", "length"] | None = None
-        if made.done_B[row] and slot == made.length_B[row] - 1:
-            reason = "stop" if token in stops else "length"
-        text = "" if token in stops else writer.feed(token)
-        text += writer.flush() if reason else ""
-        return Token(row, token, float(made.logprobs_BS[row, slot]), reason, text)
+
+def _token(made: Made, row: int, slot: int, stops: set[int], writer: Writer) -> Token:
+    token = int(made.tokens_BS[row, slot])
+    reason: Reason | None = None
+    if made.done_B[row] and not made.failed_B[row] and slot == made.length_B[row] - 1:
+        reason = "stop" if token in stops else "length"
+    text = "" if token in stops else writer.feed(token)
+    text += writer.flush() if reason else ""
+    return Token(row, token, float(made.logprobs_BS[row, slot]), "stop" if writer.stopped else reason, text)
+
+
+def _completions(tokens: Iterable[Token], seeds: Sequence[int]) -> list[Completion]:
+    """What the tokens of a stream amount to, a completion for each row."""
+    mine: list[list[Token]] = [[] for _ in seeds]
+    for token in tokens:
+        mine[token.row].append(token)
+    return [
+        Completion(
+            [t.id for t in row if t.id >= 0],
+            [t.logprob for t in row if t.id >= 0],
+            row[-1].finish_reason or "length",
+            "".join(t.text for t in row),
+            seed,
+        )
+        for row, seed in zip(mine, seeds, strict=True)
+    ]
+
+
+def _each(strings: Sequence[str] | Sequence[Sequence[str]], rows: int) -> list[list[str]]:
+    """Stop strings of every row."""
+    alike = [s for s in strings if isinstance(s, str)]
+    if isinstance(strings, str) or len(alike) == len(strings):
+        return [[strings] if isinstance(strings, str) else alike] * rows
+    require(
+        not alike and len(strings) == rows,
+        f"stop_strings has {len(strings)} entries for {rows} prompts; give strings, or lists of them.",
+    )
+    return [list(s) for s in strings]

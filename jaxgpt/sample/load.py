@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jaxgpt.checkpoint import load_params
-from jaxgpt.config import ONE_DEVICE, ROW_AXES, Mesh, Run, load_run
+from jaxgpt.config import ONE_DEVICE, ROW_AXES, Chat, Mesh, Run, load_run
 from jaxgpt.sharding import make_mesh
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
@@ -29,6 +29,16 @@ class Trained(NamedTuple):
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
     step: int
+
+    @property
+    def bos(self) -> bool:
+        """Whether a text begins with `<|bos|>`, as those that the model was trained on.
+
+        Text that `jaxgpt data prepare` wrote does. A model that was imported and not trained here (step 0),
+        or on dialogues alone, knows its tokenizer's custom.
+        """
+        prepared = self.step > 0 and not isinstance(self.run.data, Chat)
+        return prepared or self.tokenizer.adds_bos
 
 
 def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Trained:

@@ -59,6 +59,8 @@ class Made(NamedTuple):
     logprobs_BS: jax.Array
     length_B: jax.Array
     done_B: jax.Array
+    failed_B: jax.Array
+    """Rows that ended because their logits were not finite; the token drawn from these is not kept."""
 
 
 class State(NamedTuple):
@@ -104,23 +106,32 @@ class Program:
             seen_BV = blank_BV.at[jnp.arange(B)[:, None], at_BT].set(True, mode="drop")
         tokens_BS = jnp.pad(rows.tokens_BT, ((0, 0), (0, self.slots - T)))
         done_B = rows.length_B >= rows.end_B
-        made = Made(tokens_BS, jnp.zeros(tokens_BS.shape), rows.length_B, done_B)
+        made = Made(
+            tokens_BS, jnp.zeros(tokens_BS.shape), rows.length_B, done_B, jnp.zeros(done_B.shape, bool)
+        )
         return self.put(rows, State(made, seen_BV, constrain_cache(cache)), logits_BV)
 
     def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
-        """Choose the next token of the rows that are not done and write it down."""
+        """Choose the next token of the rows that are not done and write it down.
+
+        A NaN or an infinity among the logits makes the log-probability one, so that no pass over them is
+        needed to find it.
+        """
         made, seen_BV, logits_BV = _as_batch(state.made), state.seen_BV, _by_rows(logits_BV)
         chosen = choose(logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab)
         ids_B, logprobs_B = _as_batch(chosen)
         row_B = jnp.arange(ids_B.shape[0])
-        slot_B = jnp.where(made.done_B, self.slots, made.length_B)  # beyond the row: dropped
-        length_B = made.length_B + ~made.done_B
+        failed_B = ~made.done_B & ~jnp.isfinite(logprobs_B)
+        ended_B = made.done_B | failed_B
+        slot_B = jnp.where(ended_B, self.slots, made.length_B)  # beyond the row: dropped
+        length_B = made.length_B + ~ended_B
         stopped_B = jnp.any(ids_B[:, None] == rows.stop_BN, axis=-1)
         made = Made(
             made.tokens_BS.at[row_B, slot_B].set(ids_B, mode="drop"),
             made.logprobs_BS.at[row_B, slot_B].set(logprobs_B, mode="drop"),
             length_B,
-            made.done_B | stopped_B | (length_B >= rows.end_B),
+            ended_B | stopped_B | (length_B >= rows.end_B),
+            made.failed_B | failed_B,
         )
         if seen_BV is not None:
             seen_BV = seen_BV.at[row_B, ids_B].set(True)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
+
+log = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-6
 """Temperatures under this are taken as 0: dividing by them would overflow float32."""
+_RANGES = {
+    "temperature": (0, 1000, "0 (greedy) and 1000"),
+    "top_k": (0, 2**30, f"0 (off) and {2**30}"),
+    "top_p": (1e-9, 1, "1e-9 and 1 (off)"),
+    "min_p": (0, 1, "0 (off) and 1"),
+    "repetition_penalty": (1e-3, 1000, "0.001 and 1000 (1 is off)"),
+}
+"""Of each setting the least, the most, and both in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +45,55 @@ class Sampling:
     """Of tokens in the prompt or made before (CTRL, section 4.1); above 1 discourages them."""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.temperature < math.inf,
-            f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.",
-        )
-        require(self.top_k >= 0, f"top_k is {self.top_k}; it must be 0 (off) or a positive number.")
-        require(
-            0 < self.top_p <= 1,
-            f"top_p is {self.top_p}; it must be above 0 and at most 1 (off).",
-        )
-        require(0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must be between 0 (off) and 1.")
-        require(
-            0 < self.repetition_penalty < math.inf,
-            f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is off).",
-        )
+        for name, (least, most, words) in _RANGES.items():
+            value = getattr(self, name)
+            # NaN lies in no range; of a number of 400 digits the first are enough.
+            require(least <= value <= most, f"{name} is {value!s:.24}; it must be between {words}.")
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken without chance."""
         return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The settings that a call gives. What it leaves out (None) is as the model's generation_config.json
+    says, else as the command does by default.
+    """
+
+    temperature: float | None = None
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: int | None = None
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float | None = None
+    """Keep the fewest likeliest tokens that hold this mass of what top-k left; 1 keeps all."""
+    min_p: float | None = None
+    """Keep tokens at least this share as likely as the likeliest; 0 keeps all."""
+    repetition_penalty: float | None = None
+    """Of tokens in the prompt or made before; above 1 discourages them, 1 is off."""
+
+    def __post_init__(self) -> None:
+        Sampling(**self.given)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are not left out."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def settle(self, model: Mapping[str, float], default: Sampling) -> Sampling:
+        """All settings: those asked for, then the model's, then the default ones.
+
+        The model's that count are said, and of these what cannot be is said and left out.
+        """
+        taken: dict[str, Any] = {}
+        for name in model.keys() & vars(default).keys() - self.given.keys():
+            try:
+                Sampling(**{name: model[name]})
+                taken[name] = model[name]
+            except UserError as error:
+                log.warning("generation_config.json of the model is not followed: %s", error)
+        if taken:
+            words = ", ".join(f"{name} {taken[name]:g}" for name in vars(default) if name in taken)
+            log.info("sampling as generation_config.json of the model says (flags go first): %s", words)
+        return replace(default, **taken, **self.given)

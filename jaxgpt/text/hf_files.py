@@ -3,26 +3,35 @@
 Layouts: `tokenizer.json` (the tokenizers library), or alone `tokenizer.model` (SentencePiece),
 `vocab.json` with `merges.txt` or `vocab.bpe` (GPT-2), `vocab.txt` (BERT). Beside them stand
 `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and
-`chat_template.jinja`, of which older folders lack some and newer ones others.
+`chat_template.jinja`, of which older folders lack some and newer ones others, and the model's `config.json`,
+which may name ends of a text that the others do not.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import UserError, require
 
+log = logging.getLogger(__name__)
+
 DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """A folder holds a tokenizer when it has one of these; the first there is decides the ids."""
 MERGES = ("merges.txt", "vocab.bpe")
 CONFIG = "tokenizer_config.json"
+GENERATION, MODEL_CONFIG = "generation_config.json", "config.json"
 KEPT = (
     *DECIDING, *MERGES, CONFIG, "special_tokens_map.json", "added_tokens.json",
-    "generation_config.json", "chat_template.jinja", "chat_template.json",
+    GENERATION, MODEL_CONFIG, "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Of sampling, in generation_config.json."""
+_ADD_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+"""Classes of transformers that add it unless told otherwise, whatever tokenizer.json says."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _USUAL = {
     "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
@@ -122,9 +131,75 @@ def added_entry(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def generation_ids(files: Files, key: str, where: str) -> list[int]:
     """Ids that generation_config.json gives for `eos_token_id` or `bos_token_id`."""
-    value = parse(files, "generation_config.json", where).get(key)
+    return _ids(parse(files, GENERATION, where), key, f"{where}/{GENERATION}")
+
+
+def model_ends(files: Files, size: int, where: str) -> list[int]:
+    """Ids that config.json gives for `eos_token_id`, the text model's own or the whole model's."""
+    config = parse(files, MODEL_CONFIG, where)
+    text = config.get("text_config")
+    found = _ids(config, "eos_token_id", f"{where}/{MODEL_CONFIG}")
+    found += _ids(text, "eos_token_id", f"{where}/{MODEL_CONFIG}") if isinstance(text, dict) else []
+    if beyond := [i for i in found if i >= size]:  # the default of its class, in many a small model's
+        log.info(
+            "%s/%s: eos_token_id %s is no id of this tokenizer; left out", where, MODEL_CONFIG, beyond[0]
+        )
+    return [i for i in found if i < size]
+
+
+def _ids(config: Mapping[str, Any], key: str, path: str) -> list[int]:
+    value = config.get(key)
     values = value if isinstance(value, list) else [value]
-    return [i for i in values if isinstance(i, int)]
+    ids = [i for i in values if type(i) is int and i >= 0]
+    strange = [v for v in values if v is not None and v not in ids and v != -1]  # -1 is none, too
+    if strange:
+        log.warning("%s: %s %.40r is no id of a token; left out", path, key, strange[0])
+    return ids
+
+
+def sampling(files: Files, where: str) -> dict[str, float]:
+    """The settings of sampling in generation_config.json, by name; what is no number is said and left out."""
+    config = parse(files, GENERATION, where)
+    found: dict[str, float] = {}
+    for name in SETTINGS:
+        value = config.get(name)
+        if type(value) in (int, float):
+            found[name] = value
+        elif value is not None:
+            log.warning("%s/%s: %s is %.40r, no number; left out", where, GENERATION, name, value)
+    chance = config.get("do_sample")
+    if chance is True:
+        return {"temperature": 1.0} | found
+    return found if chance is None else found | {"temperature": 0.0}
+
+
+def adds_bos(files: Files, roles: Mapping[str, str], where: str) -> bool:
+    """Whether transformers puts a token before every text, as the model was trained on.
+
+    `add_bos_token` says so, else what tokenizer.json does to an encoded text; where there is neither, the
+    class of the tokenizer.
+    """
+    config = parse(files, CONFIG, where)
+    said, kind = config.get("add_bos_token"), str(config.get("tokenizer_class")).removesuffix("Fast")
+    if isinstance(said, bool):
+        return said and "bos_token" in roles
+    if "tokenizer.json" in files and kind not in _ADD_BOS:
+        return _opens(parse(files, "tokenizer.json", where).get("post_processor"))
+    if "tokenizer.json" in files or "tokenizer.model" in files:
+        return "bos_token" in roles
+    return "cls_token" in roles
+
+
+def _opens(processor: Any) -> bool:
+    """Whether a post-processor of tokenizer.json puts a token before a text."""
+    if not isinstance(processor, dict):
+        return False
+    parts, single = processor.get("processors"), processor.get("single")
+    if isinstance(parts, list):
+        return any(map(_opens, parts))
+    if isinstance(single, list):
+        return bool(single) and isinstance(single[0], dict) and "SpecialToken" in single[0]
+    return processor.get("type") in ("BertProcessing", "RobertaProcessing")
 
 
 def chat_template(files: Files, where: str) -> str | None:

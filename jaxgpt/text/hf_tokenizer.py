@@ -74,13 +74,15 @@ class HFTokenizer(Table):
         special |= {n for n, t in added.items() if t.get("special")} | set(self.roles.values())
         special |= {n for n in hf_files.extra_special(files, where) if n in ids}
         special |= {names[i] for i in ends if i in names}
+        self.vocab_size = max(ids.values()) + 1
+        more = hf_files.model_ends(files, self.vocab_size, where)
+        special |= {names[i] for i in more if names.get(i) in added}  # others stay words of the vocabulary
         special = {n for n in special if len(n) > 1}  # a model may pad with "!", which stays text
         self.special = {name: ids[name] for name in sorted(special, key=ids.__getitem__)}
         """Control tokens of every sort: never made of text, never decoded."""
         for name, i in self.special.items():
             added.setdefault(name, hf_files.added_entry(name, {"id": i, "special": True}))
-        self.vocab_size = max(ids.values()) + 1
-        self._set_control({role: ids[name] for role, name in self.roles.items()}, ends)
+        self._set_control({role: ids[name] for role, name in self.roles.items()}, [*ends, *more])
         nonce = secrets.token_hex(12)
         self._private = {name: f"<|{nonce}-{i}|>" for name, i in self.special.items()}
         longest = "|".join(re.escape(n) for n in sorted(self.special, key=len, reverse=True))
@@ -144,6 +146,14 @@ class HFTokenizer(Table):
         if self.template is not None and (name := self.template.end_of_answers()) is not None:
             ends.add(self.special[name])
         return tuple(sorted(ends))
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        return hf_files.adds_bos(self.files, self.roles, self._where)
+
+    @cached_property
+    def sampling(self) -> dict[str, float]:
+        return hf_files.sampling(self.files, self._where)
 
     @cached_property
     def names(self) -> dict[int, str]:

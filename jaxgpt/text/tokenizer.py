@@ -62,8 +62,8 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def bos(self) -> int | None:
-        """The id that begins a text by the tokenizer's own custom; None where it puts none there."""
+    def adds_bos(self) -> bool:
+        """Whether a text begins with `<|bos|>` by the tokenizer's own custom."""
         ...
 
     @property
@@ -151,8 +151,8 @@ class Table:
         return tuple(sorted(self.control.values()))  # none of them is text
 
     @property
-    def bos(self) -> int | None:
-        return self.control["<|bos|>"]
+    def adds_bos(self) -> bool:
+        return True
 
     @property
     def sampling(self) -> Mapping[str, float]:
@@ -219,6 +219,17 @@ def saved_meta(folder: Path) -> dict[str, Any] | None:
     if not isinstance(meta, dict):
         raise UserError(f"{folder / META_FILE} is damaged; restore it or train it again.")
     return meta if {"kind", "digest"} <= meta.keys() else None
+
+
+def text_ids(tokenizer: Tokenizer, text: str, bos: bool) -> list[int]:
+    """The ids of a text that begins a document, after `<|bos|>` if it has one."""
+    ids = tokenizer.encode(text)
+    return [tokenizer.control["<|bos|>"], *ids] if bos else ids
+
+
+def before_text(tokenizer: Tokenizer, bos: bool) -> int:
+    """The id that a document's first token follows: `<|bos|>` where it has one, else the end of another."""
+    return tokenizer.control["<|bos|>" if bos else "<|eos|>"]
 
 
 def utf8(text: str) -> bytes:

@@ -13,9 +13,10 @@ import pytest
 from tiny_evals import ROWS, TEXT
 
 from jaxgpt.errors import UserError
-from jaxgpt.evals.harness import MARK, as_lm, cut_at, run_lm_eval
+from jaxgpt.evals.harness import MARK, as_lm, run_lm_eval
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.evals.tasks import read_task, run_task
+from jaxgpt.sample.generate import Completion
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prompt_ids, render
 
@@ -110,11 +111,11 @@ def test_answers_are_the_generators_up_to_the_stop_string(
 def test_sampling_is_asked_for_as_tasks_do(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, seen = as_lm(scorer, batch_size=ROWS, seed=7), []
 
-    def stream(prompts: list, settings: list, **options: Any) -> Iterator[Any]:
+    def generate(prompts: list, settings: list, **options: Any) -> list[Any]:
         seen.extend(zip(settings, options["seeds"], [options["max_new_tokens"]] * len(prompts), strict=True))
-        return iter(())
+        return [Completion([], [], "length", "", seed) for seed in options["seeds"]]
 
-    monkeypatch.setattr(lm.generator, "stream", stream)
+    monkeypatch.setattr(lm.generator, "generate", generate)
     given = [
         {},
         {"do_sample": False, "temperature": 0.7, "max_new_tokens": 3},
@@ -126,12 +127,6 @@ def test_sampling_is_asked_for_as_tasks_do(scorer: Scorer, monkeypatch: pytest.M
     drawn = Sampling(temperature=0.5, top_p=0.9, top_k=4)
     greedy = Sampling(temperature=0)
     assert seen == [(greedy, 8, 3), (Sampling(temperature=1), 9, 3), (drawn, 10, 3), (greedy, 7, 5)]
-
-
-def test_the_earliest_stop_string_cuts() -> None:
-    assert cut_at("one two\nthree", ["three", "\n", "zzz"]) == "one two"
-    assert cut_at("one", ["two", ""]) == "one"
-    assert cut_at("one", []) == "one"
 
 
 def test_a_dialogue_is_rendered_as_in_training(scorer: Scorer) -> None:

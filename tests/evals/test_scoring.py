@@ -15,7 +15,7 @@ from tiny_evals import COMPUTE, MODEL, ROWS
 
 from jaxgpt.config import GPT, Bert
 from jaxgpt.errors import UserError
-from jaxgpt.evals.scoring import Score, Scorer, encode_pair
+from jaxgpt.evals.scoring import Score, Scorer
 from jaxgpt.models import abstract_model
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
@@ -142,5 +142,5 @@ def test_what_cannot_be_scored_is_refused(scorer: Scorer) -> None:
 def test_a_pair_is_cut_before_the_space(scorer: Scorer) -> None:
     bos = scorer.tokenizer.control["<|bos|>"]
     for pair in (("a b", " c"), ("a b ", "c")):
-        assert encode_pair(scorer.encode, *pair) == ([bos, *b"a b"], [*b" c"])
-    assert encode_pair(scorer.encode, "", "c") == ([bos], [*b"c"])
+        assert scorer.pair(*pair) == ([bos, *b"a b"], [*b" c"])
+    assert scorer.pair("", "c") == ([bos], [*b"c"])

@@ -17,9 +17,9 @@ from jaxgpt.config import Chat, Run, Text
 from jaxgpt.errors import UserError
 from jaxgpt.sample import commands
 from jaxgpt.sample.generate import Generator, Token
-from jaxgpt.sample.settings import Sampling
+from jaxgpt.sample.settings import Asked
 
-GREEDY = Sampling(temperature=0)
+GREEDY = Asked(temperature=0)
 CHAT_RUN = Run(name="r", data=Chat(train=("x.jsonl",)))
 TEXT_RUN = Run(name="r", data=Text(path="x"))
 

@@ -104,7 +104,9 @@ def test_a_fragment_is_what_the_library_adds_to_the_text_before(name, text, data
     ids = make(name).encode(text)
     cut = data.draw(st.integers(0, len(ids)))
     prompt = StreamDecoder(make(name))
-    assert "".join(map(prompt.feed, ids[:cut])) + make(name).decode(ids[cut:], ids[:cut]) == library.decode(ids)
+    assert "".join(map(prompt.feed, ids[:cut])) + make(name).decode(ids[cut:], ids[:cut]) == library.decode(
+        ids
+    )
 
 
 def test_a_fragment_keeps_its_space_and_completes_a_character():
@@ -124,7 +126,7 @@ def test_a_fragment_keeps_its_space_and_completes_a_character():
 
 
 @pytest.mark.parametrize("files", [tiny_hf.byte_level, tiny_hf.metaspace])
-@pytest.mark.parametrize("name", ["naïve", "é!", "<|ünï|>", "<｜end▁of▁turn｜>", "Ġthe cat", "日本", "<0xC3>é"])
+@pytest.mark.parametrize("name", ["naïve", "é!", "<|ünï|>", "<｜end▁of▁turn｜>", "Ġthe cat", "日本"])
 def test_an_added_token_decodes_to_its_own_text(files, name):
     made = dict(files())
     spec = json.loads(made["tokenizer.json"])
