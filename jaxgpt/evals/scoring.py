@@ -131,7 +131,7 @@ class Scorer:
 
     def pair(
         self, context: str, continuation: str, encode: Callable[[str], list[int]] | None = None
-    ) -> Request:
+    ) -> tuple[list[int], list[int]]:
         """The ids of a context and of its continuation, tokenized together as they are read.
 
         Spaces that end the context are scored with the continuation, since tokens begin with them

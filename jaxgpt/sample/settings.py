@@ -89,8 +89,9 @@ class Asked:
         taken: dict[str, Any] = {}
         for name in model.keys() & vars(default).keys() - self.given.keys():
             try:
-                Sampling(**{name: model[name]})
-                taken[name] = model[name]
+                one: dict[str, Any] = {name: model[name]}
+                Sampling(**one)
+                taken |= one
             except UserError as error:
                 log.warning("generation_config.json of the model is not followed: %s", error)
         if taken:

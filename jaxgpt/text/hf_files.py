@@ -163,10 +163,10 @@ def sampling(files: Files, where: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in SETTINGS:
         value = config.get(name)
-        if type(value) in (int, float):
+        if isinstance(value, int if name == "top_k" else int | float) and not isinstance(value, bool):
             found[name] = value
         elif value is not None:
-            log.warning("%s/%s: %s is %.40r, no number; left out", where, GENERATION, name, value)
+            log.warning("%s/%s: %s is %.40r, which cannot be; left out", where, GENERATION, name, value)
     chance = config.get("do_sample")
     if chance is True:
         return {"temperature": 1.0} | found
