@@ -117,7 +117,7 @@ class RunModel:
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of continuations, each given its context."""
-        pairs = [self.scorer.pair(*request.args, self.tok_encode) for request in requests]
+        pairs = [self.scorer.pair(*request.args, encode=self.tok_encode) for request in requests]
         about, prefix = "" if disable_tqdm else "log-likelihoods", [self._given(given) for given, _ in pairs]
         scores = self.scorer.token_logprobs(pairs, self.batch_size, about, prefix)
         return [(score.logprob, score.greedy) for score in scores]
