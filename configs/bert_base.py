@@ -1,8 +1,8 @@
-"""BERT-base: how well does an encoder fill gaps, with the paper's recipe?
+"""BERT-base: how well does an encoder predict masked tokens, with the paper's recipe?
 
-12 post-norm layers of width 768, 15 % of the tokens hidden anew at every step (Devlin et al. 2019, section
-3.1 and appendix A.2). Without next-sentence prediction and without its pooler, as RoBERTa found best; all
-rows are 512 tokens long, where the paper began with 128.
+12 post-norm layers with hidden size 768; 15 % of the tokens are masked, drawn anew at every step (Devlin et
+al. 2019, section 3.1 and appendix A.2). There is no next-sentence prediction and no pooler, as RoBERTa found
+best. All rows have 512 tokens; the paper began with 128.
 
     jaxgpt train configs/bert_base.py --data.path data/books
 

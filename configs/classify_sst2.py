@@ -1,7 +1,7 @@
-"""How well does a small encoder, trained on nothing else, tell praise from blame in film reviews?
+"""How well does a small encoder, trained from scratch, classify the sentiment of film reviews?
 
-SST-2 (Socher et al. 2013): a sentence and 0 or 1 a line, between them a tab. `train.txt` has the
-sentences alone (`cut -f1 train.tsv > train.txt`).
+SST-2 (Socher et al. 2013): each line is a sentence, a tab, and 0 or 1. `train.txt` has only the sentences
+(`cut -f1 train.tsv > train.txt`).
 
     jaxgpt tokenizer train data/sst2/train.txt --out tokenizers/sst2 --vocab-size 4096
     jaxgpt train configs/classify_sst2.py

@@ -1,12 +1,12 @@
-"""Gemma 2 2B's shape: what do caps, norms on both sides and windows in every other layer cost?
+"""Gemma 2 2B's shape: what do soft-caps, norms on both sides and windows in every other layer cost?
 
-A window of 4096 tokens and all 8192 in turns, scores capped at 50 and logits at 30, norms on the input and
-the output of every branch, GeGLU, embeddings scaled by the root of the width (Gemma 2, section 2, and the
-released configuration).
+Layers alternate between a window of 4096 tokens and all 8192. Attention scores are capped at 50 and logits at
+30, every branch has norms on its input and output, the MLP is GeGLU, and embeddings are scaled by the square
+root of the hidden size (Gemma 2, section 2, and the released configuration).
 
     jaxgpt train configs/gemma2_2b.py --data.path data/web256k --mesh.fsdp 16
 
-Expected: 2.61 billion parameters, 0.59 of them the embedding; not trained by us, and the report gives no
+Expected: 2.61 billion parameters, 0.59 of them in the embedding; not trained by us, and the report gives no
 recipe (this size was distilled).
 """
 

@@ -1,12 +1,12 @@
-"""Gemma 3 1B's shape: how little does a long context cost when five layers of six see 512 tokens?
+"""Gemma 3 1B's shape: how little does a long context cost when five of six layers see 512 tokens?
 
-Five layers with a window of 512 tokens and wavelengths from base 10,000, then one that sees all with base
-1,000,000; normalised queries and keys in place of Gemma 2's caps; one key-value head (Gemma 3, section 2,
-and the released configuration).
+Five layers with a window of 512 tokens and RoPE base 10,000, then one without a window and with base
+1,000,000; normalised queries and keys in place of Gemma 2's soft-caps; one key-value head (Gemma 3, section
+2, and the released configuration).
 
     jaxgpt train configs/gemma3_1b.py --data.path data/web262k --mesh.fsdp 16
 
-Expected: 1.00 billion parameters, 0.30 of them the embedding; not trained by us, and the report gives no
+Expected: 1.00 billion parameters, 0.30 of them in the embedding; not trained by us, and the report gives no
 recipe (this size was distilled).
 """
 

@@ -1,4 +1,4 @@
-"""Does the recipe reproduce GPT-2 124M on web text at half a million tokens a step?
+"""Does the recipe reproduce GPT-2 124M on web text at half a million tokens per step?
 
 OpenWebText or FineWeb-Edu from local files (JSONL, Parquet or text; globs allowed):
 
@@ -7,9 +7,9 @@ OpenWebText or FineWeb-Edu from local files (JSONL, Parquet or text; globs allow
         --validation 0.001
     jaxgpt train configs/gpt2_124m.py --mesh.data 8
 
-480 rows of 1,024 tokens a step (0.49M), 19,073 steps: about 9.4 billion tokens. Expected: validation
-loss near 3.3 nats a token with a vocabulary of this size (GPT-2's own is 3.12 on OpenWebText after
-far more tokens). Not run to the end by us yet: no accelerator was at hand.
+480 rows of 1,024 tokens per step (0.49M), 19,073 steps: about 9.4 billion tokens. Expected: a validation
+loss near 3.3 nats per token with a vocabulary of this size (GPT-2's own is 3.12 on OpenWebText after
+far more tokens). We have not yet run it to the end: no accelerator was available.
 """
 
 from jaxgpt.config import GPT, Compute, Optim, Run, Text, Train

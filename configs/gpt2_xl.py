@@ -1,12 +1,12 @@
 """GPT-2's largest size, 1.56 billion parameters: what changes when a model outgrows one device?
 
-The data of `gpt2_124m.py`; parameters and optimizer split over the `fsdp` axis, layers recomputed
-in the backward pass but for their matrix products.
+The data of `gpt2_124m.py`. Parameters and optimizer state are sharded over the `fsdp` axis. The backward pass
+recomputes the layers except for their matrix products.
 
     jaxgpt train configs/gpt2_xl.py --mesh.fsdp 8
 
-Expected: about 3.0 nats a token after 20 billion tokens, by scaling from the smaller sizes; not
-run by us yet.
+Expected: about 3.0 nats per token after 20 billion tokens, extrapolated from the smaller sizes; we have not
+yet run it.
 """
 
 from jaxgpt.config import GPT, Compute, Mesh, Optim, Run, Text, Train

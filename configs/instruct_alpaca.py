@@ -1,6 +1,6 @@
-"""What does instruction tuning with the loss on the answers alone add to a pretrained GPT-2 124M?
+"""What does instruction tuning, with the loss only on the answers, add to a pretrained GPT-2 124M?
 
-Alpaca's `instruction/input/output` records, three epochs, starting from the best checkpoint of
+Three epochs of Alpaca's `instruction/input/output` records, starting from the best checkpoint of
 `gpt2_124m`.
 
     jaxgpt data show configs/instruct_alpaca.py     # look at the loss mask first

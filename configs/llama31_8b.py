@@ -1,9 +1,9 @@
 """Llama 3.1 8B's shape: what do 131,072 tokens of context change about Llama 3's?
 
-Only the rotation: wavelengths longer than a quarter of the 8192 tokens pretrained on are stretched, those
-beyond all of them eightfold (Llama 3, section 3.4.2, and the released configuration). Rows of 8192 as in
-pretraining; `--data.length 131072 --train.batch-size 64` is the long-context stage, for which a kernel that
-holds no T x T mask is needed (cuDNN, splash).
+Only RoPE changes: wavelengths longer than a quarter of the 8192 pretraining tokens are stretched, those longer
+than 8192 eightfold (Llama 3, section 3.4.2, and the released configuration). Rows have 8192 tokens, as in
+pretraining. `--data.length 131072 --train.batch-size 64` is the long-context stage, which needs a kernel that
+stores no T x T mask (cuDNN, splash).
 
     jaxgpt train configs/llama31_8b.py --data.path data/web128k --mesh.fsdp 64
 

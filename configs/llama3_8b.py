@@ -1,7 +1,7 @@
 """Llama 3 8B's shape: does the step fit and shard on a pod before anyone pays for one?
 
 RMSNorm, RoPE with base 500,000, SwiGLU, eight key-value heads, no biases, untied output projection
-(Llama 3, section 3.2). `jaxgpt info configs/llama3_8b.py --mesh.fsdp 16 --mesh.tensor 4` says what it
+(Llama 3, section 3.2). `jaxgpt info configs/llama3_8b.py --mesh.fsdp 16 --mesh.tensor 4` prints what it
 needs.
 
     jaxgpt train configs/llama3_8b.py --data.path data/web128k --mesh.fsdp 64

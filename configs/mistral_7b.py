@@ -1,12 +1,12 @@
-"""Mistral 7B's shape: what does a window of 4096 tokens in every layer save at long rows?
+"""Mistral 7B's shape: what does a window of 4096 tokens in every layer save with long rows?
 
-Llama's blocks with eight key-value heads, and attention that looks 4096 tokens back (version 0.1; Jiang et
-al. 2023, section 2). The released configuration reads up to 32,768 tokens.
+Llama's blocks with eight key-value heads and an attention window of 4096 tokens (version 0.1; Jiang et al.
+2023, section 2). The released configuration supports up to 32,768 tokens.
 
     jaxgpt train configs/mistral_7b.py --data.path data/web32k --mesh.fsdp 64
 
-Expected: 7.24 billion parameters; not trained by us, and the paper gives no recipe: the learning rate and
-the batch here are Llama's.
+Expected: 7.24 billion parameters; not trained by us. The paper gives no recipe: the learning rate and batch
+size here are Llama's.
 """
 
 from jaxgpt.config import GPT, Compute, Mesh, Optim, Run, Text, Train

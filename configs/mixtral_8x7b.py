@@ -1,12 +1,12 @@
-"""Mixtral 8x7B's shape: what do eight experts a layer need, of which a token meets two?
+"""Mixtral 8x7B's shape: what do eight experts per layer need when each token uses two?
 
-Mistral's blocks without the window, with eight SwiGLU experts in the place of each MLP and a softmax over
-the two that a token goes to (Jiang et al. 2024, section 2, and the released configuration).
+Mistral's blocks without the window, with eight SwiGLU experts in place of each MLP and a softmax over the two
+experts of each token (Jiang et al. 2024, section 2, and the released configuration).
 
     jaxgpt train configs/mixtral_8x7b.py --data.path data/web32k --mesh.fsdp 16 --mesh.expert 8
 
-Expected: 46.7 billion parameters, of which a token meets 12.9; not trained by us, and the paper gives no
-recipe: the learning rate and the batch here are Llama's.
+Expected: 46.7 billion parameters, 12.9 of them active per token; not trained by us. The paper gives no recipe:
+the learning rate and batch size here are Llama's.
 """
 
 from jaxgpt.config import GPT, Compute, Mesh, MoE, Optim, Run, Text, Train

@@ -1,13 +1,13 @@
-"""What does a small encoder learn from seeing Chinese text with some of its characters hidden?
+"""What does a small encoder learn from Chinese text with some of its characters masked?
 
     jaxgpt tokenizer train 'data/zh_text/*.txt' --out tokenizers/zh_char --vocab-size 3200 --model-type char
     jaxgpt data prepare 'data/zh_text/*.txt' --out data/zh --tokenizer tokenizers/zh_char --split tail
     jaxgpt train configs/mlm_zh.py
 
-Any Chinese text will do; benchmarks/ner.py, which makes a backbone for configs/ner_resume.py of it,
-takes a novel and the training sentences of the resumes.
+Any Chinese text will do. benchmarks/ner.py uses a novel and the training sentences of the resumes, and makes
+the backbone of configs/ner_resume.py.
 
-Expected: a validation loss of 3.19, that of the hidden characters alone, for the text of benchmarks/ner.py.
+Expected: a validation loss of 3.19 on the masked characters, for the text of benchmarks/ner.py.
 """
 
 from jaxgpt.config import GPT, Compute, MaskedLM, Optim, Run, Text, Train

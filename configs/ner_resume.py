@@ -1,13 +1,13 @@
-"""How well does a small encoder name the parts of Chinese resumes, from scratch and pretrained?
+"""How well does a small encoder tag named entities in Chinese resumes, from scratch and pretrained?
 
     jaxgpt train configs/ner_resume.py
     jaxgpt eval runs/ner_resume --split test
     jaxgpt train configs/ner_resume.py --name ner_resume_tuned --init-from runs/mlm_zh
 
-The data are the BMES files of Zhang & Yang (2018) under data/resume: every character is a word. The
-tokenizer, of characters, and the backbone come from configs/mlm_zh.py. benchmarks/ner.py does all of it.
+The data are the BMES files of Zhang & Yang (2018) in data/resume: every character is a word. The character
+tokenizer and the backbone come from configs/mlm_zh.py. benchmarks/ner.py runs all of it.
 
-Expected: a strict F1 of 0.90 on the test file from scratch, of 0.916 from the backbone (a BiLSTM-CRF on
+Expected: a strict F1 on the test file of 0.90 from scratch and 0.916 from the backbone (a BiLSTM-CRF on
 characters: about 0.94).
 """
 

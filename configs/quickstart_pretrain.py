@@ -3,7 +3,7 @@
 The pretraining stage of `jaxgpt quickstart`, which makes its data:
 
     jaxgpt quickstart --workdir quickstart
-    jaxgpt train configs/quickstart_pretrain.py     # again, alone
+    jaxgpt train configs/quickstart_pretrain.py     # repeats this stage only
 
 Expected: about 1.8 bits per byte of held-out documentation after 0.5 million tokens.
 """

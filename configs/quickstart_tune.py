@@ -1,11 +1,11 @@
-"""Does tuning on dialogues, with the loss on the answers alone, teach a tiny model to answer?
+"""Does tuning on dialogues, with the loss only on the answers, teach a tiny model to answer?
 
 The tuning stage of `jaxgpt quickstart`, from the best checkpoint of its pretraining:
 
     jaxgpt quickstart --workdir quickstart
-    jaxgpt train configs/quickstart_tune.py     # again, alone
+    jaxgpt train configs/quickstart_tune.py     # repeats this stage only
 
-Expected: more than half of the held-out word tasks answered to the letter, none before tuning.
+Expected: exact answers to more than half of the held-out word tasks, to none before tuning.
 """
 
 from pathlib import Path

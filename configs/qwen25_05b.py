@@ -1,11 +1,11 @@
-"""Qwen2.5 0.5B's shape: how small does a model of 152 thousand tokens get?
+"""Qwen2.5 0.5B's shape: how small can a model with a vocabulary of 152 thousand tokens be?
 
-Llama's blocks with biases on queries, keys and values alone, two key-value heads and a tied output
+Llama's blocks with biases on queries, keys and values only, two key-value heads and a tied output
 projection (Qwen2.5, section 2, and the released configuration).
 
     jaxgpt train configs/qwen25_05b.py --data.path data/web152k
 
-Expected: 0.494 billion parameters, 0.136 of them the embedding; not trained by us, and the report gives no
+Expected: 0.494 billion parameters, 0.136 of them in the embedding; not trained by us, and the report gives no
 recipe for this size.
 """
 

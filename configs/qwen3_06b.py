@@ -1,11 +1,11 @@
-"""Qwen3 0.6B's shape: what do heads wider than the stream and normalised queries and keys cost?
+"""Qwen3 0.6B's shape: what do heads wider than the residual stream and normalised queries and keys cost?
 
-16 heads of width 128 on a stream of 1024, eight key-value heads, RMSNorm on queries and keys in place of
-Qwen2's biases (Qwen3, section 2, and the released configuration).
+16 attention heads of size 128 on a hidden size of 1024, eight key-value heads, RMSNorm on queries and keys in
+place of Qwen2's biases (Qwen3, section 2, and the released configuration).
 
     jaxgpt train configs/qwen3_06b.py --data.path data/web152k
 
-Expected: 0.596 billion parameters, 0.156 of them the embedding; not trained by us, and the report gives no
+Expected: 0.596 billion parameters, 0.156 of them in the embedding; not trained by us, and the report gives no
 recipe for this size.
 """
 

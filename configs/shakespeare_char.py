@@ -1,13 +1,13 @@
-"""How fast and how well does the small setting that everyone compares train on a CPU?
+"""How fast and how well does the common small benchmark setting train on a CPU?
 
-Four layers of width 128 on bytes (on this file a byte is a character), context 64, batch 12.
+Four layers with hidden size 128 on bytes (in this file a byte is a character), context 64, batch size 12.
 
     jaxgpt data prepare tinyshakespeare.txt --out data/shakespeare --tokenizer byte \\
         --validation 0.1 --split tail
     jaxgpt train configs/shakespeare_char.py
 
-Expected: validation loss 1.875 nats over the whole held-out tail after 2,000 steps (1.85 on the 20
-batches that the loop looks at), in some 75 to 100 seconds on two cores (benchmarks/results). b2 and
+Expected: a validation loss of 1.875 nats over the whole validation split after 2,000 steps (1.85 on the 20
+batches that the loop evaluates), in about 75 to 100 seconds on two cores (benchmarks/results). b2 and
 warm-up were chosen by that loss; with the usual 0.99 and 100 steps it is 1.887.
 """
 

@@ -1,12 +1,12 @@
-"""SmolLM2 135M's shape: does depth pay at GPT-2's size?
+"""SmolLM2 135M's shape: does depth pay off at GPT-2's size?
 
-30 narrow layers of Llama's blocks, nine heads on three key-value heads, a tied output projection and the
-warmup-stable-decay schedule (Allal et al. 2025, and the released configuration).
+30 narrow layers of Llama's blocks, nine attention heads on three key-value heads, a tied output projection and
+the warmup-stable-decay schedule (Allal et al. 2025, and the released configuration).
 
     jaxgpt train configs/smollm2_135m.py --data.path data/web49k
 
-Expected: 0.135 billion parameters, 0.028 of them the embedding; not trained by us (SmolLM2 saw 2 trillion
-tokens at this size, this config reads 100 billion).
+Expected: 0.135 billion parameters, 0.028 of them in the embedding; not trained by us (SmolLM2 saw 2 trillion
+tokens at this size, this config trains on 100 billion).
 """
 
 from jaxgpt.config import GPT, Compute, Optim, Run, Text, Train

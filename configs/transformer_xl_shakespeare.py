@@ -1,15 +1,15 @@
-"""What does a memory of the 64 tokens before a row bring in the small setting that everyone compares?
+"""What does a memory of the 64 tokens before a row gain in the common small benchmark setting?
 
-`configs/shakespeare_char.py` with relative positions and a memory: four layers of width 128 on bytes,
-rows of 64, batch 12, the same optimizer, data and number of steps. The MLP is narrower, so that the
-sinusoids' projections fit: 825,352 parameters against 829,568.
+`configs/shakespeare_char.py` with relative positions and a memory: four layers with hidden size 128 on bytes,
+rows of 64, batch size 12, the same optimizer, data and number of steps. The MLP is narrower to make room for
+the projections of the sinusoids: 825,352 parameters against 829,568.
 
     jaxgpt data prepare tinyshakespeare.txt --out data/shakespeare --tokenizer byte \\
         --validation 0.1 --split tail
     jaxgpt train configs/transformer_xl_shakespeare.py
 
-Expected: 2.511 bits a byte (1.741 nats) of the whole held-out tail with its memory of 64, against 2.705
-(1.875 nats) of shakespeare_char; a longer memory in evaluation brings no more (benchmarks/results).
+Expected: 2.511 bits per byte (1.741 nats) over the whole validation split with its memory of 64, against 2.705
+(1.875 nats) for shakespeare_char; a longer memory in evaluation gains nothing (benchmarks/results).
 """
 
 from jaxgpt.config import Compute, Optim, Run, Text, Train, TransformerXL

@@ -1,7 +1,7 @@
-"""How well does a Transformer-XL of 151M parameters with a memory of 150 tokens model WikiText-103?
+"""How well does a Transformer-XL with 151M parameters and a memory of 150 tokens model WikiText-103?
 
-The base model of Dai et al. 2019 (table 1) with the settings of the authors' run_wt103_base.sh: 16
-layers of width 410, segments and memory of 150 tokens, adaptive embedding and softmax over 267,735 ids,
+The base model of Dai et al. 2019 (table 1) with the settings of the authors' run_wt103_base.sh: 16 layers
+with hidden size 410, segments and memory of 150 tokens, adaptive embedding and softmax over 267,735 ids,
 Adam without weight decay. parameter_counts gives 151,107,538; the paper says 151M.
 
     jaxgpt tokenizer train wikitext-103/train.txt --out data/wt103-tokenizer \\
@@ -9,11 +9,11 @@ Adam without weight decay. parameter_counts gives 151,107,538; the paper says 15
     jaxgpt data prepare wikitext-103/*.txt --out data/wt103 --tokenizer data/wt103-tokenizer
     jaxgpt train configs/transformer_xl_wt103.py
 
-Adaptive clusters want ids in order of frequency, which are those of a unigram tokenizer. The paper
-counts words, and its pieces are not ours: its perplexity of 24.0 on the test part compares with ours
-only through bits a byte (report.html has them).
+Adaptive clusters need ids in order of frequency, as in a unigram tokenizer. The paper counts words and uses
+other tokens than ours, so its perplexity of 24.0 on the test split compares with ours only through bits per
+byte (report.html has them).
 
-Expected: not measured yet: 200,000 steps of 9,000 tokens took the authors some days on four GPUs.
+Expected: not measured yet; 200,000 steps of 9,000 tokens took the authors several days on four GPUs.
 """
 
 from jaxgpt.config import Optim, Run, Text, Train, TransformerXL

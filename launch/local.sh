@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on one machine, as a cluster would run them: to try a multi-host run at home.
+# Runs several processes on one machine, as a cluster would: to try a multi-host run locally.
 #   launch/local.sh 2 train configs/shakespeare_char.py --mesh.data 2
 set -euo pipefail
 count=$1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A Cloud TPU pod slice: the same command on every worker; jax finds the other hosts by itself.
+# Runs the same command on every worker of a Cloud TPU pod slice; jax detects the other hosts automatically.
 #   launch/tpu_pod.sh my-pod us-central2-b train configs/llama3_8b.py --mesh.fsdp 64
-# The repository lies in the same folder on every worker; `runs` and `data` should be shared storage.
+# The repository must be in the same folder on every worker; `runs` and `data` should be shared storage.
 set -euo pipefail
 name=$1 zone=$2
 shift 2

@@ -1,13 +1,13 @@
-"""How good is the model that the ablations of this folder vary, each in one thing?
+"""How good is the baseline of the ablations in this folder, each of which varies one thing?
 
-GPT-2's form at 0.8 million parameters on bytes: four layers of width 128, context 128. It sees 1.0
-million tokens in 500 steps, about a minute on two cores.
+GPT-2's architecture with 0.8 million parameters on bytes: four layers, hidden size 128, context 128. It sees
+1.0 million tokens in 500 steps, about a minute on two cores.
 
     jaxgpt data prepare tinyshakespeare.txt --out data/shakespeare --tokenizer byte \\
         --validation 0.1 --split tail
     jaxgpt train configs/ablations/base.py
 
-Expected: a validation loss of 2.12 nats a byte (2.123 to 2.126 with three seeds).
+Expected: a validation loss of 2.12 nats per byte (2.123 to 2.126 with three seeds).
 """
 
 from jaxgpt.config import GPT, Compute, Optim, Run, Text, Train

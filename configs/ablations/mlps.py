@@ -1,8 +1,8 @@
-"""Which activation, and does a gate pay at equal parameters?
+"""Which activation is best, and does a gate pay off with an equal number of parameters?
 
-GELU (GPT-2), ReLU, its square (Primer), and the gated SwiGLU (Llama) and GeGLU (Gemma). A gate is a
-third matrix, so the gated MLPs have two thirds of the hidden width (Shazeer 2020): 341 in place of 512,
-which is 0.1 % less.
+GELU (GPT-2), ReLU, squared ReLU (Primer), and the gated SwiGLU (Llama) and GeGLU (Gemma). A gate is a third
+matrix, so the gated MLPs have two thirds of the MLP's hidden size (Shazeer 2020): 341 in place of 512, which
+makes 0.1 % fewer parameters.
 
     jaxgpt sweep configs/ablations/mlps.py
 

@@ -1,13 +1,13 @@
 """Which norm, and where does it belong?
 
-LayerNorm on a branch's input (GPT-2), RMSNorm there (Llama), LayerNorm on the sum after it (the first
-Transformer, BERT), RMSNorm on a branch's input and output (Gemma 2), and GPT-2's with queries and keys
-normalised too. The matrices are the same in all.
+LayerNorm on a branch's input (GPT-2), RMSNorm there (Llama), LayerNorm on the sum after the branch (the first
+Transformer, BERT), RMSNorm on a branch's input and output (Gemma 2), and GPT-2's norm with normalised queries
+and keys. The matrices are the same in all variants.
 
     jaxgpt sweep configs/ablations/norms.py
 
-Expected: validation losses of 2.12, 2.13, 3.34, 2.38, 2.15. Norms after the sum do not start at this
-learning rate, which is the base's; with --optim.peak-lr 5e-4 they reach 2.54.
+Expected: validation losses of 2.12, 2.13, 3.34, 2.38, 2.15. Norms after the sum do not start to learn at this
+learning rate, which is the baseline's; with --optim.peak-lr 5e-4 they reach 2.54.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""How should a model know where a token stands?
+"""How should a model know the position of a token?
 
-A learned table (GPT-2), rotations (RoFormer), a slope on the scores (ALiBi), T5's learned buckets of
-distances, or nothing but the causal mask (NoPE). The learned table has 128 x 128 parameters that the
-others lack, the buckets 32 a head and layer.
+A learned table (GPT-2), rotary embeddings (RoFormer), a slope on the scores (ALiBi), T5's learned buckets of
+distances, or only the causal mask (NoPE). The learned table adds 128 x 128 parameters, the buckets add 32 per
+head and layer.
 
     jaxgpt sweep configs/ablations/positions.py
 
