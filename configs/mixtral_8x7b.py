@@ -5,8 +5,8 @@ experts of each token (Jiang et al. 2024, section 2, and the released configurat
 
     jaxgpt train configs/mixtral_8x7b.py --data.path data/web32k --mesh.fsdp 16 --mesh.expert 8
 
-Expected: 46.7 billion parameters, 12.9 of them active per token; not trained by us. The paper gives no recipe:
-the learning rate and batch size here are Llama's.
+Expected: 46.7 billion parameters, 12.9 of them active per token; not trained by us. The paper gives no
+recipe: the learning rate and batch size here are Llama's.
 """
 
 from jaxgpt.config import GPT, Compute, Mesh, MoE, Optim, Run, Text, Train

@@ -1,6 +1,6 @@
 """SmolLM2 135M's shape: does depth pay off at GPT-2's size?
 
-30 narrow layers of Llama's blocks, nine attention heads on three key-value heads, a tied output projection and
+30 narrow layers of Llama's blocks, nine attention heads, three key-value heads, a tied output projection and
 the warmup-stable-decay schedule (Allal et al. 2025, and the released configuration).
 
     jaxgpt train configs/smollm2_135m.py --data.path data/web49k

@@ -8,8 +8,8 @@ the projections of the sinusoids: 825,352 parameters against 829,568.
         --validation 0.1 --split tail
     jaxgpt train configs/transformer_xl_shakespeare.py
 
-Expected: 2.511 bits per byte (1.741 nats) over the whole validation split with its memory of 64, against 2.705
-(1.875 nats) for shakespeare_char; a longer memory in evaluation gains nothing (benchmarks/results).
+Expected: 2.511 bits per byte (1.741 nats) over the whole validation split with its memory of 64, against
+2.705 (1.875 nats) for shakespeare_char; a longer memory in evaluation gains nothing (benchmarks/results).
 """
 
 from jaxgpt.config import Compute, Optim, Run, Text, Train, TransformerXL
