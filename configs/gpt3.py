@@ -1,8 +1,8 @@
 """GPT-3's eight sizes: what does each need before its first step?
 
 Table 2.1 of Brown et al. (2020), with its batch sizes and learning rates: dense and locally banded attention
-in alternation, context 2048, weight decay 0.1, b1 0.9, b2 0.95, warm-up over 375 million tokens, cosine decay to
-10 %, 300 billion tokens in all. `config()` is the smallest size. To train another one, run
+in alternation, context 2048, weight decay 0.1, b1 0.9, b2 0.95, warm-up over 375 million tokens, cosine decay
+to 10 %, 300 billion tokens in all. `config()` is the smallest size. To train another one, run
 `jaxgpt sweep configs/gpt3.py --only 13b --data.path data/web`.
 
     jaxgpt info configs/gpt3.py

@@ -1,7 +1,7 @@
 """Llama 3.1 8B's shape: what do 131,072 tokens of context change about Llama 3's?
 
-Only RoPE changes: wavelengths longer than a quarter of the 8192 pretraining tokens are stretched, those beyond
-8192 eightfold (Llama 3, section 3.4.2, and the released configuration). Rows have 8192 tokens, as in
+Only RoPE changes: wavelengths longer than a quarter of the 8192 pretraining tokens are stretched, those
+beyond 8192 eightfold (Llama 3, section 3.4.2, and the released configuration). Rows have 8192 tokens, as in
 pretraining. `--data.length 131072 --train.batch-size 64` is the long-context stage, which needs a kernel that
 stores no T x T mask (cuDNN, splash).
 
