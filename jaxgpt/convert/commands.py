@@ -209,7 +209,8 @@ def export(
     entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
     size = sum(entry.size for entry in entries)
     with whole(target, size) as work, _progress(size) as done:
-        _write_configs(work, origin, family, model, dtype, words)
+        tuned = origin is None or origin.parent.resolve() != source.resolve()
+        _write_configs(work, origin, family, model, dtype, words, tuned=tuned)
         files.write_model(work, entries, most, done)
         tokenizers.write(work, words, source / "tokenizer", dialogues=isinstance(held.data, Chat))
     print(f"{target}: {family.model_type}, {len(entries)} tensors")
@@ -229,34 +230,47 @@ def _origin(folder: Path, run: Run) -> Path | None:
     return None
 
 
-def _write_configs(work: Path, origin: Path | None, family: Any, model: Any, dtype: str, words: Any) -> None:
-    """config.json and generation_config.json: those imported where they still hold, else new ones."""
+def _write_configs(
+    work: Path, origin: Path | None, family: Any, model: Any, dtype: str, words: Any, *, tuned: bool
+) -> None:
+    """config.json and generation_config.json: those imported where they still hold, else new ones.
+
+    Args:
+      tuned: whether the run is no longer the model that was imported, so that its ends of a text are what its
+        own tokenizer and template say.
+    """
     from jaxgpt.convert.family import canonical
     from jaxgpt.convert.files import CONFIG, GENERATION, read_json
     from jaxgpt.convert.registry import read_config
+    from jaxgpt.convert.tokenizers import own_generation, with_ends
 
-    if origin is None:
-        ends = sorted({words.control["<|eos|>"], words.control.get("<|end|>", words.control["<|eos|>"])})
-        ids: dict[str, Any] = {f"{name}_token_id": words.control[f"<|{name}|>"] for name in ("bos", "pad")}
-        ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-        if isinstance(model, GPT):
-            write_json(work / GENERATION, ids)
-        head = {"architectures": [family.architecture], "model_type": family.model_type}
-        write_json(work / CONFIG, head | ids | family.write(model) | {"torch_dtype": dtype or "float32"})
-        return
-    if (origin / GENERATION).is_file():
-        (work / GENERATION).write_bytes((origin / GENERATION).read_bytes())
-    config = read_json(origin / CONFIG)
-    same = canonical(read_config(config, CONFIG)[1]) == canonical(model)
-    if same and not dtype:
-        (work / CONFIG).write_bytes((origin / CONFIG).read_bytes())
-        return
-    if not same:
-        kept = {name: value for name, value in config.items() if name not in _REWRITTEN}
-        config = kept | family.write(model)
-    if dtype:
-        config = {name: value for name, value in config.items() if name != "dtype"} | {"torch_dtype": dtype}
-    write_json(work / CONFIG, config)
+    held = None if origin is None else origin / CONFIG
+    if held is None:
+        ids = {f"{name}_token_id": words.control[f"<|{name}|>"] for name in ("bos", "pad")}
+        head = {"architectures": [family.architecture], "model_type": family.model_type} | ids
+        config = head | family.write(model) | {"torch_dtype": dtype or "float32"}
+    else:
+        ids, config = {}, read_json(held)
+        if canonical(read_config(config, CONFIG)[1]) != canonical(model):
+            kept = {name: value for name, value in config.items() if name not in _REWRITTEN}
+            config = kept | family.write(model)
+        if dtype:
+            config = {n: value for n, value in config.items() if n != "dtype"} | {"torch_dtype": dtype}
+    _write_config(work / CONFIG, with_ends(config, words) if tuned else config, held)
+    told = None if origin is None or not (origin / GENERATION).is_file() else origin / GENERATION
+    if told or (tuned and isinstance(model, GPT)):
+        generation = read_json(told) if told else ids | own_generation(words)
+        _write_config(work / GENERATION, with_ends(generation, words) if tuned else generation, told)
+
+
+def _write_config(path: Path, config: dict[str, Any], held: Path | None) -> None:
+    """Write a config, byte for byte as it is held where it says the same."""
+    from jaxgpt.convert.files import read_json
+
+    if held is not None and read_json(held) == config:
+        path.write_bytes(held.read_bytes())
+    else:
+        write_json(path, config)
 
 
 def _bytes(text: str) -> int:

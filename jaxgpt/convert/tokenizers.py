@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.text import hf_files
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import MODEL_FILE, Tokenizer
 
@@ -34,6 +35,23 @@ SAMPLE = (
 _BAR, _NOWHERE = "\u2581", "\uffff"
 
 
+def with_ends(config: dict[str, Any], words: Tokenizer) -> dict[str, Any]:
+    """A config.json or generation_config.json whose `eos_token_id` is all that ends a text of the run."""
+    ends = list(words.stop_ids)
+    if not isinstance(words, HFTokenizer):  # no control token of ours is text, but these are written
+        ends = sorted({words.control["<|eos|>"], words.control["<|end|>"]})
+    held = config.get("eos_token_id")
+    same = sorted(map(str, held if isinstance(held, list) else [held])) == sorted(map(str, ends))
+    return config if same else config | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+
+
+def own_generation(words: Tokenizer) -> dict[str, Any]:
+    """The generation_config.json that came with a tokenizer."""
+    if not isinstance(words, HFTokenizer):
+        return {}
+    return hf_files.parse(words.files, hf_files.GENERATION, "the tokenizer")
+
+
 def write(folder: Path, words: Tokenizer, saved: Path, *, dialogues: bool) -> None:
     """Write what transformers needs to read and write text.
 
@@ -53,7 +71,10 @@ def write(folder: Path, words: Tokenizer, saved: Path, *, dialogues: bool) -> No
     else:
         spec = _sentencepiece(words, saved / MODEL_FILE)
     if not _agrees(spec, words):
-        log.warning("the tokenizer is not exported: tokenizers cannot give the same ids; use %s", saved)
+        log.warning(
+            "the tokenizer%s not exported: the tokenizers library cannot give the same ids; use %s",
+            " and its chat template are" if dialogues else " is", saved,
+        )  # fmt: skip
         return
     (folder / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False, indent=1) + "\n", "utf-8")
     config: dict[str, Any] = {
