@@ -129,18 +129,20 @@ def finite(value: Any) -> Any:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that a folder can be written, made if need be, before what goes there is computed.
+    """Make sure that files can be made in a folder, or it itself, before what goes there is computed.
 
     Raises:
-      UserError: a file cannot be made there.
+      UserError: they cannot.
     """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}); check its rights, or name another folder."
+            f"{there} cannot be written ({error.strerror}); check the path and its rights, or name another folder."
         ) from None
 
 

@@ -116,10 +116,12 @@ def quickstart(*, workdir: Path = Path("quickstart")) -> int:
             results, answers = _evaluate(workdir, pretrain, tune)
     say("[bold]6/6[/] writing the report")
     results["seconds"] = round(json.loads((workdir / STATE).read_text("utf-8"))["seconds"], 1)
-    write_json(workdir / "results.json", results)
-    with _quiet():
-        _report(workdir, pretrain, tune, results, answers)
-    _goodbye(workdir, tune, results, answers)
+    try:
+        _goodbye(workdir, tune, results, answers)
+    finally:  # shown also where it cannot be saved, saved also where it cannot be shown
+        write_json(workdir / "results.json", results)
+        with _quiet():
+            _report(workdir, pretrain, tune, results, answers)
     return 0
 
 

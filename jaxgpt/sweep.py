@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxgpt.config import Run, load_sweep, override, to_json
 from jaxgpt.errors import UserError, require, require_known
-from jaxgpt.files import write_json, write_text
+from jaxgpt.files import require_writable, write_json, write_text
 from jaxgpt.report import points, read_metrics
 from jaxgpt.report.sweep import Row, markdown, print_rows, write_sweep
 
@@ -99,6 +99,7 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
     for name in chosen:  # before anything is written: the table of what is there may be all that is wanted
         check_folder(runs[name])
     folder = Path(next(iter(runs.values())).runs)
+    require_writable(folder)
     rows, stopped = _held_rows(runs, folder), ""
     # Within a run a signal saves first (`StopSignal`); between two, nothing is left to be saved.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -110,6 +111,7 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
                 log.info("run %d of %d: %s", number, len(chosen), runs[name].folder)
                 kept = {key: rows[name][key] for key in ("name", "run", "differs")}
                 rows[name] = kept | _train(runs[name])
+                log.info("%s: %s%s", name, rows[name]["state"], _best_words([rows[name]]))
             _write(folder, list(rows.values()), words)
             if rows[name]["state"] == "stopped":
                 stopped = rows[name]["reason"]

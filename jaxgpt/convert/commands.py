@@ -35,7 +35,7 @@ from jaxgpt.config import (
     to_json,
 )
 from jaxgpt.errors import UserError, require
-from jaxgpt.files import read_json, write_json
+from jaxgpt.files import read_json, require_writable, write_json
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +204,7 @@ def export(
     if origin is not None:
         family = read_config(files.read_json(origin / files.CONFIG), str(origin / files.CONFIG))[0]
         dtypes = read_json(origin / TENSORS, dict[str, DType], "restore it or import the model again")
+    require_writable(target.parent)
     trained = load_trained(source, which=checkpoint, mesh=mesh)
     words = trained.tokenizer
     entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))

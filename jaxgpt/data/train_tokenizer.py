@@ -12,7 +12,8 @@ import tyro
 
 from jaxgpt.data.sources import expand, read_documents, total_size
 from jaxgpt.errors import require
-from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
+from jaxgpt.files import require_writable
+from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer, saved_meta
 from jaxgpt.text.train import train_sentencepiece
 
 
@@ -26,6 +27,24 @@ def sample(sources: list[str], budget: int, field: str, max_bad: float) -> Itera
             head = hashlib.blake2b(piece.encode(), digest_size=8).digest()
             if share >= 1 or int.from_bytes(head, "big") < share * 2**64:
                 yield piece
+
+
+def check_place(out: Path, model_type: str, vocab_size: int) -> None:
+    """Refuse a folder that a tokenizer could not be saved into, before it is trained."""
+    held = saved_meta(out) if out.is_dir() else None
+    if held is None:
+        require(
+            not out.exists() or (out.is_dir() and not any(out.iterdir())),
+            f"{out} exists and is not empty; a tokenizer is saved into a folder of its own.",
+        )
+    else:
+        byte = model_type == "byte"
+        same = held.get("kind") == ("byte" if byte else "sentencepiece")
+        require(
+            same and (byte or held.get("vocab_size") == vocab_size),
+            f"{out} holds another tokenizer; name another folder or remove that one.",
+        )
+    require_writable(out.parent)
 
 
 def train_tokenizer(
@@ -52,6 +71,7 @@ def train_tokenizer(
     """
     require(sample_mb >= 1, f"sample_mb is {sample_mb}; it must be at least 1.")
     tokenizer: Tokenizer = ByteTokenizer()
+    check_place(out, model_type, vocab_size)
     if model_type != "byte":
         texts = sample(sources, sample_mb << 20, field, max_bad)
         tokenizer = train_sentencepiece(texts, vocab_size, model_type)

@@ -148,9 +148,11 @@ def evaluate(
         _require_finite(result)
         if first:
             record = _record(trained, result, settings)
-            _print(result) if not json else print(to_json(record, 2), flush=True)
-            path = trained.folder / "eval" / f"{result.name}.json"  # printed first: saving it may fail
-            write_json(path, record)
+            path = trained.folder / "eval" / f"{result.name}.json"
+            try:
+                _print(result) if not json else print(to_json(record, 2), flush=True)
+            finally:  # shown also where it cannot be saved, saved also where it cannot be shown
+                write_json(path, record)
             print(f"{result.title}: saved as {path}", file=sys.stderr)
             if (trained.folder / "metrics.jsonl").is_file():  # trained here: the run has a page of its own
                 run_report(trained.folder)

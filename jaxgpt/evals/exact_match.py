@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxgpt.errors import NotFinite
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 
@@ -47,6 +48,8 @@ def exact_match(
         part = examples[start : start + batch_size]
         asked = generator.dialogues([e["messages"][:-1] for e in part])
         made = generator.generate(sampling=Sampling(temperature=0.0), max_new_tokens=max_new_tokens, **asked)
+        if any(completion.finish_reason == "error" for completion in made):
+            raise NotFinite("logits in an answer are")
         answers += [
             Answer(example, completion.text, is_correct(example, completion.text))
             for example, completion in zip(part, made, strict=True)

@@ -20,7 +20,7 @@ from jaxgpt.config import Labelled, Tagged
 from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.data.packing import Item, PackedExamples
 from jaxgpt.data.readers import encode_split
-from jaxgpt.errors import UserError
+from jaxgpt.errors import NotFinite, UserError
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
 from jaxgpt.models import abstract_model
@@ -93,7 +93,9 @@ def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> li
     @jax.jit
     def likeliest(params: dict, batch: Batch) -> jax.Array:
         model = nnx.merge(graphdef, params)
-        found_BT = jnp.argmax(model.logits(model.hidden(batch).x_BTD), axis=-1)
+        logits_BTC = model.logits(model.hidden(batch).x_BTD)
+        finite_BT = jnp.isfinite(logits_BTC).all(-1)  # else the likeliest would be a label like any other
+        found_BT = jnp.where(finite_BT, jnp.argmax(logits_BTC, axis=-1), -1)
         return jax.lax.with_sharding_constraint(found_BT, P())  # for every process
 
     with jax.set_mesh(mesh):
@@ -105,4 +107,6 @@ def predict(trained: Trained, items: Sequence[Item], batch_size: int = 32) -> li
             weights = np.asarray(items[number].weights)
             found[number] = row_T[at : at + len(weights)][weights > 0].tolist()
             at += len(weights)
+            if -1 in found[number]:
+                raise NotFinite("logits of labels are")
     return found

@@ -267,8 +267,8 @@ class Loop:
         means = evaluate(self.eval_fn, state.params, batches, self.memory_fn())
         loss = means.pop("loss")
         del means["targets"]
+        self.metrics.print(f"step {step}: validation loss {loss:.4f}")  # before what may fail: saving it
         self.metrics.write(step, {"val_loss": loss} | {f"val_{name}": mean for name, mean in means.items()})
-        self.metrics.print(f"step {step}: validation loss {loss:.4f}")
         self.metrics.draw()
         self.meter.start(step)
         by_loss = run.train.best_by == "loss" or not math.isfinite(loss)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_evals import ROWS, TEXT, save_run
+from tiny import sharp_params
+from tiny_evals import MODEL, ROWS, TEXT, save_run
 
 from jaxgpt.cli import main
-from jaxgpt.config import Chat
+from jaxgpt.config import Chat, load
 from jaxgpt.evals.command import NAMES
 from jaxgpt.evals.perplexity import read_texts, sliding
 from jaxgpt.evals.scoring import Scorer
@@ -123,3 +126,37 @@ def test_mistakes_are_one_sentence(args: list[str], message: str, text_run: Path
     out, err = call(text_run, *args, code=2)
     assert out == ""
     assert f"jaxgpt: {message}" in err
+
+
+def test_a_model_that_gives_nan_has_no_score(text_run: Path, tmp_path: Path, call: Call) -> None:
+    data = load(text_run).data
+    params = sharp_params(MODEL)
+    params["embed"]["weight"] = params["embed"]["weight"].at[ord("t")].set(float("nan"))
+    folder = save_run(tmp_path / "diverged", data, params=params)
+    (tmp_path / "a.txt").write_text(TEXT[:40])
+    (tmp_path / "w.jsonl").write_text(json.dumps({"text": "the cat sat"}))
+    for args in ([], ["--stride", 8], ["--text", tmp_path / "a.txt"], ["--tasks", tmp_path / "w.jsonl"]):
+        out, err = call(folder, *args, "--json", code=3)
+        assert out == ""
+        assert err.count("not finite (NaN or infinity)") == 1 and "Traceback" not in err
+    assert not list(folder.glob("eval/*.json"))
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_saved(
+    text_run: Path, own_loss: dict[str, float], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "eval")
+
+    monkeypatch.setattr("jaxgpt.evals.command.write_json", full)
+    out, err = call(text_run, code=2)
+    assert f"{own_loss['bits_per_byte']:.4f}" in out
+    assert "No space left on device" in err
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(tmp_path: Path, text_run: Path, call: Call) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(text_run, folder, ignore=shutil.ignore_patterns("eval"))
+    (folder / "eval").write_text("a file")
+    out, err = call(folder, code=2)
+    assert out == "" and "cannot be written (Not a directory)" in err

@@ -23,14 +23,14 @@ ROWS = 4
 TEXT = "the cat sat on a mat while seven dogs ran over green hills — and far away. " * 9
 
 
-def save_run(folder: Path, data: Any, model: GPT = MODEL) -> Path:
+def save_run(folder: Path, data: Any, model: GPT = MODEL, params: Any = None) -> Path:
     """A run's folder with one checkpoint at step 5, as training leaves it."""
     run = Run(name=folder.name, model=model, data=data, compute=COMPUTE)
     ByteTokenizer().save(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps({"run": to_json(run)}))
     (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n')
     checkpoints = Checkpoints(folder)
-    state = State(jnp.int32(5), jnp.int32(0), sharp_params(model), {"unused": jnp.zeros(1)})
+    state = State(jnp.int32(5), jnp.int32(0), params or sharp_params(model), {"unused": jnp.zeros(1)})
     checkpoints.save(state, {}, 1.0)
     checkpoints.close()
     return folder

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from tiny_models import RECITED
 
+from jaxgpt.cli import main
 from jaxgpt.config import Chat, Run, Text
 from jaxgpt.errors import UserError
 from jaxgpt.sample import commands
 from jaxgpt.sample.generate import Generator, Token
-from jaxgpt.sample.settings import Asked
+from jaxgpt.sample.settings import Asked, Sampling
 
 GREEDY = Asked(temperature=0)
 CHAT_RUN = Run(name="r", data=Chat(train=("x.jsonl",)))
@@ -223,3 +224,81 @@ def test_flags_reach_the_settings(
     tyro.cli(commands.sample, args=[*args, "--top-k", "3"])
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["prompt"], r["text"]) for r in records] == [("a", RECITED), ("b", RECITED)]
+
+
+def test_stop_strings_are_never_shown(chat_run: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"sampling": GREEDY, "max_new_tokens": 20}
+    commands.sample("r", prompt=("a", "b"), stop=("🎉", "?"), **settings)
+    assert capsys.readouterr().out == "é日\n---\né日\n"
+    commands.sample("r", prompt=("a",), stop=("日",), json=True, **settings)
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["finish_reason"]) == ("é", "stop")
+    with pytest.raises(UserError, match="a --stop string is empty"):
+        commands.sample("r", prompt=("a",), stop=("",))
+
+
+def test_a_text_begins_as_in_training_unless_told(
+    text_run: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = asked(monkeypatch, text_run)
+    given: dict[str, Any] = {"prompt": ("x",), "sampling": GREEDY, "max_new_tokens": 20}
+    commands.sample("r", **given)
+    commands.sample("r", no_bos=True, **given)
+    monkeypatch.setattr(text_run, "bos", False)
+    commands.sample("r", **given)
+    commands.sample("r", bos=True, **given)
+    assert prompts == [".x", "x", "x", ".x"]
+    end = text_run.tokenizer.control["<|eos|>"]
+    assert text_run.texts([""])["prompts"] == [[end]], "something must be there: a text before has ended"
+    for flags, words in (
+        ({"bos": True, "no_bos": True}, "exclude"),
+        ({"no_bos": True, "prompt": ("",)}, "empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            commands.sample("r", **given | flags)
+    monkeypatch.setattr(commands, "load_run", lambda run: CHAT_RUN)
+    with pytest.raises(UserError, match="add --raw, or drop the flag"):
+        commands.sample("r", no_bos=True, **given)
+
+
+def test_a_completion_that_failed_is_told_with_exit_code_3(
+    text_run: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = dict(text_run.params)
+    params["embed"] = {"weight": params["embed"]["weight"] * float("nan")}
+    monkeypatch.setattr(text_run, "params", params)
+    for json_too in (False, True):
+        assert main(["sample", "r", "--prompt", "a", "--prompt", "b", *["--json"] * json_too]) == 3
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 or "is cut" in captured.err
+        assert "2 of 2 completions ended early, where logits were not finite" in captured.err
+        assert "NaN" not in captured.out and captured.out.count("\n") == (2 if json_too else 3)
+    typed(monkeypatch, "a\n")
+    assert main(["chat", "r"]) == 3
+    assert "the answer ended early, where logits were not finite" in capsys.readouterr().err
+
+
+def test_settings_come_from_flags_then_from_the_model_then_from_the_command(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    default, model = Sampling(temperature=0.8), {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    caplog.set_level("INFO", "jaxgpt")
+    assert Asked().settle({}, default) == default
+    assert caplog.text == ""
+    assert Asked().settle(model, default) == Sampling(temperature=0.6, top_p=0.9, top_k=20)
+    assert "temperature 0.6, top_k 20, top_p 0.9" in caplog.text
+    caplog.clear()
+    assert Asked(top_k=3, temperature=0).settle(model, default) == Sampling(temperature=0, top_p=0.9, top_k=3)
+    assert "top_p 0.9" in caplog.text and "top_k" not in caplog.text
+    caplog.clear()
+    hostile = {
+        "temperature": float("nan"),
+        "top_p": 7.0,
+        "min_p": -1,
+        "top_k": 10**400,
+        "repetition_penalty": 1.2,
+    }
+    assert Asked().settle(hostile, default) == Sampling(temperature=0.8, repetition_penalty=1.2)
+    assert caplog.text.count("is not followed") == 4
+    with pytest.raises(UserError, match="top_p is 7"):
+        Asked(top_p=7.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -232,3 +234,28 @@ def test_buckets_are_few_and_bounded() -> None:
     assert [bucket(n, 4096) for n in (1, 32, 33, 500, 513, 1025)] == [32, 32, 64, 512, 1024, 1536]
     assert bucket(700, 800) == 800
     assert len({bucket(n, 2048) for n in range(1, 2049)}) == 8
+
+
+def test_logits_that_are_not_finite_end_their_row_alone(reciter: Generator) -> None:
+    """Parameters of one token are NaN: the row that comes to it ends there, the other does not."""
+    params = jax.tree.map(np.array, reciter.params)
+    second = "日".encode()[0]
+    params["embed"]["weight"][second] = np.nan
+    broken = copy.copy(reciter)
+    broken.params = params
+    prompts = [[ord("x")], ["日".encode()[1]], [second]]
+    good, others, none = broken.generate(prompts, GREEDY, max_new_tokens=20)
+    assert (good.finish_reason, good.text, good.ids) == ("error", "é\ufffd", [*"é".encode(), second])
+    assert np.isfinite(good.logprobs).all() and len(good.logprobs) == 3
+    assert others.finish_reason == "stop"
+    assert (none.ids, none.logprobs, none.finish_reason) == ([], [], "error")
+    for chunk in (1, 4):
+        tokens = list(broken.stream(prompts, GREEDY, max_new_tokens=20, chunk=chunk))
+        mine = [t for t in tokens if t.row == 0]
+        assert [t.id for t in mine] == [*good.ids, -1]
+        assert [t.finish_reason for t in mine] == [None] * 3 + ["error"]
+        assert "".join(t.text for t in mine) == good.text
+        assert [(t.id, t.finish_reason) for t in tokens if t.row == 2] == [(-1, "error")]
+    cut = broken.generate(prompts, GREEDY, max_new_tokens=20, stop_strings=["?"])
+    assert [c.finish_reason for c in cut] == ["error", "stop", "error"]
+    assert reciter.generate([[ord("x")]], GREEDY, max_new_tokens=20)[0].text == RECITED

@@ -175,3 +175,21 @@ def test_a_sample_is_spread_over_the_sources(tmp_path):
     size = sum(map(len, pieces))
     assert (1 << 19) < size < (1 << 21)
     assert len({piece.split(" ")[1] for piece in pieces}) > 8
+
+
+def test_a_place_that_cannot_take_a_tokenizer_is_found_out_before_training(tmp_path, sentencepiece):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    ByteTokenizer().save(tmp_path / "byte")
+    sentencepiece.save(tmp_path / "held")
+    for out, words in (
+        ("file", "exists and is not empty"),
+        ("full", "exists and is not empty"),
+        ("byte", "another tokenizer"),
+        ("held", "another tokenizer"),
+        ("file/under", "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train_tokenizer([str(tmp_path / "no text is read")], tmp_path / out, vocab_size=999)
+    assert not (tmp_path / "new").exists()
