@@ -142,7 +142,7 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"{there} cannot be written ({error.strerror}); check the path and its rights, or name another folder."
+            f"{there} cannot be written ({error.strerror}); check its path and rights, or name another."
         ) from None
 
 
