@@ -1,11 +1,11 @@
-"""What large configs need on hardware that is not here: compiled, not run. Makes results/aot_DATE.md.
+"""Compiles large configs for absent hardware, without running them, and writes results/aot_DATE.md.
 
     uv venv tpu && uv pip install --python tpu -e '.[tpu]'
     uv venv cuda && uv pip install --python cuda -e '.[cuda]'       # 4.4 GB
     python benchmarks/aot.py --tpu-python tpu/bin/python --cuda-python cuda/bin/python
 
-Each row is compiled in a process of its own, and kept in results/aot_DATE.json: the same command goes on
-where it was stopped. `--only TEXT` takes the rows whose name holds TEXT, `--again` compiles them anew.
+Each row is compiled in its own process and stored in results/aot_DATE.json. The same command continues where
+it stopped. `--only TEXT` selects the rows whose name contains TEXT; `--again` recompiles them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONG = ("--model.context", "32768", "--data.length", "32768")
 
 @dataclass(frozen=True)
 class Row:
-    """One compile, what it was on the day the work began (issue 9), and what it must be."""
+    """One compilation, its figure before the work (issue 9), and the required figure."""
 
     config: str
     where: str
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Its key in the record."""
+        """Its key in the JSON record."""
         return " ".join(filter(None, (self.config, self.where, self.program, self.note)))
 
 
@@ -51,19 +51,19 @@ def no_square(report: Any) -> bool:
 
 
 def kernel_everywhere(report: Any) -> bool:
-    """The backward kernel runs once a layer, whatever remat does to the forward one."""
-    layers = {"gemma2_2b": 26, "gpt3": 96 * 5}[report.run]  # times the microbatches
+    """The backward kernel runs once per layer, whatever remat does to the forward kernel."""
+    layers = {"gemma2_2b": 26, "gpt3": 96 * 5}[report.run]  # layers times microbatches
     backward = sum(n for name, n in report.kernels.items() if "dkv" in name or "ackward" in name)
-    # Tokamax's kernels have one name: forward, again for remat, and the two of the backward pass.
+    # All tokamax kernels have the same name: forward, forward again for remat, and two backward kernels.
     mosaic = sum(n for name, n in report.kernels.items() if "mosaic_gpu" in name)
     return no_square(report) and (backward == layers or mosaic == 4 * layers)
 
 
 def lean_decoding(report: Any) -> bool:
-    """No parameter or cache gathered; at most 2 sums a layer and 3 a token; little to send at one row."""
+    """No parameter or cache is gathered; at most 2 sums per layer and 3 per token; little sent at one row."""
     inside = [c for c in report.collectives if c.depth]
     sums = sum(c.runs for c in inside if c.kind == "all-reduce")
-    # Logits, [B, V], may come together before one is chosen, or the ids chosen, [B]; nothing else may.
+    # Only the logits, [B, V], may be gathered before one is chosen, or the chosen ids, [B].
     gathered = [a for c in inside if c.kind == "all-gather" for a in c.whole]
     logits_alone = all(a.size in (report.rows, report.rows * 128_256) for a in gathered)
     sent = sum(c.sent * c.runs for c in inside)
@@ -84,8 +84,8 @@ def decoding(where: str, rows: int) -> Row:
         "llama3_8b",
         where,
         flags,
-        "1.05 GB gathered a token",
-        "no parameter or cache gathered, <= 2 sums a layer and 3 a token, < 2 MB a token at B 1",
+        "1.05 GB gathered per token",
+        "no parameter or cache gathered, <= 2 sums per layer and 3 per token, < 2 MB per token at B 1",
         lean_decoding,
         "decode",
         rows,
@@ -145,10 +145,10 @@ def main() -> None:
     )
     parser.add_argument("--tpu-python", default=sys.executable, help="a Python with jaxgpt[tpu]")
     parser.add_argument("--cuda-python", default=sys.executable, help="a Python with jaxgpt[cuda]")
-    parser.add_argument("--only", default="", help="part of the rows' names")
-    parser.add_argument("--again", action="store_true", help="compile rows that are there already")
-    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="of the results to go on with")
-    parser.add_argument("--keep", default="", help="a folder for the compiled programs' text")
+    parser.add_argument("--only", default="", help="compile only rows whose name contains this text")
+    parser.add_argument("--again", action="store_true", help="recompile rows that already have results")
+    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="date of the results to continue")
+    parser.add_argument("--keep", default="", help="folder to save the text of the compiled programs in")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -162,7 +162,7 @@ def main() -> None:
         print(f"{row.name} ...", flush=True)
         python = args.tpu_python if row.where[0] == "v" else args.cuda_python
         command = [python, __file__, "--one", row.name, "--keep", args.keep]
-        tree = os.environ | {"PYTHONPATH": str(ROOT)}  # this one, whatever else is installed there
+        tree = os.environ | {"PYTHONPATH": str(ROOT)}  # this checkout, not an installed jaxgpt
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=tree)
         if answer.returncode:
             print("  failed; its error is above", flush=True)
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def measure(row: Row, keep: str) -> dict[str, Any]:
-    """Compile a row and keep what the table and its readers need."""
+    """Compile a row and return what the table and its readers need."""
     from jaxgpt import aot, config
     from jaxgpt.aot import hlo
 
@@ -220,7 +220,7 @@ def _version(package: str) -> str | None:
 
 
 def moved(found: dict[str, Any]) -> str:
-    """GB by kind and axes, those below a hundredth left out."""
+    """GB by kind and axes, without entries of 1 % or less."""
     parts = [
         f"{kind} {axes} {size / 1e9:.3g}"
         for kind, by_axes in found["traffic"].items()
@@ -231,7 +231,7 @@ def moved(found: dict[str, Any]) -> str:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """A row's figures in a line."""
+    """A row's figures on one line."""
     state = "" if found["fits"] else " (does not fit)"
     return f"{found['needed'] / 2**30:.2f} GiB{state}, {found['moved'] / 1e9:.3g} GB, holds: {found['holds']}"
 
@@ -239,14 +239,15 @@ def summary(found: dict[str, Any]) -> str:
 def table(done: dict[str, Any], date: str) -> str:
     """The results as a page."""
     lines = [
-        f"# Programs compiled for hardware that is not here, {date}",
+        f"# Programs compiled for absent hardware, {date}",
         "",
         "Made by `python benchmarks/aot.py --tpu-python ... --cuda-python ...`; nothing was run on a device.",
-        "All figures are of one device and one training step, or one token of decoding. GiB: arguments,",
-        "results, temporaries and code. FLOPs: of products and attention kernels, every query with every",
-        "key of its row, over the model's own. GB: of the arrays that are gathered, scattered or summed,",
-        "each once, loops multiplied by their turns. Sent: what each device sends of them in rings, (N-1)/N",
-        "of an array for a gather or a scatter and twice that for an all-reduce. Before: issue 9's figures.",
+        "All figures are per device and per training step, or per decoded token. GiB: arguments, results,",
+        "temporaries and code. FLOPs: those of products and attention kernels (every query with every key",
+        "of its row), divided by the model's own. GB: size of the arrays that are gathered, scattered or",
+        "summed, counted once per execution (loops multiplied by their iterations). Sent: what each device",
+        "sends of them in rings, (N-1)/N of an array for a gather or a scatter and twice that for an",
+        "all-reduce. Before: issue 9's figures.",
         "",
         "| config | where | mesh | GiB | FLOPs | GB by kind and axis | GB | sent | before | must | holds |",
         "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | --- | --- | --- |",
@@ -263,7 +264,7 @@ def table(done: dict[str, Any], date: str) -> str:
         cells += [f"{found[measure] / 1e9:.3g}" for measure in ("moved", "sent")]
         cells += [row.before, row.must, "yes" if found["holds"] else "**no**"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Kernels, arrays of T x T, flags and versions:", ""]
+    lines += ["", "Kernels, T x T arrays, flags and versions:", ""]
     for row in ROWS:
         if row.name in done:
             found = done[row.name]

@@ -1,8 +1,8 @@
-"""What the benchmarks share: alternating runs, medians, machine and versions, JSON and a table.
+"""Shared code of the benchmarks: alternating runs, medians, machine and versions, JSON and a table.
 
-Each benchmark compares this code base with PyTorch, which lives in another environment
-(`--torch-python`): that side is a worker process that runs one round for every line it is sent. Rounds
-alternate and are never two at once, so a change of the machine's mood falls on both sides.
+Each benchmark compares this code base with PyTorch, which is installed in another environment
+(`--torch-python`). The PyTorch side is a worker process that runs one round per line it receives. Rounds
+alternate and never overlap, so a change of the machine's speed affects both sides.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 Round = Callable[[], float]
-"""Runs once, and returns the figure of that run."""
+"""Runs once and returns the figure of that run."""
 
 
 class TorchWorker:
-    """A Python process of the other environment: one round a line.
+    """A Python process of the other environment: one round per line.
 
     Args:
       python: its interpreter.
@@ -38,7 +38,7 @@ class TorchWorker:
     )
 
     def __init__(self, python: str, source: str) -> None:
-        # -c and an own folder: nothing of this repository is on its path.
+        # -c and another working directory: nothing of this repository is on its path.
         self.process = subprocess.Popen(
             [python, "-c", source + self.LOOP],
             stdin=subprocess.PIPE,
@@ -53,10 +53,10 @@ class TorchWorker:
         for line in self.process.stdout:
             if line.startswith(("{", "[")) or line[:1].isdigit():
                 return json.loads(line)
-        raise RuntimeError("the PyTorch process ended early; its error is above")
+        raise RuntimeError("the PyTorch process ended early; its error is printed above")
 
     def round(self) -> float:
-        """One round over there."""
+        """Run one round in the worker."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -70,7 +70,7 @@ class TorchWorker:
 
 
 def alternate(ours: Round, theirs: Round, rounds: int) -> tuple[list[float], list[float]]:
-    """Figures of `rounds` rounds of each side in turn, after one of each that does not count."""
+    """Figures of `rounds` alternating rounds of each side, after one uncounted round of each."""
     figures: tuple[list[float], list[float]] = ([], [])
     for i in range(rounds + 1):
         for side, run in zip(figures, (ours, theirs), strict=True):
@@ -81,14 +81,14 @@ def alternate(ours: Round, theirs: Round, rounds: int) -> tuple[list[float], lis
 
 
 def row(name: str, unit: str, ours: list[float], theirs: list[float], **more: Any) -> dict[str, Any]:
-    """A result: medians, their ratio, and every figure."""
+    """A result: medians, their ratio and all figures."""
     a, b = statistics.median(ours), statistics.median(theirs)
     figures = {"all_ours": [round(x, 2) for x in ours], "all_torch": [round(x, 2) for x in theirs]}
     return {"name": name, "unit": unit, "ours": a, "torch": b, "ratio": a / b, **figures, **more}
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to know about where and with what the figures were taken."""
+    """The machine and versions with which the figures were measured."""
     names = ("jax", "jaxlib", "flax", "optax")
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -106,7 +106,7 @@ def _cpu() -> str:
 
 
 def report(rows: list[dict[str, Any]], about: dict[str, Any], out: str | None) -> None:
-    """Print a table and the command, and append all of it as one JSON line to `out`."""
+    """Print a table and the command, and append both to `out` as one JSON line."""
     record = {"command": " ".join(sys.argv), **about, "rows": rows}
     print(f"\n`{record['command']}`  load at the start {about['load']}\n")
     print("| what | unit | ours | PyTorch | ratio |\n| --- | --- | ---: | ---: | ---: |")

@@ -1,11 +1,11 @@
-"""Throughput of `jaxgpt data prepare` a core, and how long a step of `gpt2_124m` waits for data.
+"""Measures the throughput per core of `jaxgpt data prepare`, and the wait for data in a `gpt2_124m` step.
 
     python benchmarks/data.py SOURCE... [--repeat 20] [--step-seconds 0.13]
 
-The sources are written `repeat` times into one JSONL corpus (about 15 MB is enough), prepared with
-one and with two workers, bytes and SentencePiece; then batches of 480 x 1,024 tokens are taken from
-the loader by a consumer that sleeps `step-seconds` between them, as a step would take. The default is
-0.49M tokens at 40 % MFU on eight H100s: 855 MFLOP x 491,520 / (8 x 989e12 x 0.4).
+The sources are written `repeat` times into one JSONL corpus (about 15 MB is enough) and prepared with one and
+with two workers, as bytes and with SentencePiece. Then a consumer takes batches of 480 x 1,024 tokens from
+the loader and sleeps `step-seconds` between them, the duration of a step. The default is 0.49M tokens at 40 %
+MFU on eight H100s: 855 MFLOP x 491,520 / (8 x 989e12 x 0.4).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(
     step_seconds: float = 0.13,
     batches: int = 40,
 ) -> None:
-    """Run it; prints a table and one JSON line."""
+    """Run the benchmark, and print a table and one JSON line."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         texts = list(read_documents(sources))

@@ -1,8 +1,8 @@
-"""Greedy decoding of GPT-2 124M with random weights, float32, against Hugging Face `generate`.
+"""Compares greedy decoding of GPT-2 124M (random weights, float32) with Hugging Face `generate`.
 
     python benchmarks/decode.py --torch-python TORCH_ENV/bin/python [--batches 1 8] [--out FILE]
 
-Both sides: prompts of 48 tokens, 48 new tokens each with a key-value cache, prefill included.
+Both sides: prompts of 48 tokens, 48 new tokens per row with a key-value cache, prefill included.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def main(
     new: int = 48,
     out: str | None = None,
 ) -> None:
-    """Run it.
+    """Run the benchmark.
 
     Args:
       torch_python: interpreter with torch and transformers.
-      batches: numbers of rows, one benchmark each.
-      rounds: rounds that count, of each side.
-      prompt: tokens of a prompt.
-      new: tokens made a row.
+      batches: batch sizes, one benchmark each.
+      rounds: number of counted rounds per side.
+      prompt: tokens per prompt.
+      new: new tokens per row.
       out: file to which the result is appended as a JSON line.
     """
     about = machine()

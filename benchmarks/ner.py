@@ -1,10 +1,10 @@
-"""Chinese NER on the resumes of Zhang & Yang (2018): from scratch, and what pretraining buys.
+"""Chinese NER on the resumes of Zhang & Yang (2018): from scratch, and what pretraining gains.
 
     python benchmarks/ner.py --data ../shared/data --workdir /tmp/ner
 
-Trains a tokenizer of characters and a masked-LM backbone (configs/mlm_zh.py) on a novel and the
-training sentences, then configs/ner_resume.py from scratch and from that backbone, and prints both
-reports on the test file. Finished parts are kept: run it again after a stop.
+Trains a character tokenizer and a masked-LM backbone (configs/mlm_zh.py) on a novel and the training
+sentences, then configs/ner_resume.py from scratch and from that backbone, and prints both reports on the test
+file. Finished parts are kept: run it again after an interruption.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Args:
-    """Where the data are and where to work."""
+    """Data folder and working folder."""
 
     data: Path
     workdir: Path
     steps: int = 0
-    """Steps of pretraining; 0 means the config's."""
+    """Number of pretraining steps; 0 means that of the config."""
     seeds: tuple[int, ...] = (0,)
-    """Of the NER runs, from scratch and tuned alike."""
+    """Seeds of the NER runs, both from scratch and tuned."""
 
 
 def main(args: Args) -> None:

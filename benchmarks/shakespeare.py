@@ -1,10 +1,10 @@
-"""The whole small run, `configs/shakespeare_char.py`, against the same setting under PyTorch eager.
+"""Compares the whole small run, `configs/shakespeare_char.py`, with the same setting in eager PyTorch.
 
     python benchmarks/shakespeare.py TINYSHAKESPEARE.txt --torch-python TORCH_ENV/bin/python [--rounds 3]
 
-Seconds are those of a whole process: imports, compilation (no cache: an empty folder each round), 2,000
-steps, evaluations and checkpoints. The PyTorch side is a plain program of our own: the same model, data,
-schedule and number of evaluations, without a checkpoint.
+The seconds are those of a whole process: imports, compilation (no cache: an empty folder per round), 2,000
+steps, evaluations and checkpoints. The PyTorch side is our own plain program with the same model, data,
+schedule and number of evaluations, without checkpoints.
 """
 
 from __future__ import annotations
@@ -92,16 +92,16 @@ with torch.no_grad():
 def main(
     text: tyro.conf.Positional[Path], torch_python: str, rounds: int = 3, out: str | None = None
 ) -> None:
-    """Run it.
+    """Run the benchmark.
 
     Args:
       text: tinyshakespeare.txt.
       torch_python: interpreter with torch.
-      rounds: whole runs that count, of each side, after one of each that does not.
+      rounds: number of counted whole runs per side, after one uncounted run of each.
       out: file to which the result is appended as a JSON line.
     """
     about, losses = machine(), {"ours": [], "torch": []}
-    # Bytecode is kept, as on a user's machine; the round that does not count writes it.
+    # Bytecode is kept, as on a user's machine; the uncounted round writes it.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -135,11 +135,11 @@ def main(
     name = "shakespeare_char, 2,000 steps, whole process"
     report([row(name, "seconds", *figures, validation_loss=losses)], about, out)
     for side, found in losses.items():
-        print(f"validation loss over the whole held-out tail, {side}: {found}")
+        print(f"validation loss over the whole validation split, {side}: {found}")
 
 
 def whole_loss(run: Path, jaxgpt: list[str], environment: dict[str, str]) -> float:
-    """Loss of a run's best checkpoint over every validation token, not the 20 batches of the loop."""
+    """Loss of a run's best checkpoint over all validation tokens, not just the 20 batches of the loop."""
     code = (
         "import json, sys; from jaxgpt.evals.loss import validation_loss;"
         "print(json.dumps(validation_loss(sys.argv[1])))"

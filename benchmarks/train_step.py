@@ -1,9 +1,9 @@
-"""One training step of GPT-2 124M, batch 2 x 512, against Hugging Face GPT-2 under PyTorch eager.
+"""Compares one training step of GPT-2 124M, batch 2 x 512, with Hugging Face GPT-2 in eager PyTorch.
 
     python benchmarks/train_step.py --torch-python TORCH_ENV/bin/python [--rounds 5] [--out FILE]
 
-Both sides: forward, backward and AdamW on the same shapes, without dropout. Random tokens: the speed
-does not depend on them. Ours also clips the gradient and guards the update, as a run does.
+Both sides: forward, backward and AdamW on the same shapes, without dropout. The tokens are random; speed
+does not depend on them. Our side also clips the gradient and guards the update, as a run does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def round():
 
 
 def our_round(batch: int, length: int, steps: int, dtype: str):
-    """A function that runs some steps and returns tokens/s."""
+    """A function that runs `steps` steps and returns tokens/s."""
     model = GPT(vocab_size=50304, context=1024)
     run = Run(
         name="benchmark",
@@ -89,14 +89,14 @@ def main(
     dtype: str = "float32",
     out: str | None = None,
 ) -> None:
-    """Run it.
+    """Run the benchmark.
 
     Args:
       torch_python: interpreter with torch and transformers.
-      rounds: rounds that count, of each side.
-      steps: training steps a round.
-      batch: rows.
-      length: tokens a row.
+      rounds: number of counted rounds per side.
+      steps: training steps per round.
+      batch: rows per batch.
+      length: tokens per row.
       dtype: compute type of our side; PyTorch's is float32.
       out: file to which the result is appended as a JSON line.
     """

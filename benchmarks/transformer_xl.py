@@ -1,15 +1,15 @@
-"""Transformer-XL against the plain decoder: losses at equal size and tokens, and speed of evaluation.
+"""Compares Transformer-XL with the plain decoder: losses at equal size and tokens, and evaluation speed.
 
     python benchmarks/transformer_xl.py losses --text ../shared/data/tinyshakespeare.txt --workdir /tmp/xl
     python benchmarks/transformer_xl.py speed
 
-`losses` trains configs/transformer_xl_shakespeare.py and configs/shakespeare_char.py and measures both
-on the whole validation text: the decoder by disjoint windows and by windows that slide by one token
-(each token then sees the 63 before it), Transformer-XL with memories of several lengths.
+`losses` trains configs/transformer_xl_shakespeare.py and configs/shakespeare_char.py and evaluates both on
+the whole validation text: the decoder with disjoint windows and with windows that slide by one token (each
+token then sees the 63 before it), Transformer-XL with memories of several lengths.
 
-`speed` is section 4.5 of the paper (Dai et al. 2019): seconds a token of a model that reads segments of
-128 with a memory, against a plain decoder of the same shape that reads its whole window anew for every
-token, at the paper's attention lengths of 800 and 3,800; random weights, one row, float32.
+`speed` repeats section 4.5 of the paper (Dai et al. 2019): seconds per token of a model that reads segments
+of 128 with a memory, against a plain decoder of the same shape that rereads its whole window for every token,
+at the paper's attention lengths of 800 and 3,800; random weights, one row, float32.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ SEGMENT = 128
 
 @dataclass(frozen=True)
 class Losses:
-    """Train both and compare."""
+    """Train both models and compare their losses."""
 
     text: Path
     workdir: Path
     memories: tuple[int, ...] = (0, 64, 128, 256, 512)
-    """Lengths of the memory in evaluation."""
+    """Memory lengths in evaluation."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Time evaluation."""
+    """Measure the speed of evaluation."""
 
     lengths: tuple[int, ...] = (800, 3800)
     rounds: int = 5
@@ -74,14 +74,14 @@ def losses(args: Losses) -> None:
         total = perplexity.sliding(Scorer.of(plain), documents, stride, 64)
         seconds = time.perf_counter() - start
         how = f"stride {stride}" if stride else "disjoint windows"
-        print(f"decoder, {how}: {total.figures()['bits_per_byte']:.4f} bits a byte, {seconds:.1f} s")
+        print(f"decoder, {how}: {total.figures()['bits_per_byte']:.4f} bits per byte, {seconds:.1f} s")
     for memory in args.memories:
         model = replace(recurrent.run.model, eval_memory=memory)
         trained = recurrent._replace(run=replace(recurrent.run, model=model))
         start = time.perf_counter()
         total = perplexity.recurrent(Scorer.of(trained), documents, recurrent.run.length, 1)
         seconds = time.perf_counter() - start
-        print(f"memory {memory}: {total.figures()['bits_per_byte']:.4f} bits a byte, {seconds:.1f} s")
+        print(f"memory {memory}: {total.figures()['bits_per_byte']:.4f} bits per byte, {seconds:.1f} s")
 
 
 def speed(args: Speed) -> None:
@@ -128,8 +128,8 @@ def speed(args: Speed) -> None:
         ours = timed(xl, SEGMENT, memory) / SEGMENT
         plain = timed(GPT(context=length, position="none", mlp="relu", **sizes), length)
         print(
-            f"attention length {length}: {1e3 * ours:.2f} ms a token with the memory, "
-            f"{1e3 * plain:.1f} ms a token with a sliding window, ratio {plain / ours:.0f}"
+            f"attention length {length}: {1e3 * ours:.2f} ms per token with the memory, "
+            f"{1e3 * plain:.1f} ms per token with a sliding window, ratio {plain / ours:.0f}"
         )
 
 

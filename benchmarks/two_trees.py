@@ -1,10 +1,10 @@
-"""Whether a change made training or decoding slower: GPT-2 124M on a CPU, two checkouts in turn.
+"""Shows whether a change made training or decoding slower: GPT-2 124M on a CPU, two checkouts alternating.
 
     python benchmarks/two_trees.py OLD_CHECKOUT NEW_CHECKOUT [--rounds 5]
 
-Each checkout works in a process of its own with this Python; they take turns, so that both see the
-machine's good and bad minutes. Training: steps of 2 x 512 tokens, float32, forward, backward and AdamW.
-Decoding: greedy, prompts of 48 tokens and 48 new ones, prefill included.
+Each checkout runs in its own process with this Python. They alternate, so that changes of the machine's speed
+affect both. Training: steps of 2 x 512 tokens, float32, forward, backward and AdamW. Decoding: greedy,
+prompts of 48 tokens and 48 new tokens, prefill included.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ for line in sys.stdin:
 
 
 def start(tree: Path) -> subprocess.Popen[str]:
-    """A worker of one checkout, once it has compiled."""
+    """Start the worker of one checkout and wait until it has compiled."""
     environment = os.environ | {"PYTHONPATH": str(tree.resolve()), "JAX_PLATFORMS": "cpu"}
     pipe = subprocess.PIPE
     worker = subprocess.Popen(
@@ -85,12 +85,12 @@ def start(tree: Path) -> subprocess.Popen[str]:
     )
     assert worker.stdout is not None
     if worker.stdout.readline().strip() != "ready":
-        raise SystemExit(f"the worker of {tree} did not start; its last words are above")
+        raise SystemExit(f"the worker of {tree} did not start; its error is printed above")
     return worker
 
 
 def main(old: tyro.conf.Positional[Path], new: tyro.conf.Positional[Path], *, rounds: int = 5) -> None:
-    """Print tokens/s of both checkouts: medians, the spread, and the median of the rounds' ratios."""
+    """Print tokens/s of both checkouts: medians, the spread, and the median of the ratios per round."""
     workers = [start(old), start(new)]
 
     def ask(worker: subprocess.Popen[str], kind: str) -> float:
