@@ -11,24 +11,23 @@ import contextlib
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.config import GPT
 from jaxgpt.errors import NotFinite, UserError, nearest, require
 from jaxgpt.evals.scoring import Scorer, progress
 from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
-from jaxgpt.text.chat_template import ROLES
+from jaxgpt.text.chat import prefix_length, prompt_text, quoted, written_ids
+from jaxgpt.text.chat_template import MARK
 
 log = logging.getLogger(__name__)
 
-MARK = "\ue0f0"
-"""Stands around a control token's name in a rendered dialogue: no text can write one by its name."""
 _NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "huggingface_hub", "datasets", "fsspec")
 """Libraries whose errors mean that a data set could not be had."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -51,6 +50,7 @@ class RunModel:
         self.prefix_token_id = scorer.before
         """What a text without a context follows, as every document in training."""
         self.max_length = scorer.model.context
+        self._before = dict[str, int]()  # of a prefix LM's rendered dialogues: tokens before the first answer
 
     @property
     def eot_token(self) -> str:
@@ -72,24 +72,29 @@ class RunModel:
 
     def tok_encode(self, text: str) -> list[int]:
         """Ids of a document's beginning, or of a dialogue that `apply_chat_template` rendered."""
-        control, tokenizer = self.scorer.tokenizer.control, self.scorer.tokenizer
-        if MARK not in text:
-            return self.scorer.encode(text)
-        ids: list[int] = []
-        for part in re.split(f"({MARK}[^{MARK}]*{MARK})", text):
-            name = part.strip(MARK)
-            marked = part == f"{MARK}{name}{MARK}" and name in control
-            ids += [control[name]] if marked else tokenizer.encode(part)
-        return ids if text.startswith(MARK) or not self.scorer.bos else [control["<|bos|>"], *ids]
+        if text.startswith(MARK):
+            return written_ids(text, self.scorer.tokenizer)
+        return self.scorer.encode(text)
 
-    def _given(self, ids: list[int]) -> int:
-        """How many ids come before the first answer of the dialogue that they are, if they are one."""
-        opens = self.scorer.tokenizer.control.get("<|assistant|>")
-        return ids.index(opens) + 1 if opens in ids else len(ids)
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of a context and of its continuation; a dialogue's are those of the prompt, to the end."""
+        if not context.startswith(MARK):
+            return self.scorer.pair(context, continuation)
+        given = self.tok_encode(context)
+        whole = self.tok_encode(context + quoted(continuation, self.scorer.tokenizer))
+        return given, whole[len(given) :]
+
+    def _given(self, context: str, ids: list[int]) -> int:
+        """How many ids of a context come before the first answer of the dialogue that it is, if it is one."""
+        known = self._before.get(context)
+        if known is None and self._before:  # the harness may have added the beginning of an answer
+            known = next((n for text, n in self._before.items() if context.startswith(text)), None)
+        return len(ids) if known is None else known
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """What `apply_chat_template` writes, in words."""
-        return "<|bos|> then for each message <|role|> content <|end|>"
+        """What `apply_chat_template` writes, in words or Jinja."""
+        own = self.scorer.tokenizer.template
+        return "<|bos|> then for each message <|role|> content <|end|>" if own is None else own.source
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -100,25 +105,20 @@ class RunModel:
           chat_history: messages with `role` and `content`.
           add_generation_prompt: end with what opens an answer; else the last message stays open.
         """
-
-        def named(name: str) -> str:
-            return f"{MARK}<|{name}|>{MARK}"
-
-        parts = [named("bos")]
-        for message in chat_history:
-            role = message["role"]
-            require(role in ROLES, f"role {role!r} is unknown{nearest(role, ROLES)}")
-            parts += [named(role), message["content"].replace(MARK, ""), named("end")]
-        if add_generation_prompt:
-            parts.append(named("assistant"))
-        return "".join(parts if add_generation_prompt else parts[:-1])
+        tokenizer, model = self.scorer.tokenizer, self.scorer.model
+        text = prompt_text(chat_history, tokenizer, unfinished=not add_generation_prompt)
+        if isinstance(model, GPT) and model.prefix:
+            answered = not add_generation_prompt and chat_history[-1]["role"] == "assistant"
+            self._before[text] = prefix_length(chat_history[:-1] if answered else chat_history, tokenizer)
+        return text
 
     # ---------------------------------------------------------------------------------- scoring
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of continuations, each given its context."""
-        pairs = [self.scorer.pair(*request.args, encode=self.tok_encode) for request in requests]
-        about, prefix = "" if disable_tqdm else "log-likelihoods", [self._given(given) for given, _ in pairs]
+        pairs = [self._pair(*request.args) for request in requests]
+        about = "" if disable_tqdm else "log-likelihoods"
+        prefix = [self._given(r.args[0], given) for r, (given, _) in zip(requests, pairs, strict=True)]
         scores = self.scorer.token_logprobs(pairs, self.batch_size, about, prefix)
         return [(score.logprob, score.greedy) for score in scores]
 
@@ -178,7 +178,8 @@ class RunModel:
         encoded = [self.tok_encode(context) for context in contexts]
         self.scorer.truncated += sum(len(ids) > room for ids in encoded)
         prompts = [ids[-room:] for ids in encoded]
-        prefix = [max(0, self._given(ids) - len(ids[:-room])) for ids in encoded]
+        given = map(self._given, contexts, encoded)
+        prefix = [max(0, n - len(ids[:-room])) for n, ids in zip(given, encoded, strict=True)]
         numbers, untils, settings, _ = zip(*batch, strict=True)
         seeds = [(self.seed + i) % 2**32 for i in numbers]
         answers = self.generator.generate(

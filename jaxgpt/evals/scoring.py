@@ -6,7 +6,7 @@ Shapes: B rows, T tokens a row, K scored targets a row, N tokens of one row, D w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,9 +129,7 @@ class Scorer:
         """The ids of a document that begins with this text."""
         return text_ids(self.tokenizer, text, self.bos)
 
-    def pair(
-        self, context: str, continuation: str, encode: Callable[[str], list[int]] | None = None
-    ) -> tuple[list[int], list[int]]:
+    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The ids of a context and of its continuation, tokenized together as they are read.
 
         Spaces that end the context are scored with the continuation, since tokens begin with them
@@ -140,11 +138,9 @@ class Scorer:
         Args:
           context: what is given; may be empty.
           continuation: what is scored.
-          encode: text to ids, with what opens a document; None means this scorer's.
         """
-        encode = encode or self.encode
-        given = encode(context.rstrip())
-        return given or [self.before], encode(context + continuation)[len(given) :]
+        given = self.encode(context.rstrip())
+        return given or [self.before], self.encode(context + continuation)[len(given) :]
 
     def token_logprobs(
         self,

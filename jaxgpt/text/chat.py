@@ -1,23 +1,30 @@
-"""Dialogues as tokens: one template, one loss mask.
+"""Dialogues as tokens: one template, one loss mask, one rendering of a prompt.
 
 Template: `<|bos|>`, then each turn as `<|role|> content <|end|>`, where the four names are control
 tokens and the content is encoded by itself, so that no content can write a control token. The loss
 weight is 1 on the content of every assistant turn and on the `<|end|>` that closes it (a model not
-trained on it never stops), 0 on everything else. A tokenizer with a chat template of its own (Hugging
-Face's) is used with that one: see chat_template.py.
+trained on it never stops), 0 on everything else, and on turns with `learn: False`. A tokenizer with a
+chat template of its own (Hugging Face's) is used with that one: see chat_template.py.
+
+A prompt goes through `prompt_text` wherever it comes from: training, sampling, chat and evaluation.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxgpt.errors import require, require_known
-from jaxgpt.text.chat_template import ROLES
+from jaxgpt.text.chat_template import MARK, OWN_KEYS
 from jaxgpt.text.tokenizer import Tokenizer
 
-Dialogue = list[dict[str, str]]
-"""Turns in order, each with `role` (one of `ROLES`) and `content`."""
+Dialogue = list[dict[str, Any]]
+"""Turns in order. Each has `role` (one of `chat_template.ROLES`) and `content`; `learn: False` where an
+assistant's is not trained; and what its template may know beside these, such as `tool_calls`."""
+_ROLES = ("system", "user", "assistant")
+_OWN = "this tokenizer has no chat template, and jaxgpt's own"
 
 
 @dataclass(frozen=True)
@@ -28,42 +35,93 @@ class Example:
     weights: list[float]
 
 
-def render(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> Example:
+def render(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Example:
     """The tokens and weights of a whole dialogue.
 
     Raises:
-      UserError: a role that is not one of `ROLES`, or what the tokenizer's own template refuses.
+      UserError: a role or a part of a turn that the template does not know, or what it refuses.
     """
     if tokenizer.template is not None:
         return Example(*tokenizer.template.example(messages))
-    control = tokenizer.control
-    require(
-        "<|user|>" in control,
-        "this tokenizer has no chat template, so it cannot write dialogues; add a chat_template.jinja to "
-        "its folder.",
-    )
-    tokens, weights = [control["<|bos|>"]], [0.0]
-    for message in messages:
-        role = message["role"]
-        require_known(role, ROLES, f"role {role!r} is unknown")
-        content = tokenizer.encode(message["content"])
-        tokens += [control[f"<|{role}|>"], *content, control["<|end|>"]]
-        weights += [0.0] + [float(role == "assistant")] * (len(content) + 1)
+    tokens, weights = list[int](), list[float]()
+    for text, is_control, weight in _parts(messages, tokenizer):
+        ids = [tokenizer.control[text]] if is_control else tokenizer.encode(text)
+        tokens += ids
+        weights += [weight] * len(ids)
     return Example(tokens, weights)
 
 
-def prompt_ids(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+def _parts(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[tuple[str, bool, float]]:
+    """A dialogue as texts and names of control tokens, and their weights."""
+    require(
+        "<|user|>" in tokenizer.control,
+        "this tokenizer has no chat template, so it cannot write dialogues; add a chat_template.jinja to "
+        "its folder.",
+    )
+    parts = [("<|bos|>", True, 0.0)]
+    for message in messages:
+        role = message["role"]
+        require(role != "tool", f"{_OWN} has no turns of tools; leave these dialogues out.")
+        require_known(role, _ROLES, f"role {role!r} is unknown")
+        ignored = [key for key in message.keys() - OWN_KEYS if message[key]]
+        require(not ignored, f"{_OWN} writes no {', '.join(sorted(ignored))}; remove that from the dialogue.")
+        weight = float(role == "assistant" and message.get("learn", True))
+        parts += [(f"<|{role}|>", True, 0.0), (message["content"], False, weight), ("<|end|>", True, weight)]
+    return parts
+
+
+def prompt_ids(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
     """The tokens after which the assistant's next answer begins.
 
     A strict prefix of what `render` gives for the same messages followed by that answer, as far as a
     template of the tokenizer's own allows.
+
+    Raises:
+      UserError: as `render`.
+    """
+    return written_ids(prompt_text(messages, tokenizer), tokenizer)
+
+
+def prompt_text(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, unfinished: bool = False) -> str:
+    """The prompt as a text that begins with `MARK`; `written_ids` has its tokens.
+
+    Args:
+      messages: turns.
+      tokenizer: writes them.
+      unfinished: the last turn goes on, rather than that an answer begins.
     """
     if tokenizer.template is not None:
-        return tokenizer.template.prompt_ids(messages)
-    return [*render(messages, tokenizer).tokens, tokenizer.control["<|assistant|>"]]
+        own = tokenizer.template
+        return MARK + (own.unfinished(messages) if unfinished else own.prompt(messages))
+    parts = _parts(messages, tokenizer)
+    parts = parts[:-1] if unfinished else [*parts, ("<|assistant|>", True, 0.0)]
+    return "".join(
+        f"{MARK}{text}{MARK}" if is_control else quoted(text, tokenizer) for text, is_control, _ in parts
+    )
 
 
-def prefix_length(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> int:
+def quoted(text: str, tokenizer: Tokenizer) -> str:
+    """A text that may follow one of `prompt_text`: nothing in it becomes a control token."""
+    if tokenizer.template is not None:
+        return tokenizer.template.guarded(text)
+    return text.replace(MARK, MARK + MARK)
+
+
+def written_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text of `prompt_text`, followed by nothing but `quoted` texts."""
+    if tokenizer.template is not None:
+        return tokenizer.template.ids(text.removeprefix(MARK))
+    ids, plain = list[int](), ""
+    for i, part in enumerate(re.split(f"{MARK}([^{MARK}]*){MARK}", text)):
+        if i % 2 and part:
+            ids += [*tokenizer.encode(plain), tokenizer.control[part]]
+            plain = ""
+        else:
+            plain += MARK if i % 2 else part
+    return ids + tokenizer.encode(plain)
+
+
+def prefix_length(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> int:
     """How many tokens of `prompt_ids` come before the first answer in it; all, where there is none.
 
     These are what a prefix LM (`GPT.prefix`) saw both ways in training, where a document's prefix ends
@@ -75,7 +133,7 @@ def prefix_length(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> i
     ids = prompt_ids(messages, tokenizer)
     if not any(message["role"] == "assistant" for message in messages):
         return len(ids)
-    # A template may write earlier answers otherwise, and untrained, once another follows.
+    # Another answer, since a template may write earlier ones otherwise once another follows.
     weights = render([*messages, {"role": "assistant", "content": "answer"}], tokenizer).weights
     return min(weights.index(1.0), len(ids))
 

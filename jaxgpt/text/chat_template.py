@@ -1,47 +1,45 @@
 """Chat templates of Hugging Face tokenizers: Jinja as transformers runs it, with a loss mask.
 
-The mask. A template that marks answers with `{% generation %}` is taken at its word. Otherwise the
-answer of turn i is what stands between `render(messages[:i], add_generation_prompt=True)`, which
-is what a model is given, and the end-of-turn token in `render(messages[:i + 1])`, provided that both
-are prefixes of the whole rendering. Where they are not (Qwen3 drops the thoughts of earlier turns,
-Mistral moves the system message to the last question), that turn as it stands is nothing the model
-would ever be asked to write after such a prompt, so it is not trained; the last turn nearly always is. A
-dialogue with no such turn is refused. Comparing renderings rather than searching for the contents
-keeps this right for templates that trim contents or put text of their own into an answer.
+The mask. The loss weight is 1 on every answer and on the control token that ends it: on what a model
+would have to write after the prompt that the template gives it. Where that begins and ends is not
+searched for by the answer's text, which the template may trim or change, but told by a second rendering
+in which the answer is another (one character that no text holds): both agree up to the answer and from
+its end on, and what the template writes around an answer is known from a probe (chat_form.py). A
+template whose answers cannot be told apart so is refused, unless it marks them with `{% generation %}`:
+then it is taken at its word, less what opens an answer and with what ends it.
 
-Control tokens typed by a user. Every control token's name in a content is broken by a character
+Control tokens typed by a user. Every control token's name in a turn is broken by a character
 that Unicode keeps for internal use, so that the template sees nearly the same content (it may trim
 or split it) and the tokenizer later knows the names that the template wrote from those it was
-given. The rendering without those characters must equal that of the real contents.
+given. The rendering without those characters must equal that of the real turns.
+
+Nothing is dropped in silence: a role or a part of a turn (`MEANING`) that makes no difference to what
+the template writes is refused by name.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
 from jaxgpt.errors import UserError, require, require_known
-
-if TYPE_CHECKING:
-    from jinja2.parser import Parser
+from jaxgpt.text.chat_form import Form, agree, probe
+from jaxgpt.text.jinja import Jinja, Messages, Rendering
+from jaxgpt.text.jinja_worker import CLOSE, OPEN
 
 log = logging.getLogger(__name__)
 
-_OPEN, _CLOSE, _GUARD = "\ufdd0", "\ufdd1", "\ufdd2"  # noncharacters: never in exchanged text
-_INTERNAL = re.compile(f"[{_OPEN}-{_GUARD}]")
-_BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of its expressions
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 """Who speaks in a dialogue."""
-Messages = Sequence[Mapping[str, str]]
+OWN_KEYS = frozenset({"role", "content", "learn", "name", "tool_call_id"})
+"""Of a turn; what a template does with any other must make a difference."""
+MARK = "\ufdd8"
+"""Begins a dialogue that was written as a text; see `chat.prompt_text`."""
+_GUARD, _SENTINEL = "\ufdd2", "\ufdd3"
+_INTERNAL = re.compile("[\ufdd0-\ufdd8]")  # noncharacters: never in exchanged text
 Span = tuple[int, int]
 
 
@@ -53,40 +51,16 @@ class Names(Protocol):
 
     def broken(self, text: str, guard: str) -> str: ...
 
-    def end_of_turn(self, text: str, start: int) -> int: ...
-
     def rendered(
         self, text: str, spans: Sequence[Span] = (), guard: str = ""
     ) -> tuple[list[int], list[float]]: ...
 
 
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: the text between, put between two marks."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja's own attribute)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Any) -> str:
-        return f"{_OPEN}{caller()}{_CLOSE}"
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
 class ChatTemplate:
     """A chat template and the tokenizer whose special tokens it names.
 
-    Dates that it asks for are of the moment when it was made, so that they stay the same for as long
-    as a process runs.
+    A message has `role` and `content`; an assistant's may have `learn: False`, and then is not trained;
+    whatever else it has is passed on.
 
     Args:
       source: Jinja.
@@ -98,43 +72,33 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, tokenizer: Names, where: str = "the tokenizer") -> None:
-        now = datetime.datetime.now()
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson  # jinja's own escapes HTML
-        self.source, self._tokenizer, self._where, self._told = source, tokenizer, where, False
-        try:
-            self._compiled = environment.from_string(
-                source, globals={"raise_exception": _refuse, "strftime_now": now.strftime}
-            )
-        except jinja2.TemplateError as error:
-            raise UserError(f"{where}: the chat template is not valid ({error}); mend it.") from None
+        self.source, self._tokenizer, self._where = source, tokenizer, where
+        self._jinja = Jinja(source, tokenizer.roles, where)
+        self._marked, self._told, self._known = "endgeneration" in source, False, set[tuple[str, str]]()
+
+    @cached_property
+    def form(self) -> Form:
+        """What the template writes around answers; see `probe`."""
+
+        def plain(renderings: Sequence[Rendering]) -> list[str | UserError]:
+            return [
+                text if isinstance(text, UserError) else _unmark(text)[0]
+                for text in self._jinja.render(renderings)
+            ]
+
+        return probe(plain, self._tokenizer.special)
 
     def text(self, messages: Messages, prompt: bool) -> str:
         """The rendering, with the marks of `{% generation %}` in it.
 
         Args:
-          messages: turns of `role` and `content`.
+          messages: turns.
           prompt: whether the opening of the assistant's next turn follows.
 
         Raises:
           UserError: the template refuses the dialogue.
         """
-        try:
-            return self._compiled.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=prompt,
-                tools=None,
-                documents=None,
-                **self._tokenizer.roles,
-            )
-        except (jinja2.TemplateError, *_BROKEN) as error:
-            turns = ", ".join(message["role"] for message in messages) or "no turns"
-            raise UserError(
-                f"the chat template of {self._where} refuses a dialogue of {turns} ({error}); change the "
-                "dialogue or leave it out."
-            ) from None
+        return _text(self._jinja.render([(messages, prompt)])[0])
 
     def example(self, messages: Messages) -> tuple[list[int], list[float]]:
         """The ids of a whole dialogue and their weights: 1 on the answers and what ends them.
@@ -142,102 +106,216 @@ class ChatTemplate:
         Raises:
           UserError: the template refuses the dialogue, or does not let the answers be told apart.
         """
-        guarded = _guarded(messages, self._tokenizer)
-        text, spans = _unmark(self._faithful(messages, guarded, prompt=False))
+        guarded = self._guarded(messages)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if answers and not spans:
-            require("endgeneration" not in self.source, self._unclear("marks none of the answers"))
-            spans = self._answers(guarded, answers, text)
-            if not spans and answers[-1] < len(messages) - 1:  # a question without an answer is no loss
-                return self.example(messages[: answers[-1] + 1])
-            require(bool(spans), self._unclear("renders no answer as what its prompt opens"))
+        learned = [i for i in answers if messages[i].get("learn", True)]
+        others = [] if self._marked else [_answered(guarded, i) for i in learned]
+        whole, *renderings = self._faithful(messages, guarded, False, others)
+        text, spans = _unmark(whole)
+        if self._marked:
+            spans = self._marks(text, spans, answers, learned)
+        elif learned:
+            require(not self.form.problem, self._unclear(self.form.problem))
+            spans = []
+            for i, other in zip(learned, renderings, strict=True):
+                floor = spans[-1][1] if spans else 0
+                spans.append(self._answer(text, _unmark(other)[0], floor))
+                self._tell(guarded[i]["content"], text[slice(*spans[-1])])
         return self._tokenizer.rendered(text, spans, _GUARD)
 
-    def prompt_ids(self, messages: Messages) -> list[int]:
-        """The ids after which the assistant's next answer begins."""
-        guarded = _guarded(messages, self._tokenizer)
-        text, _ = _unmark(self._faithful(messages, guarded, prompt=True))
+    def prompt(self, messages: Messages) -> str:
+        """The text after which the assistant's next answer begins, for `ids`."""
+        (text,) = self._faithful(messages, self._guarded(messages), True)
+        return _unmark(text)[0] + self.form.added
+
+    def unfinished(self, messages: Messages) -> str:
+        """The text of a dialogue whose last turn is not ended, for `ids`."""
+        guarded = self._guarded(messages)
+        text, other = self._faithful(messages, guarded, False, [_answered(guarded, len(guarded) - 1)])
+        text = _unmark(text)[0]
+        return text[: self._inner(text, _unmark(other)[0])[1]]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of what `prompt` or `unfinished` gave, followed by `guarded` texts."""
         return self._tokenizer.rendered(text, (), _GUARD)[0]
 
     def end_of_answers(self) -> str | None:
         """The control token that the template writes after an answer, if it writes one."""
-        answer = "answer 7319"
         try:
-            text, _ = _unmark(
-                self.text(
-                    [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}], False
-                )
-            )
+            ends = self.form.ends
         except UserError:
             return None
-        after = text.rfind(answer) + len(answer)
-        if after < len(answer):
-            return None
-        tail = text[after : self._tokenizer.end_of_turn(text, after)]
-        return next((name for name in self._tokenizer.special if tail.endswith(name)), None)
+        return next((name for end in ends for name in self._tokenizer.special if end.endswith(name)), None)
 
-    def _faithful(self, messages: Messages, guarded: Messages, prompt: bool) -> str:
-        """The rendering of the guarded contents, checked against that of the real ones."""
-        text = self.text(guarded, prompt)
-        if guarded != messages:
-            require(
-                text.replace(_GUARD, "") == self.text(messages, prompt),
-                f"a dialogue holds the name of a control token in its text, which the chat template of "
-                f"{self._where} acts upon; remove the name from the dialogue.",
-            )
-        return text
+    # ------------------------------------------------------------------------------- what is given
 
-    def _answers(self, messages: Messages, turns: Sequence[int], whole: str) -> list[Span]:
-        """Where the answers stand in the whole rendering, by comparing renderings of its turns."""
-        found = [self._answer(messages, i, whole) for i in turns]
-        spans = [span for span in found if span is not None]
-        if len(spans) < len(found) and not self._told:
-            self._told = True
-            log.warning(
-                "the chat template of %s changes earlier turns as a dialogue goes on: answers that it "
-                "changed are not trained, later ones are",
-                self._where,
-            )
-        return spans
+    def _guarded(self, messages: Messages) -> list[dict[str, Any]]:
+        """The turns with guards in the names of control tokens, once they are known to be rendered."""
+        for message in messages:
+            require_known(message["role"], ROLES, f"role {message['role']!r} is unknown")
+        guarded = [
+            {
+                key: value if key == "role" else _each(value, self.guarded)
+                for key, value in message.items()
+                if key != "learn"
+            }
+            for message in messages
+        ]
+        for i, message in enumerate(guarded):
+            if message["role"] in ("system", "tool"):
+                self._check_role(guarded, i)
+            for key in message.keys() - OWN_KEYS:
+                if message[key]:
+                    self._check_key(guarded[: i + 1], key)
+        return guarded
 
-    def _answer(self, messages: Messages, i: int, whole: str) -> Span | None:
-        try:
-            before = self.text(messages[:i], True)
-            after = whole if i == len(messages) - 1 else self.text(messages[: i + 1], False)
-        except UserError:  # a template may refuse a part of a dialogue that it takes whole
-            return None
-        if not whole.startswith(after):
-            after = after.rstrip()  # white space after a turn may depend on whether another follows
-        if not whole.startswith(after) or not after.startswith(before) or len(after) <= len(before):
-            return None
-        return len(before), self._tokenizer.end_of_turn(after, len(before))
-
-    def _unclear(self, what: str) -> str:
-        return (
-            f"the chat template of {self._where} {what}, so nothing tells what to train; put "
-            "{% generation %} and {% endgeneration %} around the answers in it."
+    def _check_role(self, messages: list[dict[str, Any]], i: int) -> None:
+        """Refuse a role whose turns the template leaves out, or takes for another's."""
+        role = messages[i]["role"]
+        if ("role", role) in self._known:
+            return
+        turn = messages[i] | {"content": _SENTINEL}
+        others = ("assistant",) if role == "system" else ("assistant", "user")
+        written, *taken = self._jinja.render(
+            [(_changed(messages, i, turn | {"role": other}), False) for other in (role, *others)]
         )
+        where = f"the chat template of {self._where}"
+        fix = "use a template that knows the role, or leave these turns out."
+        require(_SENTINEL in _text(written), f"{where} leaves out turns of the role {role!r}; {fix}")
+        for other, text in zip(others, taken, strict=True):
+            require(
+                text != written, f"{where} writes turns of the role {role!r} as those of {other!r}; {fix}"
+            )
+        self._known.add(("role", role))
 
+    def _check_key(self, messages: list[dict[str, Any]], key: str) -> None:
+        """Refuse what the last turn has and the template leaves out."""
+        turn = messages[-1]
+        if (turn["role"], key) in self._known:
+            return
+        bare = {name: value for name, value in turn.items() if name != key}
+        with_key, without = self._jinja.render([(messages, False), ([*messages[:-1], bare], False)])
+        if isinstance(with_key, UserError):  # a part of the dialogue; the whole may do
+            return
+        require(
+            with_key != without,
+            f"the chat template of {self._where} leaves out {key!r} of a turn of the role {turn['role']!r}; "
+            "use a template that knows it, or remove it from the dialogue.",
+        )
+        self._known.add((turn["role"], key))
 
-def _guarded(messages: Messages, tokenizer: Names) -> list[dict[str, str]]:
-    guarded = []
-    for message in messages:
-        role, content = message["role"], message["content"]
-        require_known(role, ROLES, f"role {role!r} is unknown")
-        found = _INTERNAL.search(content)
+    def guarded(self, text: str) -> str:
+        """A text in which nothing becomes a control token by `ids`."""
+        found = _INTERNAL.search(text)
         require(
             found is None,
             f"a dialogue holds U+{ord(found[0]) if found else 0:04X}, a code point that Unicode keeps for "
             "internal use and the chat template needs; remove it.",
         )
-        guarded.append({"role": role, "content": tokenizer.broken(content, _GUARD)})
-    return guarded
+        return self._tokenizer.broken(text, _GUARD)
+
+    # ------------------------------------------------------------------------------- what is learned
+
+    def _faithful(
+        self, messages: Messages, guarded: list[dict[str, Any]], prompt: bool, others: Sequence[Messages] = ()
+    ) -> list[str]:
+        """The rendering of the guarded turns, checked against that of the real ones; then the others'."""
+        real = [{key: value for key, value in m.items() if key != "learn"} for m in messages]
+        checked = [real] if real != guarded else []
+        whole, *rest = map(_text, self._jinja.render([(m, prompt) for m in (guarded, *others, *checked)]))
+        if checked:
+            require(
+                whole.replace(_GUARD, "") == rest.pop(),
+                f"a dialogue holds the name of a control token in its text, which the chat template of "
+                f"{self._where} acts upon; remove the name from the dialogue.",
+            )
+        return [whole, *rest]
+
+    def _inner(self, whole: str, other: str) -> Span:
+        """Where a turn's own text stands in the whole: where another rendering has the sentinel."""
+        once = "does not write the text of each turn exactly once"
+        require(other.count(_SENTINEL) == 1, self._unclear(once))
+        before, after = other.split(_SENTINEL)
+        require(
+            whole.endswith(after), self._unclear("writes what follows an answer otherwise for another answer")
+        )
+        stop = len(whole) - len(after)
+        start = len(before) if whole.startswith(before) else agree(whole, before)
+        return min(start, stop), stop
+
+    def _answer(self, whole: str, other: str, floor: int) -> Span:
+        """Where an answer stands, its end included."""
+        inner = self._inner(whole, other)
+        start, stop = self.form.start(whole, floor, inner[0]), self.form.end(whole, inner[1])
+        if start is None:
+            opened = self.form.opening + self.form.given
+            raise UserError(
+                self._unclear(f"ends a prompt with {opened!r} but writes an answer without it before")
+            )
+        if stop is None:
+            after = whole[inner[1] : inner[1] + 40]
+            raise UserError(
+                self._unclear(f"writes {after!r} after an answer, where no control token ends it")
+            )
+        return start, stop
+
+    def _marks(self, whole: str, spans: list[Span], answers: list[int], learned: list[int]) -> list[Span]:
+        """The marked stretches of the answers that are learned, each from its opening to its end."""
+        if not learned:
+            return []
+        require(bool(spans), self._unclear("marks none of the answers"))
+        if len(learned) < len(answers):
+            several = f"marks {len(spans)} stretches of text in a dialogue of {len(answers)} answers"
+            require(len(spans) == len(answers), self._unclear(several))
+            spans = [span for i, span in zip(answers, spans, strict=True) if i in learned]
+        opening = self.form.opening + self.form.given
+        skipped = [(a + len(opening) if whole.startswith(opening, a, b) else a, b) for a, b in spans]
+        return [(a, self.form.end(whole, b) or b) for a, b in skipped]
+
+    def _tell(self, content: str, written: str) -> None:
+        if not self._told and content.strip() not in written:
+            self._told = True
+            log.warning(
+                "the chat template of %s writes some answers otherwise than they are given (it may leave out "
+                "the thoughts of earlier turns); they are trained as it writes them",
+                self._where,
+            )
+
+    def _unclear(self, what: str) -> str:
+        return (
+            f"the chat template of {self._where} {what}, so what to train cannot be told; mend the template, "
+            "or put {% generation %} and {% endgeneration %} around the answers in it."
+        )
+
+
+def _text(rendered: str | UserError) -> str:
+    if isinstance(rendered, UserError):
+        raise rendered
+    return rendered
+
+
+def _changed(messages: list[dict[str, Any]], i: int, turn: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*messages[:i], turn, *messages[i + 1 :]]
+
+
+def _answered(messages: list[dict[str, Any]], i: int) -> list[dict[str, Any]]:
+    """The dialogue with the sentinel for all that turn i says."""
+    return _changed(messages, i, {"role": messages[i]["role"], "content": _SENTINEL})
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _each(inner, change) for key, inner in value.items()}
+    return [_each(inner, change) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _unmark(text: str) -> tuple[str, list[Span]]:
     """The text without the marks, and the spans that they enclosed."""
     plain, spans, at = list[str](), list[Span](), 0
-    for i, part in enumerate(re.split(f"[{_OPEN}{_CLOSE}]", text)):
+    for i, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)):
         if i % 2:
             spans.append((at, at + len(part)))
         plain.append(part)

@@ -213,16 +213,6 @@ class HFTokenizer(Table):
         cuts = [(name[:k], name[k:]) for name in self.special for k in range(1, len(name))]
         return {head for head, _ in cuts}, {tail for _, tail in cuts}
 
-    def end_of_turn(self, text: str, start: int) -> int:
-        """Where the turn ends whose answer begins at `start`, in the text up to the next turn.
-
-        That is after the last control token, where only white space follows it; else the end.
-        """
-        found = list(self._names.finditer(text, start))
-        if found and not text[found[-1].end() :].strip():
-            return found[-1].end()
-        return len(text)
-
     def word_starts(self) -> np.ndarray:
         starts = super().word_starts()
         if (prefix := self._backend.word_prefix) is not None:

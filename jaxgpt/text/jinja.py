@@ -133,7 +133,9 @@ class Jinja:
         start = f"the chat template of {self._where}"
         if kind == "limit":
             return f"{start} {why} for a dialogue of {roles(messages)}; mend the template."
-        return f"{start} refuses a dialogue of {roles(messages)} ({why}); change the dialogue or leave it out."
+        return (
+            f"{start} refuses a dialogue of {roles(messages)} ({why}); change the dialogue or leave it out."
+        )
 
     def _ask(self, renderings: list[Any], about: str) -> Any:
         global _worker

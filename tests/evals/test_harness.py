@@ -13,12 +13,13 @@ import pytest
 from tiny_evals import ROWS, TEXT
 
 from jaxgpt.errors import UserError
-from jaxgpt.evals.harness import MARK, as_lm, run_lm_eval
+from jaxgpt.evals.harness import as_lm, run_lm_eval
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.evals.tasks import read_task, run_task
 from jaxgpt.sample.generate import Completion
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prompt_ids, render
+from jaxgpt.text.chat_template import MARK
 
 TASK = """task: {name}
 dataset_path: json
@@ -132,14 +133,11 @@ def test_sampling_is_asked_for_as_tasks_do(scorer: Scorer, monkeypatch: pytest.M
 def test_a_dialogue_is_rendered_as_in_training(scorer: Scorer) -> None:
     lm, tokenizer = as_lm(scorer), scorer.tokenizer
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "what is <|end|>? " + MARK}]
-    plain = [message | {"content": message["content"].replace(MARK, "")} for message in messages]
-    assert lm.tok_encode(lm.apply_chat_template(messages)) == prompt_ids(plain, tokenizer)
-    answer = [*plain, {"role": "assistant", "content": "an"}]
+    assert lm.tok_encode(lm.apply_chat_template(messages)) == prompt_ids(messages, tokenizer)
+    answer = [*messages, {"role": "assistant", "content": "an"}]
     opened = lm.apply_chat_template(answer, add_generation_prompt=False)
-    assert (
-        lm.tok_encode(opened + "swer")
-        == render([*plain, {"role": "assistant", "content": "answer"}], tokenizer).tokens[:-1]
-    )
+    whole = render([*messages, {"role": "assistant", "content": "answer"}], tokenizer)
+    assert lm.tok_encode(opened + "swer") == whole.tokens[:-1]
     assert lm.tok_encode("plain") == scorer.encode("plain")
     with pytest.raises(UserError, match="role 'usr' is unknown; did you mean 'user'"):
         lm.apply_chat_template([{"role": "usr", "content": ""}])

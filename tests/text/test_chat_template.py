@@ -69,12 +69,6 @@ def test_ids_and_masks_are_those_of_transformers(name):
             continue
         assert prompt_ids(messages, tokenizer) == row["prompt"]
         example = render(messages, tokenizer)
-        if name in ("mistral", "thinking") and messages[-1]["role"] == "user":
-            # Both write an answer otherwise once a question follows, so that question is left out.
-            assert row["ids"] != example.tokens
-            example = render(messages[:-1], tokenizer)
-            assert render(messages, tokenizer) == example
-            continue
         assert example.tokens == row["ids"]
         if row["mask"]:
             assert example.weights == row["mask"]
@@ -84,7 +78,7 @@ BY_HAND = {
     "chatml": ["cat\n\n <|im_end|>", "the end<|im_end|>"],
     "default system": ["cat\n\n <|im_end|>", "the end<|im_end|>"],
     "marked": ["cat\n\n <|im_end|>", "the end<|im_end|>"],
-    "thinking": ["<think>\n\n</think>\n\nthe end<|im_end|>"],  # what it writes before the last answer alone
+    "thinking": ["cat\n\n <|im_end|>", "<think>\n\n</think>\n\nthe end<|im_end|>"],  # before the last alone
     "llama3": ["cat<|eot|>", "the end<|eot|>"],
     "mistral": [" cat\n\n </s>", " the end</s>"],
     "gemma": ["cat</turn>", "the end</turn>"],
@@ -96,19 +90,19 @@ def test_the_mask_is_the_one_made_by_hand(name):
     tokenizer = make(name)
     messages = chat("cat\n", "cat\n\n ", "assistant", "the end")
     assert trained(tokenizer, messages) == BY_HAND[name]
-    assert trained(tokenizer, messages[:2]) == [BY_HAND[name][0]] if name != "thinking" else True
-    if name != "gemma":
-        last = BY_HAND[name][-1]  # Mistral moves the system message on, so only the last is trained
-        system = trained(tokenizer, [{"role": "system", "content": "the system"}, *messages])
-        assert system == ([last] if name == "mistral" else BY_HAND[name])
+    if name != "thinking":
+        assert trained(tokenizer, messages[:2]) == BY_HAND[name][:1]
+    if name != "gemma":  # Mistral moves the system message on to the last question
+        assert trained(tokenizer, [{"role": "system", "content": "the system"}, *messages]) == BY_HAND[name]
+    assert trained(tokenizer, [*messages, *chat("sat")])[0] == BY_HAND[name][0]
 
 
-def test_thoughts_of_the_last_turn_are_trained_and_earlier_turns_are_left_out(caplog):
+def test_an_answer_is_trained_as_the_template_writes_it_without_the_thoughts_of_earlier_turns(caplog):
     tokenizer = HFTokenizer(tiny_hf.TOKENIZERS["thinking"])
     messages = chat("cat", "<think>\nsat\n</think>\n\nhello", "world", "<think>\nthe\n</think>\n\nend")
     for _ in range(2):
-        assert trained(tokenizer, messages) == ["<think>\nthe\n</think>\n\nend<|im_end|>"]
-    assert caplog.text.count("changes earlier turns") == 1
+        assert trained(tokenizer, messages) == ["hello<|im_end|>", "<think>\nthe\n</think>\n\nend<|im_end|>"]
+    assert caplog.text.count("the thoughts of earlier turns") == 1
 
 
 @quick
@@ -204,7 +198,7 @@ def test_a_template_that_acts_on_a_typed_control_token_is_refused_then_only():
         # A prompt that opens otherwise than the rendered answer: what to train is not said anywhere.
         (
             tiny_hf.CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"),
-            "no answer as what",
+            "without it before",
         ),
     ],
 )

@@ -1,0 +1,164 @@
+"""What a chat template writes around an answer, found by rendering a few dialogues once.
+
+Each turn of these is a single character that no text holds, so that what stands between two turns is
+known exactly. Nothing is taken from the template's source, and its word (`add_generation_prompt`) is
+compared with what it does: templates that always open an answer, or never do, are told apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from jaxgpt.errors import UserError
+from jaxgpt.text.jinja import Rendering
+
+QUESTION, ANSWER, SECOND, LAST, SYSTEM = "\ufdd3", "\ufdd4", "\ufdd5", "\ufdd6", "\ufdd7"
+Render = Callable[[Sequence[Rendering]], "list[str | UserError]"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where an answer begins and ends.
+
+    Attributes:
+      opening: the text that opens an answer; empty where the question's end is all that precedes one.
+      lead: what follows before the answer's own text (a space, an empty thought): the model writes it.
+      given: what a prompt has after `opening` and an answer must begin with (`<think>`).
+      added: what a prompt lacks since the template never writes it: `opening`, or nothing.
+      ends: what may follow an answer's text, each up to and including its first control token.
+      problem: why answers cannot be told apart, as words after "the template"; else empty.
+    """
+
+    opening: str = ""
+    lead: str = ""
+    given: str = ""
+    added: str = ""
+    ends: tuple[str, ...] = ()
+    problem: str = ""
+
+    def start(self, whole: str, floor: int, text: int) -> int | None:
+        """Where an answer begins; None where it does not begin as its prompt ends.
+
+        Args:
+          whole: a rendering.
+          floor: where the answer before it ended.
+          text: where its own text begins, or earlier: the last opening before that is the template's.
+        """
+        if not self.opening:
+            return text - len(self.lead) if whole.endswith(self.lead, floor, text) else text
+        at = whole.rfind(self.opening, floor, text)
+        if at < 0 or not whole.startswith(self.given, at + len(self.opening)):
+            return None
+        return at + len(self.opening + self.given)
+
+    def end(self, whole: str, text: int) -> int | None:
+        """Where an answer ends whose own text ends at `text`: after the control token that ends it."""
+        return next((text + len(end) for end in self.ends if whole.startswith(end, text)), None)
+
+
+def probe(render: Render, control: Collection[str]) -> Form:
+    """What a template writes around answers.
+
+    Args:
+      render: gives the text of each rendering, or why there is none.
+      control: names of control tokens.
+
+    Raises:
+      UserError: as `render`.
+    """
+    ask, answer = _turn("user", QUESTION), _turn("assistant", ANSWER)
+    for first in ([], [_turn("system", SYSTEM)]):  # some want a system message
+        one = [*first, ask, answer]
+        two = [*one, _turn("user", SECOND), _turn("assistant", LAST)]
+        asked, prompt, once, twice, none = render(
+            [([*first, ask], False), ([*first, ask], True), (one, False), (two, False), ([], False)]
+        )
+        if isinstance(prompt, str) and isinstance(once, str):
+            break
+    else:
+        return Form(
+            problem=f"takes no question with its answer ({prompt if isinstance(once, str) else once})"
+        )
+    if prompt.count(QUESTION) != 1 or not once.count(QUESTION) == once.count(ANSWER) == 1:
+        return Form(problem="does not write the text of each turn exactly once")
+    units = _Units(control)
+    closed, middle = _after(asked, QUESTION), _after(twice, ANSWER)
+    before, tail = once.split(ANSWER)
+    form = _opening(closed, prompt.split(QUESTION)[1], before.split(QUESTION)[-1], units)
+    if form.problem:
+        return form
+    closed = closed or ""
+    if not form.opening and isinstance(none, str):  # perhaps it opens an answer whatever it renders
+        opened = units.common(none, closed, tail, end=True)
+        closed, tail = closed.removesuffix(opened), tail.removesuffix(opened)
+    ends = units.ends(closed, tail, "" if middle is None else middle.split(SECOND)[0])
+    nothing = f"writes {tail[:60]!r} after an answer, which holds no control token to end it"
+    return replace(form, ends=ends, problem="" if ends else nothing)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _after(text: str | UserError, mark: str) -> str | None:
+    return text.split(mark)[-1] if isinstance(text, str) and text.count(mark) == 1 else None
+
+
+def _opening(closed: str | None, prompt: str, between: str, units: _Units) -> Form:
+    """How an answer is opened, from the text that follows a question.
+
+    Args:
+      closed: where it is the last turn; None where the template refuses that.
+      prompt: where an answer is asked for.
+      between: where an answer stands.
+    """
+    if closed == prompt:  # add_generation_prompt changes nothing
+        shared = own = prompt
+    else:
+        own = "" if closed is None else units.common(closed, prompt)
+        shared = units.common(prompt, between)
+    opening, lead = shared[len(own) :], between[len(shared) :]
+    if not between.startswith(shared) or not shared.startswith(own) or (closed != prompt and not opening):
+        asked, stands = prompt[-60:], between[-60:]
+        return Form(problem=f"ends a prompt with {asked!r} but writes {stands!r} before the answer itself")
+    if closed != prompt or not lead.strip():
+        return Form(opening, lead, prompt[len(shared) :])
+    opening = lead.rstrip(" ")  # the space before a word is part of its token
+    return Form(opening, lead[len(opening) :], added=opening)
+
+
+def agree(*rows: Sequence[str]) -> int:
+    """How many items the rows have in common at their beginning."""
+    different = (i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)
+    return next(different, min(map(len, rows)))
+
+
+class _Units:
+    """Texts as sequences of control tokens and characters."""
+
+    def __init__(self, control: Collection[str]) -> None:
+        names = "|".join(re.escape(name) for name in sorted(control, key=len, reverse=True)) or "(?!)"
+        self._names, self._units = re.compile(names), re.compile(f"{names}|.", re.DOTALL)
+
+    def common(self, *texts: str, end: bool = False) -> str:
+        """What all texts begin with, or end with."""
+        step = -1 if end else 1
+        rows = [self._units.findall(text)[::step] for text in texts]
+        return "".join(rows[0][: agree(*rows)][::step])
+
+    def ends(self, closed: str, tail: str, middle: str) -> tuple[str, ...]:
+        """What ends an answer, up to and including its first control token.
+
+        Args:
+          closed: the text after a question that is the last turn.
+          tail: after an answer that is the last turn.
+          middle: between an answer and the next question; it may be the latter's opening alone.
+        """
+        asked, last, inner = (self._names.search(text) for text in (closed, tail, middle))
+        if last is None:
+            return ()
+        known = {found[0] for found in (asked, last) if found}
+        found = [middle[: inner.end()]] if inner and inner[0] in known else []
+        return tuple(dict.fromkeys([*found, tail[: last.end()]]))

@@ -1,0 +1,243 @@
+"""Templates of every make, and templates that are wrong: the mask is exact in every turn, or refused."""
+
+# ruff: noqa: E501  (templates are easier to read unbroken)
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import tiny_hf
+
+from jaxgpt.errors import UserError
+from jaxgpt.text.chat import prompt_ids, render
+from jaxgpt.text.hf_tokenizer import HFTokenizer
+
+LOOP = "{% for m in messages %}"
+CLOSE = "{% endfor %}"
+ASKED = "{% if add_generation_prompt %}"
+
+
+def chatml(answer: str = "{{ m.content }}<|im_end|>", asked: str = "<|im_start|>assistant\n") -> str:
+    """ChatML whose answers are written otherwise."""
+    return (
+        LOOP
+        + "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + answer
+        + "{% else %}{{ m.content }}"
+        "<|im_end|>{% endif %}{{ '\n' }}" + CLOSE + ASKED + asked + "{% endif %}"
+    )
+
+
+def marked(answer: str) -> str:
+    return "{% generation %}" + answer + "{% endgeneration %}"
+
+
+QWEN3 = (
+    "{% set ns = namespace(last=0) %}" + LOOP + "{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    + CLOSE + LOOP + "{% set thought = '' %}{% set said = m.content %}"
+    "{% if m.role == 'assistant' %}{% if m.reasoning_content %}{% set thought = m.reasoning_content %}"
+    "{% elif '</think>' in said %}{% set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.index0 > ns.last and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}{{ said }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>\n' }}"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}"
+    "{{ '\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + said + '\n</tool_response><|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + said + '<|im_end|>\n' }}{% endif %}" + CLOSE
+    + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)  # fmt: skip
+LLAMA2 = (
+    "{% if messages[0].role == 'system' %}{% set turns = messages[1:] %}"
+    "{% set opening = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+    "{% else %}{% set turns = messages %}{% set opening = '' %}{% endif %}"
+    "{% for m in turns %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('in turns!') }}"
+    "{% endif %}{% if m.role == 'user' %}"
+    "{{ bos_token + '[INST] ' + (opening if loop.first else '') + m.content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}" + CLOSE
+)
+PHI3 = (
+    LOOP + "{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}" + CLOSE
+    + ASKED + "{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)  # fmt: skip
+ZEPHYR = (
+    LOOP + "{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}" + CLOSE
+)
+GEMMA = (
+    "{{ bos_token }}{% set opening = '' %}{% set turns = messages %}{% if messages[0].role == 'system' %}"
+    "{% set opening = messages[0].content + '\n\n' %}{% set turns = messages[1:] %}{% endif %}"
+    "{% for m in turns %}{{ '<turn>' + ('model' if m.role == 'assistant' else 'user') + '\n' }}"
+    "{{ (opening if loop.first else '') + m.content | trim + '</turn>\n' }}" + CLOSE
+    + ASKED + "{{ '<turn>model\n' }}{% endif %}"
+)  # fmt: skip
+VICUNA = (
+    "{{ bos_token }}" + LOOP + "{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% elif m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content + eos_token }}"
+    "{% else %}{{ m.content + ' ' }}{% endif %}" + CLOSE + ASKED + "{{ 'ASSISTANT:' }}{% endif %}"
+)  # fmt: skip
+HARMONY = (
+    LOOP + "{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
+    "{{ '<|message|>' + m.content }}"
+    "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}" + CLOSE
+    + ASKED + "{{ '<|start|>assistant' }}{% endif %}"
+)  # fmt: skip
+NEVER = LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}" + CLOSE
+ALWAYS = NEVER + "{{ '<|im_start|>assistant\n' }}"
+
+CHATML = tiny_hf.CHATML_SPECIAL
+PHI = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+PARTS = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
+LLAMA3 = {"bos_token": "<|begin|>", "eos_token": "<|end_of_text|>"}
+
+
+level = tiny_hf.byte_level
+HEADER = "<|im_start|>assistant\n"
+WRITES = "{{ m.content }}<|im_end|>"
+TOGETHER = (
+    LOOP + "{% if m.role == 'assistant' %}" + marked(HEADER + WRITES) + "{% else %}<|im_start|>{{ m.role }}\n"
+    + WRITES + "{% endif %}{{ '\n' }}" + CLOSE + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)  # fmt: skip
+# Name -> the files, and how the answers "cat" and " the end " are written, the latter being the last.
+TRAINED = {
+    "chatml": (level(CHATML, tiny_hf.CHATML), "cat<|im_end|>", " the end <|im_end|>"),
+    "qwen 2.5": (level(CHATML, tiny_hf.DEFAULT_SYSTEM), "cat<|im_end|>", " the end <|im_end|>"),
+    "qwen 3": (level(CHATML, QWEN3), "cat<|im_end|>", "<think>\n\n</think>\n\n the end <|im_end|>"),
+    "llama 2": (tiny_hf.metaspace(LLAMA2), " cat </s>", " the end </s>"),
+    "llama 3": (level(tiny_hf.LLAMA3_SPECIAL, tiny_hf.LLAMA3, **LLAMA3), "cat<|eot|>", "the end<|eot|>"),
+    "mistral": (tiny_hf.metaspace(tiny_hf.MISTRAL), " cat</s>", "  the end </s>"),
+    "gemma": (tiny_hf.metaspace(GEMMA, tiny_hf.GEMMA_SPECIAL), "cat</turn>", "the end</turn>"),
+    "phi 3": (level(PHI, PHI3, eos_token="<|endoftext|>"), "cat<|end|>", " the end <|end|>"),
+    "zephyr": (tiny_hf.metaspace(ZEPHYR), "cat</s>", " the end </s>"),
+    "vicuna": (tiny_hf.metaspace(VICUNA), " cat</s>", "  the end </s>"),
+    "harmony": (
+        level(PARTS, HARMONY), "<|channel|>final<|message|>cat<|end|>",
+        "<|channel|>final<|message|> the end <|return|>",
+    ),
+    "always opens": (level(CHATML, ALWAYS), "cat<|im_end|>", " the end <|im_end|>"),
+    "never opens": (level(CHATML, NEVER), "cat<|im_end|>", " the end <|im_end|>"),
+    "never opens, a space": (tiny_hf.metaspace(VICUNA.split(ASKED)[0]), " cat</s>", "  the end </s>"),
+    "marked": (level(CHATML, chatml(marked(WRITES))), "cat<|im_end|>", " the end <|im_end|>"),
+    "marked, no end": (
+        level(CHATML, chatml(marked("{{ m.content }}") + "<|im_end|>")), "cat<|im_end|>", " the end <|im_end|>"
+    ),
+    "marked with the header": (level(CHATML, TOGETHER), "cat<|im_end|>", " the end <|im_end|>"),
+    "marked, trimmed": (
+        level(CHATML, chatml(marked("{{ m.content | trim }}<|im_end|>"))), "cat<|im_end|>", "the end<|im_end|>"
+    ),
+    "marked, never opens": (
+        level(CHATML, chatml(marked(WRITES)).split(ASKED)[0]), "cat<|im_end|>", " the end <|im_end|>"
+    ),
+}  # fmt: skip
+
+
+@cache
+def make(name: str) -> HFTokenizer:
+    return HFTokenizer(TRAINED[name][0], name)
+
+
+def written(template: str) -> HFTokenizer:
+    return HFTokenizer(level(CHATML, template))
+
+
+def turns(*contents: str, system: str | None = None) -> list[dict]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return first + [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
+
+
+def shown(tokenizer: HFTokenizer, ids: list[int]) -> str:
+    return b"".join(tokenizer.names.get(i, "").encode() or tokenizer.piece_bytes(i) for i in ids).decode()
+
+
+def trained(tokenizer: HFTokenizer, messages: list[dict]) -> list[str]:
+    """The stretches that are trained, as text."""
+    example = render(messages, tokenizer)
+    ids = [i if w else -1 for i, w in zip(example.tokens, example.weights, strict=True)]
+    parts = re.findall(r"(?:\d+,)+", "".join(f"{i}," if i >= 0 else " " for i in ids))
+    return [shown(tokenizer, [int(i) for i in part.split(",")[:-1]]) for part in parts]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("system", [None, "hello"])
+def test_every_answer_and_its_end_are_trained_and_nothing_else(name: str, system: str | None) -> None:
+    tokenizer, (_, first, last) = make(name), TRAINED[name]
+    whole = turns("hello", "cat", "world", " the end ", system=system)
+    assert trained(tokenizer, whole) == [first, last]
+    assert trained(tokenizer, [*whole, *turns("sat")])[0] == first
+    for ending in ("<|im_end|>", "</s>", "<|eot|>", "</turn>", "<|end|>", "<|return|>"):
+        if last.endswith(ending):
+            assert tokenizer.special[ending] in tokenizer.stop_ids or ending == "<|return|>"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_trained_follows_the_prompt(name: str) -> None:
+    tokenizer, last = make(name), TRAINED[name][-1]
+    question, whole = turns("hello"), turns("hello", " the end ")
+    prompt, example = prompt_ids(question, tokenizer), render(whole, tokenizer)
+    assert example.tokens[: len(prompt)] == prompt
+    assert example.weights[: len(prompt) + 1] == [0.0] * len(prompt) + [1.0]
+    assert trained(tokenizer, whole) == [last]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_answer_that_is_not_to_be_learned_has_no_weight_at_all(name: str) -> None:
+    tokenizer, (_, first, last) = make(name), TRAINED[name]
+    whole = turns("hello", "cat", "world", " the end ")
+    assert trained(tokenizer, [*whole[:1], whole[1] | {"learn": False}, *whole[2:]]) == [last]
+    assert trained(tokenizer, [*whole[:3], whole[3] | {"learn": False}]) == [first]
+    assert render(whole, tokenizer).tokens == render([m | {"learn": False} for m in whole], tokenizer).tokens
+
+
+def test_thoughts_are_trained_where_they_are_written() -> None:
+    tokenizer = make("qwen 3")
+    said = turns("hello", "<think>\nsat\n</think>\n\ncat", "world", "<think>\nthe\n</think>\n\nend")
+    after = ["cat<|im_end|>", "<think>\nthe\n</think>\n\nend<|im_end|>"]
+    assert trained(tokenizer, said) == after
+    apart = turns("hello", "cat", "world", "end")
+    apart[1]["reasoning_content"], apart[3]["reasoning_content"] = "sat", "the"
+    assert trained(tokenizer, apart) == after
+
+
+REFUSED = {
+    "no end of turn": (LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}" + CLOSE
+                       + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}", "no control token to end it"),
+    "no end, always opens": (LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}" + CLOSE
+                             + "<|im_start|>assistant\n", "no control token to end it"),
+    "an end in letters": (chatml("{{ m.content }}[END]"), r"writes '\[END\]\\n' after an answer"),
+    "another prompt": (chatml(asked="<|im_start|>model\n"), "ends a prompt with"),
+    "a thought in the prompt alone": (chatml(asked="<|im_start|>assistant\n<think>\n"), "answer without it before"),
+    "no content": (chatml("yes<|im_end|>"), "exactly once"),
+    "content twice": (chatml("{{ m.content + m.content }}<|im_end|>"), "exactly once"),
+    "marks nothing": (chatml("{% if 0 %}" + marked("") + "{% endif %}{{ m.content }}<|im_end|>"), "marks none"),
+    "knows no answers": (LOOP + "{% if m.role == 'assistant' %}{{ raise_exception('mute') }}{% endif %}" + CLOSE, "mute"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_template_whose_answers_cannot_be_told_is_refused_by_what_it_does(name: str) -> None:
+    template, why = REFUSED[name]
+    with pytest.raises(UserError, match=why) as caught:
+        render(turns("hello", "cat"), written(template))
+    assert str(caught.value).startswith("the chat template of the tokenizer ")
+
+
+def test_an_end_after_the_last_answer_alone_is_refused_where_another_has_none() -> None:
+    once = (
+        LOOP
+        + "{{ m.role + ': ' + m.content + '\n' }}"
+        + CLOSE
+        + ASKED
+        + "assistant:{% else %}<|im_end|>{% endif %}"
+    )
+    assert trained(written(once), turns("hello", "cat")) == [" cat\n<|im_end|>"]
+    with pytest.raises(UserError, match="where no control token ends it"):
+        render(turns("hello", "cat", "hello", "cat"), written(once))
+
+
+def test_thoughts_in_the_prompt_are_given_and_not_trained() -> None:
+    tokenizer = written(chatml(asked="<|im_start|>assistant\n<think>\n"))
+    assert trained(tokenizer, turns("hello", "<think>\nthe\n</think>\ncat")) == [
+        "the\n</think>\ncat<|im_end|>"
+    ]
