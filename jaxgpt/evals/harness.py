@@ -66,7 +66,7 @@ class RunModel:
     def generator(self) -> Generator:
         """Made once an answer is asked for: it holds the parameters again, in another form."""
         s = self.scorer
-        return Generator(s.model, s.compute, s.params, s.tokenizer, mesh=s.mesh)
+        return Generator(s.model, s.compute, s.params, s.tokenizer, mesh=s.mesh, bos=s.bos)
 
     # ------------------------------------------------------------------------------------- text
 
@@ -183,8 +183,9 @@ class RunModel:
         numbers, untils, settings, _ = zip(*batch, strict=True)
         seeds = [(self.seed + i) % 2**32 for i in numbers]
         answers = self.generator.generate(
-            prompts, settings, max_new_tokens=most, seeds=seeds, stop_strings=untils, prefix=prefix
-        )
+            prompts, settings, max_new_tokens=most, seeds=seeds, stop_strings=untils, prefix=prefix,
+            apart=contexts[0].startswith(MARK),
+        )  # fmt: skip
         if any(answer.finish_reason == "error" for answer in answers):
             raise NotFinite("logits in an answer are")
         return [answer.text for answer in answers]

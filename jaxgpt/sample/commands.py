@@ -59,7 +59,8 @@ def sample(
     """Complete prompts with a trained model, printing the text as it is made.
 
     A run tuned on dialogues answers the prompt as a user's turn; any other continues it. Several
-    completions come in order, with a line `---` between them.
+    completions come in order, with a line `---` between them. Settings of sampling that are not given are
+    those of the model's generation_config.json, else temperature 0.8.
 
     Args:
       run: folder of the run.
@@ -67,13 +68,12 @@ def sample(
       prompt_file: file of prompts in UTF-8, one a line.
       n: completions of each prompt.
       max_new_tokens: most tokens of a completion.
-      sampling: how the next token is chosen. By default as the model's generation_config.json says, else
-        at temperature 0.8.
+      sampling: how the next token is chosen.
       seed: completion i of each prompt has seed + i; the same seed gives the same text.
       stop: text that ends a completion and is not shown; repeatable.
       raw: continue the prompt as plain text, also with a run tuned on dialogues.
-      bos: begin the text with the beginning-of-text token. By default as in training.
-      no_bos: begin it without.
+      bos: begin the text with the beginning-of-text token; by default it begins as in training.
+      no_bos: begin it without that token.
       system: system message put before the prompt of a run tuned on dialogues.
       json: print a JSON object for each (prompt, text, ids, logprobs, finish_reason, seed).
       checkpoint: `best` on validation data, `newest`, or a step number.
@@ -85,6 +85,7 @@ def sample(
       NotFinite: a completion ended where the model's logits were not finite.
     """
     _check(n=n, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    require(0 <= seed <= 2**32 - n, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - n}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     require(not (bos and no_bos), "--bos and --no-bos exclude each other; drop one.")
     as_chat = isinstance(load_run(run).data, Chat) and not raw
@@ -101,31 +102,47 @@ def sample(
     else:
         asked = generator.texts(texts or [""], bos or (False if no_bos else None))
     generator.check_prompts(asked["prompts"])  # before any is answered
-    rows = [(i, seed + j) for i in range(len(asked["prompts"])) for j in range(n)]
     settings = {
         "sampling": sampling.settle(generator.tokenizer.sampling, SAMPLE_DEFAULT),
         "max_new_tokens": max_new_tokens,
         "stop_strings": stop,
     }
+    rows = [(i, seed + j) for i in range(len(asked["prompts"])) for j in range(n)]
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    calls = [_part(asked, part) | settings for part in parts]
+    failed = (
+        _show_json(generator, calls, [(texts or [""])[i] for i, _ in rows])
+        if json
+        else _show(generator, calls)
+    )
+    _require_finite(failed, f"{failed} of {len(rows)} completions")
 
-    def call(part: list[tuple[int, int]]) -> dict[str, Any]:
-        numbers, seeds = zip(*part, strict=True)
-        own = {k: [v[i] for i in numbers] if isinstance(v, list) else v for k, v in asked.items()}
-        return own | {"seeds": seeds} | settings
 
+def _part(asked: dict[str, Any], rows: list[tuple[int, int]]) -> dict[str, Any]:
+    """Of what a generator takes, that of some rows: numbers of prompts, and seeds."""
+    numbers, seeds = zip(*rows, strict=True)
+    return {k: [v[i] for i in numbers] if isinstance(v, list) else v for k, v in asked.items()} | {
+        "seeds": seeds
+    }
+
+
+def _show_json(generator: Generator, calls: list[dict[str, Any]], prompts: list[str]) -> int:
+    """Write a line for each completion; returns how many failed."""
+    failed, texts = 0, iter(prompts)
+    for call in calls:
+        for completion in generator.generate(**call):
+            _write(to_json({"prompt": next(texts), "text": completion.text} | vars(completion)) + "\n")
+            failed += completion.finish_reason == "error"
+    return failed
+
+
+def _show(generator: Generator, calls: list[dict[str, Any]]) -> int:
+    """Write the completions as they are made; returns how many failed."""
     failed: list[int] = []
-    if json:
-        for part in parts:
-            for (i, _), completion in zip(part, generator.generate(**call(part)), strict=True):
-                record = {"prompt": (texts or [""])[i], "text": completion.text} | vars(completion)
-                _write(to_json(record) + "\n")
-                failed += [i] if completion.finish_reason == "error" else []
-    else:
-        streams = (_noting(generator.stream(**call(part)), failed) for part in parts)
-        for piece in _in_order(streams, [len(part) for part in parts]):
-            _write(piece)
-    _require_finite(len(failed), f"{len(failed)} of {len(rows)} completions")
+    streams = (_noting(generator.stream(**call), failed) for call in calls)
+    for piece in _in_order(streams, [len(call["prompts"]) for call in calls]):
+        _write(piece)
+    return len(failed)
 
 
 def _noting(stream: Iterable[Token], failed: list[int]) -> Iterator[Token]:
@@ -178,14 +195,14 @@ def chat(
     """Talk with a trained model, one line a turn; standard input may be a pipe.
 
     /reset forgets the dialogue, /quit or end of input ends it, Ctrl-C stops an answer. When the
-    dialogue outgrows the model's context its oldest turns are forgotten.
+    dialogue outgrows the model's context its oldest turns are forgotten. Settings of sampling that are not
+    given are those of the model's generation_config.json, else temperature 0.6.
 
     Args:
       run: folder of the run.
       system: system message that opens the dialogue.
       max_new_tokens: most tokens of an answer.
-      sampling: how the next token is chosen. By default as the model's generation_config.json says, else
-        at temperature 0.6.
+      sampling: how the next token is chosen.
       seed: the same seed and turns give the same dialogue.
       stop: text that ends an answer and is not shown; repeatable.
       checkpoint: `best` on validation data, `newest`, or a step number.
@@ -201,6 +218,7 @@ def chat(
     if not isinstance(load_run(run).data, Chat):
         _note("this run was not tuned on dialogues, so its answers may make no sense")
     _check(max_new_tokens=max_new_tokens)
+    require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     generator = _load(run, checkpoint, mesh)
     _note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")

@@ -93,8 +93,8 @@ class Asked:
                 Sampling(**one)
                 taken |= one
             except UserError as error:
-                log.warning("generation_config.json of the model is not followed: %s", error)
+                log.warning("the model's generation_config.json is not followed: %s", error)
         if taken:
             words = ", ".join(f"{name} {taken[name]:g}" for name in vars(default) if name in taken)
-            log.info("sampling as generation_config.json of the model says (flags go first): %s", words)
+            log.info("from the model's generation_config.json: %s", words)
         return replace(default, **taken, **self.given)

@@ -85,8 +85,7 @@ class Library:
     ) -> None:
         import tokenizers
 
-        pieces = spec_ids({"model": spec["model"]})
-        self._verbatim = {t["content"] for t in added if t["content"] not in pieces}
+        self._verbatim = _verbatim(spec["model"], {t["content"] for t in added})
         tokens = [{**t, "content": private.get(t["content"], t["content"])} for t in added]
         whole = {
             **spec,
@@ -147,6 +146,16 @@ class Library:
         if self._fallback and re.fullmatch("<0x[0-9A-F]{2}>", name):
             return bytes([int(name[3:5], 16)])
         return name.replace(BAR, " ").encode()
+
+
+def _verbatim(model: Mapping[str, Any], added: set[str]) -> set[str]:
+    """Added tokens that the model itself makes of no text, so that only their own text gives them."""
+    pieces = spec_ids({"model": model})
+    rest = added - pieces.keys()
+    if (merges := model.get("merges")) is None or all(name.isascii() for name in added):
+        return rest
+    made = {m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges}
+    return rest | {name for name in added - made if len(name) > 1}
 
 
 def _renamed(model: Mapping[str, Any], private: Mapping[str, str]) -> dict[str, Any]:

@@ -141,6 +141,23 @@ def test_an_added_token_decodes_to_its_own_text(files, name):
     assert tokenizer.token_bytes()[new] == len(name.encode())
 
 
+def test_an_added_token_that_stands_in_the_vocabulary_too_keeps_its_text():
+    """As trainers of the tokenizers library leave it; `the` is made by a merge, so it is a word of bytes."""
+    made = dict(tiny_hf.byte_level())
+    spec = json.loads(made["tokenizer.json"])
+    first = spec["added_tokens"][0]["id"]
+    for token in spec["added_tokens"]:
+        token["id"] += 1
+    spec["model"]["vocab"] |= {"<|é|>": first}
+    ids = {"<|é|>": first, "Ġthe": spec["model"]["vocab"]["Ġthe"]}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    spec["added_tokens"] += [{"id": i, "content": name} | flags for name, i in ids.items()]
+    tokenizer = HFTokenizer(made | {"tokenizer.json": json.dumps(spec).encode()})
+    assert tokenizer.piece_bytes(first) == "<|é|>".encode()
+    assert tokenizer.decode(tokenizer.encode("a <|é|> b the")) == "a <|é|> b the"
+    assert tokenizer.piece_bytes(ids["Ġthe"]) == b" the"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_control_token_is_one_id_where_it_may_be_written(name):
     tokenizer = make(name)
