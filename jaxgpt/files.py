@@ -51,24 +51,22 @@ def parse_json(data: bytes | str, kind: type[T], where: str | Path, fix: str, *,
     except ValueError as error:  # JSONDecodeError is one; an integer of thousands of digits another
         why = f"not JSON: {error}"
     else:
-        return check_json(value, kind, where, fix)
+        if not _too_deep(value):
+            return check_json(value, kind, where, fix)
+        why = TOO_DEEP
     raise UserError(f"{where} is damaged ({why}); {fix}.")
 
 
 def check_json(value: Any, kind: type[T], where: str | Path, fix: str) -> T:
-    """The value of JSON that was parsed already, checked against a schema as by `parse_json`.
+    """What `parse_json` gave, checked against another schema.
 
     Raises:
-      UserError: it is not of that schema, or nested too deeply.
+      UserError: it is not of that schema.
     """
     try:
-        checked = msgspec.convert(value, kind)
-    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:  # last: a lone surrogate
         why = f"{error}{_found(value, str(error))}"
-    else:
-        if not _too_deep(value):
-            return checked
-        why = TOO_DEEP
     raise UserError(f"{where} is damaged ({why}); {fix}.")
 
 

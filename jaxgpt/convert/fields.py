@@ -8,8 +8,8 @@ import msgspec
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=4096)]
-Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-"""Of a token; nothing of that size is made before the tokenizer has shown that it has it."""
+Id = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
+"""Of a token; -1 is none. The tokenizer decides which ids there are."""
 Flag = bool | None
 
 

@@ -101,10 +101,11 @@ def _index(folder: Path) -> dict[str, str] | None:
         require(_inside(folder, name), f"{path} names the file {name!r:.200}, which is outside of {folder}.")
     missing = [name for name in names if not (folder / name).is_file()]
     if ONE not in names and (folder / ONE).is_file():
+        there = [name for name in names if name not in missing]
         require(
-            len(missing) == len(names),
-            f"{folder} holds {ONE}, {INDEX} and its {shorten(set(names) - set(missing), 1)}, so "
-            "each tensor may come from either; remove those that are not the model.",
+            not there,
+            f"{folder} holds {ONE}, {INDEX} and its {shorten(there, 1)}, so each tensor may come from "
+            "either; remove those that are not the model.",
         )
         log.warning(
             "%s is of other files, such as %s, which are not there: %s is read", path, missing[0], ONE

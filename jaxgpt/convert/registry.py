@@ -50,9 +50,9 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, Model]:
     """
     name = config.get("model_type")
     require_known(str(name), FAMILIES, f"{where}: model_type is {name!r:.60}")
-    check_json(config, Config, where, FIX)
+    typed = check_json(config, Config, where, FIX)
     family = FAMILIES[str(name)]
-    fields = Fields(family.defaults, config)
+    fields = Fields(family.defaults, {**config, **typed})
     fields.note(not config.get("quantization_config"), "quantization_config", "set", "plain weights")
     try:
         model = family.read(fields)

@@ -13,9 +13,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, library_errors, require
 
 BAR = "\u2581"
+_BYTE = "<0x[0-9A-F]{2}>"
 Spans = tuple[list[int], list[tuple[int, int]]]
 """Ids, and the characters [start, end) of the text that each stands for."""
 
@@ -95,10 +96,8 @@ class Library:
             "added_tokens": sorted(tokens, key=lambda t: t["id"]),
             "model": _renamed(spec["model"], private),
         }
-        try:
+        with library_errors(f"{where}: the tokenizers library refuses it", "download it again"):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(whole))
-        except Exception as error:  # the library raises no narrower class
-            raise UserError(f"{where}: the tokenizers library refuses it ({error}).") from None
         for token in tokens:
             require(
                 self._tokenizer.token_to_id(token["content"]) == token["id"],
@@ -143,7 +142,7 @@ class Library:
             if name.startswith(self.word_prefix):
                 return name.removeprefix(self.word_prefix).encode()
             return name.encode() if self._cleanup and name in (".", "?", "!", ",") else f" {name}".encode()
-        if self._fallback and re.fullmatch("<0x[0-9A-F]{2}>", name):
+        if self._fallback and re.fullmatch(_BYTE, name):
             return bytes([int(name[3:5], 16)])
         return name.replace(BAR, " ").encode()
 
@@ -249,13 +248,14 @@ def load_processor(model: bytes, where: str) -> Any:
     """SentencePiece's processor of a model file's bytes."""
     import sentencepiece
 
-    try:
+    with library_errors(
+        f"{where}/tokenizer.model is not a SentencePiece model",
+        "download it again, or add the model's tokenizer.json",
+    ):
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{where}/tokenizer.model is not a SentencePiece model ({error}); download it again, "
-            "or add the model's tokenizer.json."
-        ) from None
+        names = processor.id_to_piece(list(range(processor.get_piece_size())))
+        bad = [n for i, n in enumerate(names) if processor.is_byte(i) and not re.fullmatch(_BYTE, n)]
+    require(not bad, f"{where}/tokenizer.model has a byte of the name {bad[:1]}; download it again.")
     require(processor.get_piece_size() > 0, f"{where}/tokenizer.model is empty; download it again.")
     return processor
 

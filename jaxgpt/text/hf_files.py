@@ -9,13 +9,16 @@ which may name ends of a text that the others do not.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, library_errors, require
+from jaxgpt.files import check_json, parse_json, to_json
+from jaxgpt.text.hf_schemas import SCHEMAS
+
+AGAIN = "download it again"
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +71,14 @@ def read_files(folder: Path) -> Files:
 
 
 def parse(files: Files, name: str, where: str) -> dict[str, Any]:
-    """The JSON object of a file; empty where there is no such file."""
+    """The JSON object of a file, checked by its schema; empty where there is no such file."""
     if name not in files:
         return {}
-    try:
-        value = json.loads(files[name])
-    except ValueError as error:
-        raise UserError(f"{where}/{name} is damaged ({error}); download it again.") from None
-    require(isinstance(value, dict), f"{where}/{name} is not a JSON object; download it again.")
+    value = parse_json(files[name], dict[str, Any], f"{where}/{name}", AGAIN)
+    check_json(value, SCHEMAS.get(name, dict[str, Any]), f"{where}/{name}", AGAIN)
+    if rb"\ud" in files[name].lower():  # half a surrogate pair is JSON but no text
+        with library_errors(f"{where}/{name} is damaged", AGAIN):
+            to_json(value).encode()
     return value
 
 
@@ -223,15 +226,21 @@ def library_spec(files: Files, where: str) -> dict[str, Any]:
     """The tokenizer as an object of the tokenizers library's JSON, whatever layout it came in."""
     if "tokenizer.json" in files:
         spec = parse(files, "tokenizer.json", where)
-        require(
-            isinstance(spec.get("model"), dict) and "vocab" in spec["model"],
-            f"{where}/tokenizer.json holds no model; download it again.",
-        )
+        if isinstance(spec["model"]["vocab"], dict):
+            _check_ids(spec["model"]["vocab"], f"{where}/tokenizer.json")
         return spec
     config = parse(files, CONFIG, where)
     if "vocab.json" in files:
         return _gpt2(files, where, bool(config.get("add_prefix_space", False)))
     return _bert(files, where, config)
+
+
+def _check_ids(vocab: Mapping[str, int], path: str) -> None:
+    """Refuse a vocabulary in which several tokens have one id."""
+    names = {i: name for name, i in vocab.items()}
+    twice = [name for name, i in vocab.items() if names[i] != name]
+    others = [f"{name!r:.60} and {names[vocab[name]]!r:.60}" for name in twice[:1]]
+    require(not twice, f"{path} gives one id to {' '.join(others)}; {AGAIN}.")
 
 
 def _text(files: Files, name: str, where: str) -> str:
@@ -251,6 +260,8 @@ def _gpt2(files: Files, where: str, prefix: bool) -> dict[str, Any]:
         all(len(pair) == 2 for pair in merges),
         f"{where}/{name} is damaged: a line is not two pieces; download it again.",
     )
+    vocab = parse(files, "vocab.json", where)
+    _check_ids(vocab, f"{where}/vocab.json")
     level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": False, "use_regex": True}
     return {
         "version": "1.0",
@@ -258,7 +269,7 @@ def _gpt2(files: Files, where: str, prefix: bool) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": level,
         "decoder": level,
-        "model": {"type": "BPE", "vocab": parse(files, "vocab.json", where), "merges": merges},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
 
 

@@ -36,7 +36,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             "Hugging Face one.",
         )
         return HFTokenizer.from_folder(folder)
-    kind, digest = meta.get("kind"), str(meta.get("digest"))
+    kind, digest = meta["kind"], meta["digest"]
     tokenizer: Tokenizer
     if kind == "byte":
         older = meta.get("vocab_size") == 256 + len(NEEDED)
@@ -48,7 +48,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     else:
         require(
             kind == "hf",
-            f"{folder / META_FILE}: kind is {kind!r}; allowed: 'byte', 'sentencepiece', 'hf'.",
+            f"{folder / META_FILE}: kind is {kind!r:.60}; allowed: 'byte', 'sentencepiece', 'hf'.",
         )
         # Added tokens beyond the size it was saved with are those its model had no rows for.
         tokenizer = HFTokenizer.from_folder(folder / HF_FOLDER, meta.get("vocab_size"))

@@ -17,11 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol, TypedDict
 
+import msgspec
 import numpy as np
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, library_errors, require
+from jaxgpt.files import Count, check_json, read_json
 
 if TYPE_CHECKING:
     from jaxgpt.text.chat_template import ChatTemplate
@@ -186,7 +188,7 @@ class Table:
         target = Path(folder)
         if (target / META_FILE).is_file():
             require(
-                (saved_meta(target) or {}).get("digest") == self.digest,
+                (meta := saved_meta(target)) is not None and meta["digest"] == self.digest,
                 f"{target} holds another tokenizer; name another folder or remove that one.",
             )
             return
@@ -208,17 +210,23 @@ class Table:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def saved_meta(folder: Path) -> dict[str, Any] | None:
+class Meta(TypedDict):
+    """What META_FILE holds."""
+
+    kind: str
+    digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]*\Z")]
+    vocab_size: NotRequired[Count]
+
+
+def saved_meta(folder: Path) -> Meta | None:
     """What `save` wrote about a tokenizer; None where it did not (Hugging Face has that file too)."""
-    if not (folder / META_FILE).is_file():
+    path, fix = folder / META_FILE, "restore it or train the tokenizer again"
+    if not path.is_file():
         return None
-    try:
-        meta = json.loads((folder / META_FILE).read_text("utf-8"))
-    except ValueError:
-        meta = None
-    if not isinstance(meta, dict):
-        raise UserError(f"{folder / META_FILE} is damaged; restore it or train it again.")
-    return meta if {"kind", "digest"} <= meta.keys() else None
+    meta = read_json(path, dict[str, Any], fix)
+    if not {"kind", "digest"} <= meta.keys():
+        return None
+    return check_json(meta, Meta, path, fix)
 
 
 def text_ids(tokenizer: Tokenizer, text: str, bos: bool) -> list[int]:
@@ -278,11 +286,13 @@ class SentencePiece(Table):
     def __init__(self, model: bytes, where: str = "the model") -> None:
         import sentencepiece
 
-        try:
+        with library_errors(f"{where} is not a SentencePiece model", "train it again"):
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"{where} is not a SentencePiece model ({error}); train it again.") from None
-        sp, self._bytes = self._processor, model
+            self._bytes = model
+            self._read(where)
+
+    def _read(self, where: str) -> None:
+        sp = self._processor
         self.vocab_size = int(sp.get_piece_size())
         names = [sp.id_to_piece(i) for i in range(self.vocab_size)]
         self.control = {n: i for i, n in enumerate(names) if n in CONTROL and sp.is_control(i)}

@@ -258,7 +258,7 @@ def test_absurd_sizes_are_compared_with_the_files_before_anything_is_made(
     "fields",
     [
         {"eos_token_id": "</s>"},
-        {"eos_token_id": -1},
+        {"eos_token_id": -2},
         {"eos_token_id": {"a": 1}},
         {"eos_token_id": [1, None]},
         {"torch_dtype": 3},

@@ -329,8 +329,8 @@ def test_word_starts_of_our_own_sentencepiece(sentencepiece):
     ("files", "message"),
     [
         ({"tokenizer.json": b"{"}, r"tokenizer\.json is damaged"),
-        ({"tokenizer.json": b"[]"}, "not a JSON object"),
-        ({"tokenizer.json": b'{"model": {}}'}, "holds no model"),
+        ({"tokenizer.json": b"[]"}, "Expected `object`, got `array`"),
+        ({"tokenizer.json": b'{"model": {}}'}, "required field `vocab` - at `[$].model`"),
         ({"tokenizer.json": b'{"model": {"type": "BPE", "vocab": {"</s>": 0}}}'}, "refuses it"),
         ({"tokenizer.model": b"IQ== 0\nIg== 1\n"}, "not a SentencePiece model"),
         ({"vocab.txt": b"a\nb\n"}, r"lacks \[UNK\]"),
