@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from jaxgpt.errors import UserError, require, require_known
+from jaxgpt.files import parse_json
 from jaxgpt.text.chat_form import Form, agree, probe
 from jaxgpt.text.jinja import Jinja, Messages, Rendering
 from jaxgpt.text.jinja_worker import CLOSE, OPEN
@@ -41,6 +42,7 @@ MARK = "\ufdd8"
 _GUARD, _SENTINEL = "\ufdd2", "\ufdd3"
 _INTERNAL = re.compile("[\ufdd0-\ufdd8]")  # noncharacters: never in exchanged text
 Span = tuple[int, int]
+Turns = list[dict[str, Any]]
 
 
 class Names(Protocol):
@@ -74,6 +76,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Names, where: str = "the tokenizer") -> None:
         self.source, self._tokenizer, self._where = source, tokenizer, where
         self._jinja = Jinja(source, tokenizer.roles, where)
+        self._objects: bool | None = None  # whether it takes arguments of calls as objects
         self._marked, self._told, self._known = "endgeneration" in source, False, set[tuple[str, str]]()
 
     @cached_property
@@ -106,11 +109,11 @@ class ChatTemplate:
         Raises:
           UserError: the template refuses the dialogue, or does not let the answers be told apart.
         """
-        guarded = self._guarded(messages)
+        real, guarded = self._turns(messages)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         learned = [i for i in answers if messages[i].get("learn", True)]
         others = [] if self._marked else [_answered(guarded, i) for i in learned]
-        whole, *renderings = self._faithful(messages, guarded, False, others)
+        whole, *renderings = self._faithful(real, guarded, False, others)
         text, spans = _unmark(whole)
         if self._marked:
             spans = self._marks(text, spans, answers, learned)
@@ -125,13 +128,13 @@ class ChatTemplate:
 
     def prompt(self, messages: Messages) -> str:
         """The text after which the assistant's next answer begins, for `ids`."""
-        (text,) = self._faithful(messages, self._guarded(messages), True)
+        (text,) = self._faithful(*self._turns(messages), prompt=True)
         return _unmark(text)[0] + self.form.added
 
     def unfinished(self, messages: Messages) -> str:
         """The text of a dialogue whose last turn is not ended, for `ids`."""
-        guarded = self._guarded(messages)
-        text, other = self._faithful(messages, guarded, False, [_answered(guarded, len(guarded) - 1)])
+        real, guarded = self._turns(messages)
+        text, other = self._faithful(real, guarded, False, [_answered(guarded, len(guarded) - 1)])
         text = _unmark(text)[0]
         return text[: self._inner(text, _unmark(other)[0])[1]]
 
@@ -149,17 +152,15 @@ class ChatTemplate:
 
     # ------------------------------------------------------------------------------- what is given
 
-    def _guarded(self, messages: Messages) -> list[dict[str, Any]]:
-        """The turns with guards in the names of control tokens, once they are known to be rendered."""
+    def _turns(self, messages: Messages) -> tuple[Turns, Turns]:
+        """What the template is given, and the same with guards in the names of control tokens."""
         for message in messages:
             require_known(message["role"], ROLES, f"role {message['role']!r} is unknown")
+        given = [{key: value for key, value in m.items() if key != "learn"} for m in messages]
+        real = self._arguments(given)
         guarded = [
-            {
-                key: value if key == "role" else _each(value, self.guarded)
-                for key, value in message.items()
-                if key != "learn"
-            }
-            for message in messages
+            {key: value if key == "role" else _each(value, self.guarded) for key, value in m.items()}
+            for m in real
         ]
         for i, message in enumerate(guarded):
             if message["role"] in ("system", "tool"):
@@ -167,9 +168,25 @@ class ChatTemplate:
             for key in message.keys() - OWN_KEYS:
                 if message[key]:
                     self._check_key(guarded[: i + 1], key)
-        return guarded
+        return real, guarded
 
-    def _check_role(self, messages: list[dict[str, Any]], i: int) -> None:
+    def _arguments(self, given: Turns) -> Turns:
+        """The turns with the arguments of calls as objects where they are JSON text, as templates expect.
+
+        But for a template that fails on objects, or writes them as Python's, which takes the text.
+        """
+        parsed = [_parsed(turn) for turn in given]
+        if parsed == given:
+            return given
+        if self._objects is None:
+            i = next(i for i, turn in enumerate(given) if turn != parsed[i])
+            objects, texts = self._jinja.render([(parsed[: i + 1], False), (given[: i + 1], False)])
+            python = [str(call["function"]["arguments"]) for call in parsed[i]["tool_calls"]]
+            fits = isinstance(objects, str) and not any(text in objects for text in python if text != "{}")
+            self._objects = fits or isinstance(texts, UserError)
+        return parsed if self._objects else given
+
+    def _check_role(self, messages: Turns, i: int) -> None:
         """Refuse a role whose turns the template leaves out, or takes for another's."""
         role = messages[i]["role"]
         if ("role", role) in self._known:
@@ -188,7 +205,7 @@ class ChatTemplate:
             )
         self._known.add(("role", role))
 
-    def _check_key(self, messages: list[dict[str, Any]], key: str) -> None:
+    def _check_key(self, messages: Turns, key: str) -> None:
         """Refuse what the last turn has and the template leaves out."""
         turn = messages[-1]
         if (turn["role"], key) in self._known:
@@ -217,10 +234,9 @@ class ChatTemplate:
     # ------------------------------------------------------------------------------- what is learned
 
     def _faithful(
-        self, messages: Messages, guarded: list[dict[str, Any]], prompt: bool, others: Sequence[Messages] = ()
+        self, real: Turns, guarded: Turns, prompt: bool, others: Sequence[Messages] = ()
     ) -> list[str]:
         """The rendering of the guarded turns, checked against that of the real ones; then the others'."""
-        real = [{key: value for key, value in m.items() if key != "learn"} for m in messages]
         checked = [real] if real != guarded else []
         whole, *rest = map(_text, self._jinja.render([(m, prompt) for m in (guarded, *others, *checked)]))
         if checked:
@@ -294,13 +310,28 @@ def _text(rendered: str | UserError) -> str:
     return rendered
 
 
-def _changed(messages: list[dict[str, Any]], i: int, turn: dict[str, Any]) -> list[dict[str, Any]]:
+def _changed(messages: Turns, i: int, turn: dict[str, Any]) -> Turns:
     return [*messages[:i], turn, *messages[i + 1 :]]
 
 
-def _answered(messages: list[dict[str, Any]], i: int) -> list[dict[str, Any]]:
+def _answered(messages: Turns, i: int) -> Turns:
     """The dialogue with the sentinel for all that turn i says."""
     return _changed(messages, i, {"role": messages[i]["role"], "content": _SENTINEL})
+
+
+def _parsed(turn: dict[str, Any]) -> dict[str, Any]:
+    """The turn with the arguments of its calls as objects, where they are the JSON text of one."""
+
+    def parsed(call: Any) -> Any:
+        try:
+            function = call["function"]
+            arguments = parse_json(function["arguments"], dict[str, Any], "arguments", "mend it")
+        except (UserError, LookupError, TypeError):  # objects already, or what no template takes
+            return call
+        return call | {"function": function | {"arguments": arguments}}
+
+    calls = turn.get("tool_calls")
+    return turn | {"tool_calls": [parsed(call) for call in calls]} if isinstance(calls, list) else turn
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:

@@ -113,7 +113,7 @@ class Jinja:
         self._definition = {"source": source, "names": names, "now": time.time()}
         self._key = hashlib.sha256(json.dumps(self._definition).encode()).hexdigest()
         reply = self._ask([], "while it was read")
-        if reply[:1] == ["error"]:
+        if reply:
             raise UserError(f"{where}: the chat template is not valid ({reply[1]}); mend it.")
 
     def render(self, renderings: Sequence[Rendering]) -> list[str | UserError]:

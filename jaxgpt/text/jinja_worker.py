@@ -94,6 +94,8 @@ def _bounded(work: Any, *args: Any) -> Any:
         return work(*args)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
+    except RecursionError:
+        return ["limit", "is nested too deeply or calls itself without end"]
     except Exception as error:  # whatever its expressions raise
         return ["error", f"{error}"[:300] or type(error).__name__]
     finally:
@@ -117,6 +119,9 @@ def _limit(size: int | None) -> None:
 
 def main() -> None:
     """Answer requests until standard input ends."""
+    import jinja2.sandbox  # before the limits, which are on top of it
+
+    assert jinja2
     templates: dict[str, Any] = {}
     base = _address_space()
     for line in sys.stdin.buffer:

@@ -12,6 +12,7 @@ import tiny_hf
 from jaxgpt.errors import UserError
 from jaxgpt.text.chat import prompt_ids, render
 from jaxgpt.text.hf_tokenizer import HFTokenizer
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 LOOP = "{% for m in messages %}"
 CLOSE = "{% endfor %}"
@@ -241,3 +242,105 @@ def test_thoughts_in_the_prompt_are_given_and_not_trained() -> None:
     assert trained(tokenizer, turns("hello", "<think>\nthe\n</think>\ncat")) == [
         "the\n</think>\ncat<|im_end|>"
     ]
+
+
+# ------------------------------------------------------------------------------------------- tools
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"at": "sat"}}}
+TEXTUAL = {**CALL, "function": {"name": "look", "arguments": '{"at": "sat"}'}}
+
+
+def called(call: dict) -> list[dict]:
+    return [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "the <|im_end|>", "tool_call_id": "c1", "name": "look"},
+        {"role": "assistant", "content": "cat"},
+    ]
+
+
+SAID = '<tool_call>\n{"name": "look", "arguments": {"at": "sat"}}\n</tool_call><|im_end|>'
+
+
+@pytest.mark.parametrize("call", [CALL, TEXTUAL])
+def test_calls_are_trained_and_what_tools_answer_is_not(call: dict) -> None:
+    tokenizer = make("qwen 3")
+    assert trained(tokenizer, called(call)) == ["\n" + SAID, "<think>\n\n</think>\n\ncat<|im_end|>"]
+    whole = render(called(call), tokenizer).tokens
+    assert "<|im_start|>user\n<tool_response>\nthe <|im_end|>\n</tool_response><|im_end|>" in shown(
+        tokenizer, whole
+    )
+    assert whole.count(tokenizer.special["<|im_end|>"]) == 4  # that of the tool's text is text
+    prompt = prompt_ids(called(call)[:-1], tokenizer)
+    assert whole[: len(prompt)] == prompt
+    silent = [m | {"learn": False} if m.get("tool_calls") else m for m in called(call)]
+    assert trained(tokenizer, silent) == ["<think>\n\n</think>\n\ncat<|im_end|>"]
+
+
+def test_arguments_are_texts_for_a_template_that_takes_them_so() -> None:
+    joins = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ '[' + c.function.arguments + ']' }}{% endfor %}<|im_end|>"
+    prints = joins.replace("'[' + c.function.arguments + ']'", "c.function.arguments")
+    assert trained(written(chatml(joins)), called(TEXTUAL))[0] == '[{"at": "sat"}]<|im_end|>'
+    assert trained(written(chatml(prints)), called(TEXTUAL))[0] == '{"at": "sat"}<|im_end|>'
+    assert trained(written(chatml(prints)), called(CALL))[0] == "{'at': 'sat'}<|im_end|>"  # it is asked to
+
+
+NO_TOOLS = (
+    LOOP + "{% if m.role == 'assistant' %}" + HEADER + WRITES + "{% elif m.role in ('user', 'system') %}"
+)
+AS_USER = (
+    LOOP
+    + "{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    + WRITES
+    + "{% else %}<|im_start|>user\n"
+    + WRITES
+)
+AS_ANSWER = (
+    LOOP
+    + "{% if m.role == 'user' %}<|im_start|>user\n"
+    + WRITES
+    + "{% else %}<|im_start|>assistant\n"
+    + WRITES
+)
+REST = "{% endif %}{{ '\n' }}" + CLOSE + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}"
+TOOL = [*turns("hello"), {"role": "tool", "content": "world"}, {"role": "assistant", "content": "cat"}]
+LEFT_OUT = {
+    "no tools": (NO_TOOLS + "<|im_start|>{{ m.role }}\n" + WRITES + REST, TOOL, "leaves out turns of the role 'tool'"),
+    "tools as users": (AS_USER + REST, TOOL, "turns of the role 'tool' as those of 'user'"),
+    "tools as answers": (AS_ANSWER + REST, TOOL, "turns of the role 'tool' as those of 'assistant'"),
+    "no system": (NO_TOOLS.replace("system", "nobody") + "<|im_start|>user\n" + WRITES + REST,
+                  turns("hello", "cat", system="the"), "leaves out turns of the role 'system'"),
+    "system as answer": (AS_ANSWER + REST, turns("hello", "cat", system="the"), "'system' as those of 'assistant'"),
+    "no calls": (tiny_hf.CHATML, called(CALL), "leaves out 'tool_calls' of a turn of the role 'assistant'"),
+    "no thoughts": (tiny_hf.CHATML, [*turns("hello"), {"role": "assistant", "content": "cat", "reasoning_content": "sat"}],
+                    "leaves out 'reasoning_content' of a turn of the role 'assistant'"),
+    "refused": (LOOP + "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + CLOSE, TOOL, "no tools"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_nothing_is_left_out_without_a_word(name: str) -> None:
+    template, messages, why = LEFT_OUT[name]
+    tokenizer = written(template)
+    for _ in range(2):
+        with pytest.raises(UserError, match=why):
+            render(messages, tokenizer)
+    asked = messages if messages[-1]["role"] != "assistant" or len(messages[-1]) > 2 else messages[:-1]
+    with pytest.raises(UserError, match=why):
+        prompt_ids(asked, tokenizer)
+
+
+def test_parts_that_are_empty_and_names_are_no_loss() -> None:
+    messages = turns("hello", "cat")
+    more = [messages[0] | {"name": "sat"}, messages[1] | {"tool_calls": [], "reasoning_content": None}]
+    for tokenizer in (make("chatml"), ByteTokenizer()):
+        assert render(more, tokenizer) == render(messages, tokenizer)
+
+
+def test_jaxgpts_own_template_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(UserError, match="jaxgpt's own has no turns of tools"):
+        render(TOOL, ByteTokenizer())
+    with pytest.raises(UserError, match="jaxgpt's own writes no tool_calls"):
+        render(called(CALL)[:2], ByteTokenizer())
+    quiet = [m | {"learn": False} for m in turns("hello", "cat")]
+    assert not any(render(quiet, ByteTokenizer()).weights)
