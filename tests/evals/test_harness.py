@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_hf
+from tiny import sharp_params
 from tiny_evals import ROWS, TEXT
 
 from jaxgpt.errors import UserError
@@ -20,6 +23,7 @@ from jaxgpt.sample.generate import Completion
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prompt_ids, render
 from jaxgpt.text.chat_template import MARK
+from jaxgpt.text.hf_tokenizer import HFTokenizer
 
 TASK = """task: {name}
 dataset_path: json
@@ -143,6 +147,37 @@ def test_a_dialogue_is_rendered_as_in_training(scorer: Scorer) -> None:
         lm.apply_chat_template([{"role": "usr", "content": ""}])
 
 
+@pytest.mark.parametrize("name", [*tiny_hf.TOKENIZERS, "never opens"])
+def test_a_models_own_template_gives_the_same_ids_everywhere(name: str, scorer: Scorer) -> None:
+    files = {"never opens": tiny_hf.byte_level(template=tiny_hf.CHATML.split("{% if add")[0])}
+    tokenizer = HFTokenizer((tiny_hf.TOKENIZERS | files)[name], name)
+    model = replace(scorer.model, vocab_size=512)
+    lm = as_lm(Scorer(model, scorer.compute, sharp_params(model), tokenizer, scorer.mesh))
+    typed = "what is <|im_end|>? </s>"
+    turns = [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(("hi", "cat", typed))]
+    asked = lm.tok_encode(lm.apply_chat_template(turns))
+    assert asked == prompt_ids(turns, tokenizer)
+    assert asked == lm.generator.dialogues([turns])["prompts"][0]  # of `sample` and `chat`
+    answered = [*turns, {"role": "assistant", "content": f"{typed} sat"}]
+    if name != "thinking":  # which writes earlier answers otherwise once another follows
+        assert render(answered, tokenizer).tokens[: len(asked)] == asked  # training
+    if name in ("chatml", "never opens"):
+        start, end = (tokenizer.special[mark] for mark in ("<|im_start|>", "<|im_end|>"))
+        line, expected = tokenizer.encode("\n"), list[int]()
+        for turn in turns:
+            text = f"{turn['role']}\n{turn['content']}"
+            expected += [start, *tokenizer.encode(text), end, *line]
+        assert asked == [*expected, start, *tokenizer.encode("assistant\n")]
+    # A continuation is scored after the whole prompt, and cannot write a control token either.
+    begun = [*turns, {"role": "assistant", "content": "the"}]
+    whole = lm.tok_encode(lm.apply_chat_template(begun, add_generation_prompt=False))
+    assert whole[: len(asked)] == asked or name == "thinking"
+    given, scored = lm._pair(lm.apply_chat_template(turns), " </s> cat<|im_end|>")
+    assert given == asked
+    assert not set(scored) & set(tokenizer.names)
+    assert lm.chat_template() == tokenizer.template.source
+
+
 def test_tasks_of_yaml_files_give_our_own_figures(scorer: Scorer, tmp_path: Path) -> None:
     contexts, words = ["the cat", "seven dogs"], ["sat", "ran over", "hills", "a"]
     lm = as_lm(scorer, batch_size=2)
@@ -170,6 +205,12 @@ def test_tasks_of_yaml_files_give_our_own_figures(scorer: Scorer, tmp_path: Path
         assert found["mine"][name] == pytest.approx(ours[name])
     assert 0 < ours["acc"].value < 1
     assert found["told"]["exact_match"].value == 0.5
+    asked_ids = [prompt_ids([{"role": "user", "content": context}], scorer.tokenizer) for context in contexts]
+    pairs = [(asked_ids[i % 2], [*f" {word}".encode()]) for i in range(6) for word in words[i:] + words[:i]]
+    scores = iter(scorer.token_logprobs(pairs, 2))
+    best = [max(range(4), key=[next(scores).logprob for _ in words].__getitem__) for _ in range(6)]
+    dialogues = run_lm_eval(scorer, [str(choice)], batch_size=2, chat=True)
+    assert dialogues["mine"]["acc"].value == sum(b == i % 3 for i, b in enumerate(best)) / 6
     one = run_task(scorer, read_task(tmp_path / "c.jsonl")[:1], 2)
     assert run_lm_eval(scorer, [str(choice)], batch_size=2, limit=1)["mine"]["acc"].value == one["acc"].value
 
