@@ -9,30 +9,51 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, TypedDict, cast
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jaxgpt.config import GPT, Chat, Compute, Optim, Run, Text, Train
 from jaxgpt.errors import UserError
-from jaxgpt.files import write_json, write_jsonl
+from jaxgpt.files import parse_json, read_json, write_json, write_jsonl
 
 log = logging.getLogger(__name__)
 
 STATE = "quickstart.json"
 """Marks a work folder as ours, and holds the seconds spent on it."""
 VOCAB = 2048
+AGAIN = "remove the work folder and run the command again"
 LENGTH = 256
 TEST_QUESTIONS = 256
 TRAIN_DIALOGUES = 64_000
 SEED = 0
+
+
+class State(TypedDict):
+    """What STATE holds."""
+
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Message(TypedDict):
+    """A turn of a dialogue."""
+
+    role: str
+    content: str
+
+
+class Example(TypedDict):
+    """A line of the test's questions, which are dialogues of one question and its answer."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=2)]
+    skill: str
 
 
 def model() -> GPT:
@@ -115,7 +136,7 @@ def quickstart(*, workdir: Path = Path("quickstart")) -> int:
         with _quiet():
             results, answers = _evaluate(workdir, pretrain, tune)
     say("[bold]6/6[/] writing the report")
-    results["seconds"] = round(json.loads((workdir / STATE).read_text("utf-8"))["seconds"], 1)
+    results["seconds"] = round(_spent(workdir), 1)
     try:
         _goodbye(workdir, tune, results, answers)
     finally:  # shown also where it cannot be saved, saved also where it cannot be shown
@@ -128,11 +149,15 @@ def quickstart(*, workdir: Path = Path("quickstart")) -> int:
 @contextlib.contextmanager
 def _clock(workdir: Path) -> Iterator[None]:
     """Add the time spent inside to what earlier calls spent on this folder."""
-    before, start = json.loads((workdir / STATE).read_text("utf-8"))["seconds"], time.perf_counter()
+    before, start = _spent(workdir), time.perf_counter()
     try:
         yield
     finally:
         write_json(workdir / STATE, {"seconds": before + time.perf_counter() - start})
+
+
+def _spent(workdir: Path) -> float:
+    return read_json(workdir / STATE, State, AGAIN)["seconds"]
 
 
 @contextlib.contextmanager
@@ -224,8 +249,9 @@ def _evaluate(workdir: Path, pretrain: Run, tune: Run) -> tuple[dict[str, Any], 
     return results, answers
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def _read(path: Path) -> list[Any]:
+    lines = path.read_bytes().splitlines()
+    return [parse_json(line, Example, f"{path}, line {i}", AGAIN) for i, line in enumerate(lines, 1)]
 
 
 def _size(run: Run) -> str:

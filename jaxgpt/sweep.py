@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
+import math
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from jaxgpt.config import Run, load_sweep, override, to_json
 from jaxgpt.errors import UserError, require, require_known
-from jaxgpt.files import require_writable, write_json, write_text
+from jaxgpt.files import Count, check_json, read_json, require_writable, write_json, write_text
 from jaxgpt.report import points, read_metrics
+from jaxgpt.report.page import drawable
 from jaxgpt.report.sweep import Row, markdown, print_rows, write_sweep
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,31 @@ same command again goes on where it stopped. --only trains the runs named; other
 those of `jaxgpt train`, set a field in every run.
 """
 DONE = ("finished", "patience")
+
+
+class Held(TypedDict):
+    """A row of sweep.json: see `report.sweep.Row`."""
+
+    name: str
+    run: dict[str, Any]
+    differs: dict[str, Any]
+    state: str
+    reason: str
+    parameters: NotRequired[Count]
+    steps: NotRequired[Count]
+    tokens: NotRequired[Count]
+    val_loss: NotRequired[float]
+    val_accuracy: NotRequired[float]
+    val_bits_per_byte: NotRequired[float]
+    seconds: NotRequired[float]
+    tokens_per_second: NotRequired[Count]
+    curve: NotRequired[list[tuple[float, float]]]
+
+
+class Table(TypedDict):
+    """What sweep.json holds."""
+
+    runs: list[Held]
 
 
 def sweep(args: list[str]) -> int:
@@ -164,27 +190,32 @@ def measure(run: Run) -> Row:
     records: list[Row] = []
     with suppress(OSError):
         records = read_metrics(run.folder / "metrics.jsonl")
-    logged = [r for r in records if "step_seconds" in r]
+    logged = [(step, seconds) for step, seconds in points(records, "step_seconds") if seconds == seconds]
     if not logged:
         return {}
     tokens = run.train.batch_size * run.length
-    steps = [0, *(r["step"] for r in logged)]
-    spent = [(b - a) * r["step_seconds"] for a, b, r in zip(steps, steps[1:], logged, strict=False)]
+    steps = [0, *(step for step, _ in logged)]
+    spent = [(b - a) * seconds for a, (b, seconds) in zip(steps, logged, strict=False)]
+    speeds = [v for _, v in points(records, "tokens_per_second") if v == v]
     curve = [(step * tokens, loss) for step, loss in points(records, "val_loss") if loss == loss]
     found = {
         "steps": steps[-1],
         "tokens": steps[-1] * tokens,
         "seconds": round(sum(spent), 1),
-        "tokens_per_second": round(median(r["tokens_per_second"] for r in logged)),
+        **({"tokens_per_second": round(median(speeds))} if speeds else {}),
         "curve": curve,
     }
     if curve:
-        best = min((r for r in records if r.get("val_loss") is not None), key=lambda r: r["val_loss"])
-        found |= {name: best[name] for name in ("val_loss", "val_bits_per_byte") if name in best}
+        best = min((r for r in records if _measured(r, "val_loss")), key=lambda r: r["val_loss"])
+        found |= {name: best[name] for name in ("val_loss", "val_bits_per_byte") if _measured(best, name)}
         accuracies = [a for _, a in points(records, "val_accuracy") if a == a]
         if run.train.best_by == "error" and accuracies:
             found["val_accuracy"] = max(accuracies)
     return found
+
+
+def _measured(record: Row, name: str) -> bool:
+    return not math.isnan(drawable(record.get(name)))
 
 
 def differences(first: Any, run: Any, prefix: str = "") -> dict[str, Any]:
@@ -197,9 +228,14 @@ def differences(first: Any, run: Any, prefix: str = "") -> dict[str, Any]:
 
 def _held_rows(runs: Mapping[str, Run], folder: Path) -> dict[str, Row]:
     """A row a run: as an earlier call left it if that was of the same config, else waiting."""
-    held: dict[str, Row] = {}
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        held = {row["name"]: row for row in json.loads((folder / "sweep.json").read_bytes())["runs"]}
+    held, path, fix = dict[str, Row](), folder / "sweep.json", "its rows are made again"
+    if path.exists():
+        try:
+            found = read_json(path, dict[str, Any], fix)
+            check_json(found, Table, path, fix)
+            held = {row["name"]: row for row in found["runs"]}
+        except UserError as error:
+            log.warning("%s", error)
     first, rows = to_json(next(iter(runs.values()))), {}
     for name, run in runs.items():
         config = to_json(run)

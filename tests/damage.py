@@ -66,7 +66,8 @@ def apply(folder: Path, edits: list[Edit]) -> None:
 @contextlib.contextmanager
 def damaged_copy(folder: Path, edits: list[Edit]) -> Iterator[Path]:
     """A copy of the folder, under its own name, with the edits made."""
-    note("\n".join(map(repr, edits)))
+    if edits:
+        note("\n".join(map(repr, edits)))
     with tempfile.TemporaryDirectory() as work:
         copy = Path(work) / folder.name
         shutil.copytree(folder, copy)

@@ -404,14 +404,20 @@ def test_an_error_in_another_file_names_the_line_that_led_there(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", " is not JSON ("),
-        ("[1]", ": config is [1]; it must be an object (Run)."),
+        ("{", " is damaged (not JSON: "),
+        ("[1]", " is damaged (Expected `object`, got `array`); restore it or start a new run."),
+        ('{"run": [1]}', ": config is [1]; it must be an object (Run)."),
+        ('{"run": ' + "[" * 900 + "]" * 900 + "}", " is damaged (its values are nested too deeply); "),
+        ('{"run": {"name": ' + "9" * 5000 + "}}", " is damaged (not JSON: "),
+        ("\udcff", " is damaged (not UTF-8 at byte 0); "),
         ('{"run": {"name": "r", "modle": 1}}', ": config has no field 'modle'; did you mean 'model'?"),
-        ('{"name": "r", "optim": {"eps": NaN}}', ": optim.eps is nan; it must be a finite number."),
+        ('{"name": "r", "optim": {"eps": NaN}}', " is damaged (not JSON: NaN is no JSON value); "),
     ],
+    ids=lambda value: value[:40],
 )
 def test_a_damaged_record_is_named(text: str, message: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "config.json", text)
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     assert refused(load, tmp_path).startswith(f"{path}{message}")
 
 

@@ -32,6 +32,7 @@ from jaxgpt.aot import hlo
 from jaxgpt.aot.topology import Topology
 from jaxgpt.config import GPT, ROW_AXES, Run, to_json
 from jaxgpt.errors import UserError, require, require_known
+from jaxgpt.files import check_json, parse_json
 from jaxgpt.models import abstract_params
 from jaxgpt.sharding import TABLE
 
@@ -104,10 +105,26 @@ class Report:
     @classmethod
     def of(cls, record: dict[str, Any]) -> Report:
         """From its JSON."""
-        lists: dict[str, Any] = {name: tuple(record[name]) for name in ("uncounted", "squares")}
-        lists["largest"] = tuple((array, kind, number) for array, kind, number in record["largest"])
-        lists["collectives"] = tuple(map(hlo.Collective.of, record["collectives"]))
-        return cls(**{**record, **lists})
+        return check_json(record, cls, "a report", "compile the program again")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the other process is asked for: see `compile_for`."""
+
+    run: dict[str, Any]
+    where: str
+    programs: tuple[str, ...]
+    decoding: Decoding
+    keep: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it says: a sentence for the user, or the reports."""
+
+    mistake: str = ""
+    reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def compile_for(
@@ -136,13 +153,8 @@ def compile_for(
         require_known(program, PROGRAMS, f"program {program!r} is not known")
     topology = Topology(where)
     _require_compiler(topology)
-    request = {
-        "run": to_json(run),
-        "where": where,
-        "programs": list(programs),
-        "decoding": dataclasses.asdict(decoding or Decoding()),
-        "keep": str(keep and Path(keep).absolute()),
-    }
+    folder = str(keep and Path(keep).absolute())
+    request = Request(to_json(run), where, tuple(programs), decoding or Decoding(), folder)
     # What a test or a user set for programs that run here must not change those compiled for there.
     dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
     environment = {k: v for k, v in os.environ.items() if k not in dropped} | topology.environment
@@ -154,7 +166,7 @@ def compile_for(
     with _alone(topology):
         done = subprocess.run(
             [sys.executable, "-m", "jaxgpt.aot"],
-            input=json.dumps(request),
+            input=json.dumps(dataclasses.asdict(request)),
             capture_output=True,
             text=True,
             env=environment,
@@ -163,9 +175,9 @@ def compile_for(
     if done.returncode or not last:
         words = "\n".join(done.stderr.splitlines()[-25:])
         raise RuntimeError(f"compiling {run.name} for {where} ended with code {done.returncode}:\n{words}")
-    answer = json.loads(last[0])
-    require("mistake" not in answer, answer.get("mistake", ""))
-    return [Report.of(record) for record in answer["reports"]]
+    answer = parse_json(last[0], Answer, "the compiler's answer", "try again with JAXGPT_LOG=DEBUG")
+    require(not answer.mistake, answer.mistake)
+    return [Report.of(record) for record in answer.reports]
 
 
 def step_traffic(run: Run, axes: Mapping[str, int]) -> float:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import threading
 import time
-from typing import Any
 
-from jaxgpt.aot import Decoding
+from jaxgpt.aot import Answer, Request
 from jaxgpt.aot.programs import compile_on
 from jaxgpt.aot.topology import Topology
 from jaxgpt.config import Run, from_json
 from jaxgpt.errors import UserError
+from jaxgpt.files import parse_json, to_json
 from jaxgpt.layers.kernels.gpu import assume_device
 from jaxgpt.sharding import make_mesh
 
@@ -22,22 +21,21 @@ from jaxgpt.sharding import make_mesh
 def main() -> None:
     """Read a request from standard input and answer it with one line of JSON."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    request = json.load(sys.stdin)
     try:
-        run, topology = from_json(Run, request["run"]), Topology(request["where"])
-        decoding = Decoding(**request["decoding"])
+        request = parse_json(sys.stdin.read(), Request, "the request", "call `jaxgpt.aot.compile_for`")
+        run, topology = from_json(Run, request.run), Topology(request.where)
         devices = topology.describe()
         if topology.chip.platform == "cuda":
             assume_device(devices[0])
         mesh = make_mesh(run.check_mesh(len(devices)), devices)
         reports = [
-            compile_on(run, mesh, name, decoding, where=topology.name, keep=request["keep"])
-            for name in request["programs"]
+            compile_on(run, mesh, name, request.decoding, where=topology.name, keep=request.keep)
+            for name in request.programs
         ]
-        answer: dict[str, Any] = {"reports": [dataclasses.asdict(report) for report in reports]}
+        answer = Answer(reports=[dataclasses.asdict(report) for report in reports])
     except UserError as error:
-        answer = {"mistake": str(error)}
-    print(json.dumps(answer))
+        answer = Answer(mistake=str(error))
+    print(to_json(dataclasses.asdict(answer)))
 
 
 def _end_with(parent: int) -> None:

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -63,15 +62,6 @@ class Collective:
     depth: int
     sent: float
     source: str
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> Collective:
-        """From its JSON."""
-        lists: dict[str, Any] = {
-            "axes": tuple(record["axes"]),
-            "whole": tuple(map(Array.of, record["whole"])),
-        }
-        return cls(**{**record, **lists})
 
     @property
     def size(self) -> float:

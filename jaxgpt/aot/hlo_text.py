@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jaxgpt.layers.kernels.base import SELDOM
 
@@ -36,11 +34,6 @@ class Array:
         """Bytes without padding; a 4-bit number is half a byte."""
         bits = BITS.get(self.dtype) or int(re.findall(r"\d+", self.dtype)[0])
         return bits / 8 * self.size
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Array:
-        """From its JSON."""
-        return cls(record["dtype"], tuple(record["dims"]))
 
 
 def arrays(text: str) -> list[Array]:

@@ -8,7 +8,6 @@ import difflib
 import importlib.util
 import io
 import itertools
-import json
 import re
 import traceback
 import types
@@ -21,6 +20,7 @@ from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.models import GPT, Bert, Classifier, MoE, RopeScaling, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
 from jaxgpt.errors import UserError, nearest, require
+from jaxgpt.files import read_json
 
 KINDS = (
     *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled),
@@ -43,12 +43,9 @@ def load(path: str | Path) -> Run:
         f"config {str(path)!r} does not exist; give a .py file, a config.json or a run folder.",
     )
     if path.suffix == ".json":
+        record = read_json(path, dict[str, Any], "restore it or start a new run")
         try:
-            record = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); restore it or start a new run.") from None
-        try:
-            return from_json(Run, record.get("run", record) if isinstance(record, dict) else record)
+            return from_json(Run, record.get("run", record))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")

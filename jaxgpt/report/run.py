@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -11,15 +10,18 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
+from jaxgpt.errors import UserError
+from jaxgpt.files import Count, check_json, parse_json, read_json, to_json
 from jaxgpt.report.charts import Record, chart, points, smooth
 from jaxgpt.report.confusion import confusion_picture
 from jaxgpt.report.page import Html, commands, drawable, escaped, facts, figure, shown, table, write
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LOSSES = {"loss": "Loss (nats a target)", "bits_per_byte": "Bits per byte"}
 PANELS = {  # metric: title, factor, whether the axis is linear from zero
@@ -31,17 +33,52 @@ PANELS = {  # metric: title, factor, whether the axis is linear from zero
 }
 
 
+class Step(TypedDict):
+    """What every record of `metrics.jsonl` has; its numbers are read by `drawable`, whatever they are."""
+
+    step: Count
+
+
+class Figure(TypedDict):
+    """A number of an evaluation."""
+
+    name: str
+    value: float | None
+    standard_error: float | None
+
+
+class Evaluation(TypedDict):
+    """What `jaxgpt eval` leaves in `eval/NAME.json`, as far as it is shown."""
+
+    title: str
+    step: Count
+    figures: dict[str, Figure]
+    report: NotRequired[str]
+    confusion: NotRequired[tuple[list[str], list[list[Count]]]]
+
+
 def read_metrics(path: str | Path) -> list[Record]:
-    """The records of a `metrics.jsonl` that have a step; cut or damaged lines are left out."""
-    lines, records = list(filter(bytes.strip, Path(path).read_bytes().split(b"\n"))), []
-    with suppress(ValueError, RecursionError):  # all at once takes two thirds of the time
-        records = json.loads(b"[%b]" % b",".join(lines))
-    if len(records) != len(lines):
-        records = []
-        for line in lines:
-            with suppress(ValueError, RecursionError):
-                records.append(json.loads(line))
-    return [r for r in records if isinstance(r, dict) and drawable(r.get("step")) >= 0]
+    """The records of a `metrics.jsonl` that have a step.
+
+    Lines that are cut or damaged are left out, with one warning that counts them.
+    """
+    lines = list(filter(bytes.strip, Path(path).read_bytes().split(b"\n")))
+    with suppress(UserError):  # all at once takes half the time
+        if len(records := _records(b",".join(lines))) == len(lines):
+            return records
+    kept = list[Record]()
+    for line in lines:
+        with suppress(UserError):
+            made = _records(line)
+            kept += made if len(made) == 1 else []  # two on a line are none
+    log.warning("%s: %d damaged lines of %d are left out", path, len(lines) - len(kept), len(lines))
+    return kept
+
+
+def _records(lines: bytes) -> list[Record]:
+    records = parse_json(b"[%b]" % lines, list[dict[str, Any]], "records", "")
+    check_json(records, list[Step], "records", "")
+    return records
 
 
 def curves(records: Sequence[Record], metric: str = "loss") -> Html:
@@ -71,10 +108,9 @@ def run_report(folder: str | Path) -> Path | None:
     folder, config = Path(folder), {}
     try:
         records = read_metrics(folder / "metrics.jsonl")
-        with suppress(OSError, ValueError):
-            config = json.loads((folder / "config.json").read_bytes())
-        config = config if isinstance(config, dict) else {}
-        told, place = json.dumps(config), shlex.quote(str(folder))
+        if (path := folder / "config.json").exists():
+            config = _left_out_if_damaged(path, dict[str, Any]) or {}
+        told, place = to_json(config), shlex.quote(str(folder))
         words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
         if '"kind": "Chat"' in told:
             words = f"jaxgpt chat {place}"
@@ -90,17 +126,31 @@ def run_report(folder: str | Path) -> Path | None:
 
 
 def _evaluations(folder: Path) -> list[Html]:
-    """What `jaxgpt eval` left in a run's folder, a table each; damaged files are left out."""
+    """What `jaxgpt eval` left in a run's folder, a table each."""
     tables = []
     for path in sorted(folder.glob("eval/*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = json.loads(path.read_bytes())
-            tables.append(table(list(found["figures"].values()), f"{found['title']}, step {found['step']}"))
-            if found.get("report"):
-                tables.append(Html(f'<pre class="card" tabindex="0">{escaped(found["report"])}</pre>'))
-                labels, counts = found["confusion"]
-                tables.append(confusion_picture(labels, np.asarray(counts)))
+        found = _left_out_if_damaged(path, Evaluation)
+        if found is None:
+            continue
+        figures: list[Any] = list(found["figures"].values())
+        tables.append(table(figures, f"{found['title']}, step {found['step']}"))
+        if report := found.get("report"):
+            tables.append(Html(f'<pre class="card" tabindex="0">{escaped(report)}</pre>'))
+        labels, counts = found.get("confusion", ([], []))
+        if [len(row) for row in counts] != [len(labels)] * len(labels):
+            log.warning("%s has no row and column of counts for each label; the picture is left out", path)
+        elif labels:
+            tables.append(confusion_picture(labels, np.asarray(counts)))
     return tables
+
+
+def _left_out_if_damaged(path: Path, kind: type[T]) -> T | None:
+    """A file's value; None, with a warning, where it is damaged: the rest of the page is worth having."""
+    try:
+        return read_json(path, kind, "the report leaves it out")
+    except UserError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
