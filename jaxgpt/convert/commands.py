@@ -69,7 +69,8 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
       mesh: devices to spread the parameters over while they are converted.
 
     Raises:
-      UserError: a family or a field that has no counterpart here, or tensors that do not fit it.
+      UserError: a family or a field that has no counterpart here, tensors that do not fit it or are not
+        finite, a damaged file, or a folder that cannot be written.
     """
     from jaxgpt.convert import files, weights
     from jaxgpt.convert.registry import read_config, text_part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxgpt.errors import require
-from jaxgpt.text.hf_files import holds_tokenizer
+from jaxgpt.text.hf_files import DECIDING, holds_tokenizer
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import (
     CONTROL,
@@ -32,8 +32,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if meta is None:
         require(
             holds_tokenizer(folder),
-            f"{folder} holds no {META_FILE}; give a folder written by `jaxgpt tokenizer train` or a "
-            "Hugging Face one.",
+            f"{folder} holds no tokenizer; give a folder written by `jaxgpt tokenizer train` or a "
+            f"Hugging Face one, which has {' or '.join(DECIDING)}.",
         )
         return HFTokenizer.from_folder(folder)
     kind, digest = meta["kind"], meta["digest"]

@@ -220,7 +220,7 @@ class Meta(TypedDict):
 
 def saved_meta(folder: Path) -> Meta | None:
     """What `save` wrote about a tokenizer; None where it did not (Hugging Face has that file too)."""
-    path, fix = folder / META_FILE, "restore it or train the tokenizer again"
+    path, fix = folder / META_FILE, "restore that file"
     if not path.is_file():
         return None
     meta = read_json(path, dict[str, Any], fix)
