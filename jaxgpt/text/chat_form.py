@@ -27,8 +27,9 @@ class Form:
       lead: what follows before the answer's own text (a space, an empty thought): the model writes it.
       given: what a prompt has after `opening` and an answer must begin with (`<think>`).
       added: what a prompt lacks since the template never writes it: `opening`, or nothing.
-      ends: what may follow an answer's text, each up to and including its first control token.
+      ends: what may follow an answer's text, each up to and including the control token that ends it.
       problem: why answers cannot be told apart, as words after "the template"; else empty.
+      lost: what of a dialogue the template leaves out, in the same way.
     """
 
     opening: str = ""
@@ -37,6 +38,7 @@ class Form:
     added: str = ""
     ends: tuple[str, ...] = ()
     problem: str = ""
+    lost: str = ""
 
     def start(self, whole: str, floor: int, text: int) -> int | None:
         """Where an answer begins; None where it does not begin as its prompt ends.
@@ -52,6 +54,13 @@ class Form:
         if at < 0 or not whole.startswith(self.given, at + len(self.opening)):
             return None
         return at + len(self.opening + self.given)
+
+    def skip(self, whole: str, start: int, stop: int) -> int:
+        """Where an answer begins that is marked from `start` to `stop`, perhaps with its prompt's end."""
+        if self.opening:
+            at = whole.find(self.opening, max(0, start - len(self.opening)), stop)
+            start = at + len(self.opening) if 0 <= at <= start else start
+        return start + len(self.given) if whole.startswith(self.given, start, stop) else start
 
     def end(self, whole: str, text: int) -> int | None:
         """Where an answer ends whose own text ends at `text`: after the control token that ends it."""
@@ -81,6 +90,9 @@ def probe(render: Render, control: Collection[str]) -> Form:
         return Form(
             problem=f"takes no question with its answer ({prompt if isinstance(once, str) else once})"
         )
+    if QUESTION not in prompt or ANSWER not in once:
+        lost = "leaves out the text of turns (perhaps it wants a list of parts in place of each text)"
+        return Form(problem=lost, lost=lost)
     if prompt.count(QUESTION) != 1 or not once.count(QUESTION) == once.count(ANSWER) == 1:
         return Form(problem="does not write the text of each turn exactly once")
     units = _Units(control)
@@ -94,7 +106,7 @@ def probe(render: Render, control: Collection[str]) -> Form:
         opened = units.common(none, closed, tail, end=True)
         closed, tail = closed.removesuffix(opened), tail.removesuffix(opened)
     ends = units.ends(closed, tail, "" if middle is None else middle.split(SECOND)[0])
-    nothing = f"writes {tail[:60]!r} after an answer, which holds no control token to end it"
+    nothing = f"writes {tail[:60]!r} after an answer, where no control token (such as eos_token) ends it"
     return replace(form, ends=ends, problem="" if ends else nothing)
 
 
@@ -149,13 +161,15 @@ class _Units:
         return "".join(rows[0][: agree(*rows)][::step])
 
     def ends(self, closed: str, tail: str, middle: str) -> tuple[str, ...]:
-        """What ends an answer, up to and including its first control token.
+        """What ends an answer, up to and including the last control token that always follows it.
 
         Args:
           closed: the text after a question that is the last turn.
           tail: after an answer that is the last turn.
           middle: between an answer and the next question; it may be the latter's opening alone.
         """
+        if always := list(self._names.finditer(self.common(tail, middle))):
+            return (tail[: always[-1].end()],)
         asked, last, inner = (self._names.search(text) for text in (closed, tail, middle))
         if last is None:
             return ()

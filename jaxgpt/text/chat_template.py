@@ -37,10 +37,10 @@ ROLES = ("system", "user", "assistant", "tool")
 """Who speaks in a dialogue."""
 OWN_KEYS = frozenset({"role", "content", "learn", "name", "tool_call_id"})
 """Of a turn; what a template does with any other must make a difference."""
-MARK = "\ufdd8"
+MARK = "\ufdd4"
 """Begins a dialogue that was written as a text; see `chat.prompt_text`."""
 _GUARD, _SENTINEL = "\ufdd2", "\ufdd3"
-_INTERNAL = re.compile("[\ufdd0-\ufdd8]")  # noncharacters: never in exchanged text
+_INTERNAL = re.compile("[\ufdd0-\ufdd4]")  # noncharacters: never in exchanged text
 Span = tuple[int, int]
 Turns = list[dict[str, Any]]
 
@@ -76,6 +76,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Names, where: str = "the tokenizer") -> None:
         self.source, self._tokenizer, self._where = source, tokenizer, where
         self._jinja = Jinja(source, tokenizer.roles, where)
+        self._control = re.compile("|".join(map(re.escape, tokenizer.special)) or "(?!)")
         self._objects: bool | None = None  # whether it takes arguments of calls as objects
         self._marked, self._told, self._known = "endgeneration" in source, False, set[tuple[str, str]]()
 
@@ -110,6 +111,7 @@ class ChatTemplate:
           UserError: the template refuses the dialogue, or does not let the answers be told apart.
         """
         real, guarded = self._turns(messages)
+        require(not self.form.lost, self._unclear(self.form.lost))
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         learned = [i for i in answers if messages[i].get("learn", True)]
         others = [] if self._marked else [_answered(guarded, i) for i in learned]
@@ -129,6 +131,7 @@ class ChatTemplate:
     def prompt(self, messages: Messages) -> str:
         """The text after which the assistant's next answer begins, for `ids`."""
         (text,) = self._faithful(*self._turns(messages), prompt=True)
+        require(not self.form.lost, f"the chat template of {self._where} {self.form.lost}; mend it.")
         return _unmark(text)[0] + self.form.added
 
     def unfinished(self, messages: Messages) -> str:
@@ -284,9 +287,20 @@ class ChatTemplate:
             several = f"marks {len(spans)} stretches of text in a dialogue of {len(answers)} answers"
             require(len(spans) == len(answers), self._unclear(several))
             spans = [span for i, span in zip(answers, spans, strict=True) if i in learned]
-        opening = self.form.opening + self.form.given
-        skipped = [(a + len(opening) if whole.startswith(opening, a, b) else a, b) for a, b in spans]
-        return [(a, self.form.end(whole, b) or b) for a, b in skipped]
+        if len(spans) > len(answers):  # some mark the end of the whole text too
+            spans = [(a, b) for a, b in spans if self._control.sub("", whole[a:b]).strip()]
+        return [self._mended(whole, *span) for span in spans]
+
+    def _mended(self, whole: str, start: int, stop: int) -> Span:
+        """A marked stretch, less what opens an answer, up to the control token that ends it."""
+        start = self.form.skip(whole, start, stop)
+        if (end := self.form.end(whole, stop)) is not None:
+            return start, end
+        for end in self.form.ends:
+            at = whole.rfind(end, start, stop)
+            if at >= 0 and not self._control.sub("", whole[at + len(end) : stop]).strip():
+                return start, at + len(end)
+        return start, stop
 
     def _tell(self, content: str, written: str) -> None:
         if not self._told and content.strip() not in written:

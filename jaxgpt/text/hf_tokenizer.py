@@ -12,8 +12,10 @@ import json
 import logging
 import re
 import secrets
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -180,12 +182,16 @@ class HFTokenizer(Table):
         """
         utf8(text)
         ids, offsets = self._backend.spans(self._swap(text, guard))
-        edges = [(len(self._swap(text[:a], guard)), len(self._swap(text[:b], guard))) for a, b in spans]
-        inside, whole = np.zeros(len(ids), bool), np.array([i in self.names for i in ids], bool)
-        starts, ends = np.array(offsets, int).reshape(-1, 2).T
-        for a, b in edges:
-            inside |= (starts >= a) & (starts < b) & (whole | (ends <= b))  # a byte may be [s, s)
-        return ids, inside.astype(float).tolist()
+        weights = [0.0] * len(ids)
+        for a, b in spans:
+            a, b = (len(self._swap(text[:at], guard)) for at in (a, b))
+            first, after = (bisect_left(offsets, at, key=itemgetter(0)) for at in (a, b))
+            weights[first:after] = [1.0] * (after - first)
+            for i in range(after - 1, first - 1, -1):
+                if offsets[i][1] <= b:
+                    break
+                weights[i] = float(ids[i] in self.names)
+        return ids, weights
 
     def _swap(self, text: str, guard: str) -> str:
         private = self._private

@@ -125,6 +125,22 @@ TRAINED = {
         level(CHATML, chatml(marked("{{ m.content }}") + "<|im_end|>")), "cat<|im_end|>", " the end <|im_end|>"
     ),
     "marked with the header": (level(CHATML, TOGETHER), "cat<|im_end|>", " the end <|im_end|>"),
+    "marked with a line": (level(CHATML, chatml(marked(WRITES + "{{ '\n' }}"))), "cat<|im_end|>", " the end <|im_end|>"),
+    "marked with two ends": (
+        level(CHATML, chatml(marked(WRITES + "{% if loop.last %}{{ '\n' + pad_token }}{% endif %}"))),
+        "cat<|im_end|>", " the end <|im_end|>",
+    ),
+    "marked with a thought of the prompt": (
+        level(CHATML, chatml(marked("<think>" + WRITES), asked=HEADER + "<think>")), "cat<|im_end|>", " the end <|im_end|>"
+    ),
+    "marked with half the header": (
+        level(CHATML, TOGETHER.replace(marked(HEADER + WRITES), HEADER[:-1] + marked("{{ '\n' }}" + WRITES))),
+        "cat<|im_end|>", " the end <|im_end|>",
+    ),
+    "two ends": (
+        level(CHATML, chatml("{{ m.content }}<|im_end|><|endoftext|>")),
+        "cat<|im_end|><|endoftext|>", " the end <|im_end|><|endoftext|>",
+    ),
     "marked, trimmed": (
         level(CHATML, chatml(marked("{{ m.content | trim }}<|im_end|>"))), "cat<|im_end|>", "the end<|im_end|>"
     ),
@@ -203,13 +219,14 @@ def test_thoughts_are_trained_where_they_are_written() -> None:
 
 REFUSED = {
     "no end of turn": (LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}" + CLOSE
-                       + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}", "no control token to end it"),
+                       + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}", "after an answer, where no control token"),
     "no end, always opens": (LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}" + CLOSE
-                             + "<|im_start|>assistant\n", "no control token to end it"),
+                             + "<|im_start|>assistant\n", "after an answer, where no control token"),
     "an end in letters": (chatml("{{ m.content }}[END]"), r"writes '\[END\]\\n' after an answer"),
     "another prompt": (chatml(asked="<|im_start|>model\n"), "ends a prompt with"),
     "a thought in the prompt alone": (chatml(asked="<|im_start|>assistant\n<think>\n"), "answer without it before"),
-    "no content": (chatml("yes<|im_end|>"), "exactly once"),
+    "no content": (chatml("yes<|im_end|>"), "leaves out the text of turns"),
+    "no content, marked": (chatml(marked("yes<|im_end|>")), "leaves out the text of turns"),
     "content twice": (chatml("{{ m.content + m.content }}<|im_end|>"), "exactly once"),
     "marks nothing": (chatml("{% if 0 %}" + marked("") + "{% endif %}{{ m.content }}<|im_end|>"), "marks none"),
     "knows no answers": (LOOP + "{% if m.role == 'assistant' %}{{ raise_exception('mute') }}{% endif %}" + CLOSE, "mute"),

@@ -23,7 +23,7 @@ SPECIAL = [*tiny_hf.CHATML_SPECIAL, *tiny_hf.LLAMA3_SPECIAL, *tiny_hf.GEMMA_SPEC
 END = dict.fromkeys(NAMES, "<|im_end|>") | {"llama3": "<|eot|>", "mistral": "</s>", "gemma": "</turn>"}
 TRIMS = ("llama3", "gemma")
 content = st.one_of(
-    st.text(max_size=20).filter(lambda t: not set(t) & set("\ufdd0\ufdd1\ufdd2\u2581")),
+    st.text(max_size=20).filter(lambda t: not set(t) & set("\ufdd0\ufdd1\ufdd2\ufdd3\ufdd4\u2581")),
     st.lists(
         st.sampled_from([*SPECIAL, " ", "\n", "the", "cat", "好", "😀", "<|im_", "end|>", "assistant"])
     ).map("".join),
@@ -192,7 +192,8 @@ def test_a_template_that_acts_on_a_typed_control_token_is_refused_then_only():
         ("{{ messages[0].content + 1 }}", "refuses a dialogue"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses a dialogue"),
         (
-            "{% for turn in messages %}{% if 0 %}{% generation %}{% endgeneration %}{% endif %}{% endfor %}",
+            "{% for turn in messages %}{{ turn.content }}{% if 0 %}{% generation %}{% endgeneration %}"
+            "{% endif %}{% endfor %}",
             "marks none",
         ),
         # A prompt that opens otherwise than the rendered answer: what to train is not said anywhere.
