@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of things, in a schema: never negative, never absurd."""
+MOST_BYTES = 2**30
+"""Of a file that is read whole: the largest tokenizers have some 2**25."""
 MOST_LEVELS = 100
 """Of lists and objects within each other, in JSON that we read."""
 TOO_DEEP = "its values are nested too deeply"
@@ -98,11 +100,25 @@ def read_json(path: Path, kind: type[T], fix: str, *, once: bool = False) -> T:
       UserError: as `parse_json`, or the file cannot be read.
     """
     try:
-        require(path.is_file() or not os.path.lexists(path), f"{path} is not a file; {fix}.")  # a pipe blocks
-        data = path.read_bytes()
+        data = read_small(path, fix)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
     return parse_json(data, kind, path, fix, once=once)
+
+
+def read_small(path: Path, fix: str) -> bytes:
+    """The bytes of a file that is read whole, at most `MOST_BYTES`.
+
+    Raises:
+      UserError: a pipe, which would block, or whatever else is no file; or one of an absurd size.
+      OSError: it cannot be read.
+    """
+    require(path.is_file() or not os.path.lexists(path), f"{path} is not a file; {fix}.")
+    size = path.stat().st_size
+    require(
+        size <= MOST_BYTES, f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that it may; {fix}."
+    )
+    return path.read_bytes()
 
 
 def _refuse(constant: str) -> NoReturn:

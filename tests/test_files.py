@@ -62,6 +62,13 @@ def test_what_is_no_file_is_said(tmp_path):
             read_json(tmp_path / name, Any, "make it")
 
 
+def test_a_file_of_an_absurd_size_is_not_read(tmp_path):
+    (tmp_path / "x.json").touch()
+    os.truncate(tmp_path / "x.json", 2**40)  # which takes no room on the disk
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes"):
+        read_json(tmp_path / "x.json", Any, "make it again")
+
+
 def test_whatever_a_library_raises_is_one_sentence():
     class PanicException(BaseException):
         """As of a library in Rust."""

@@ -76,6 +76,8 @@ def headers(folder: Path) -> dict[str, Header]:
         if any(folder.glob("*.bin")):
             advice += "; pytorch_model.bin is not read: save it as safetensors"
         require((folder / ONE).is_file(), f"{folder} has no {ONE} and no {INDEX}{advice}.")
+        if any(folder.glob(SHARD)):
+            log.warning("%s: %s is read, and not %s, which no index names", folder, ONE, SHARD)
         return dict(_headers(folder / ONE))
     found, elsewhere = {}, []
     for file in sorted(set(where.values())):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import UserError, library_errors, require
-from jaxgpt.files import check_json, parse_json, to_json
+from jaxgpt.files import check_json, parse_json, read_small, to_json
 from jaxgpt.text.hf_schemas import SCHEMAS
 
 AGAIN = "download it again"
@@ -60,7 +60,7 @@ def read_files(folder: Path) -> Files:
       UserError: when none of them decides ids, or one cannot be read.
     """
     try:
-        files = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+        files = {name: read_small(folder / name, AGAIN) for name in KEPT if (folder / name).is_file()}
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
     require(

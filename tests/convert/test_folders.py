@@ -123,10 +123,15 @@ def test_a_link_to_a_file_is_read_and_one_to_a_folder_is_not(params: dict, tmp_p
     assert "outside of" in refused(folder)
 
 
-def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
+def test_shards_without_their_index_are_named(
+    params: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = whole(tmp_path, shards=2)
     (folder / files.INDEX).unlink()
     assert "needs its index" in refused(folder)
+    whole(tmp_path)
+    assert_same(load_folder(folder).params, params)
+    assert "model.safetensors is read, and not model-*.safetensors" in caplog.text
 
 
 # ------------------------------------------------------------------------------------- names
