@@ -29,7 +29,8 @@ def axis(values: Sequence[float], start: float, end: float, zero: bool = False) 
     if curved:
         digits = (1, 2, 3, 4, 5, 6, 8) if b - a < 2.4 else (1, 2, 5) if b - a < 5 else (1,)
         powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-        ticks = [d * 10.0**p for p in powers for d in digits if a <= math.log(d * 10.0**p) <= b]
+        marks = [d * 10.0**p for p in powers for d in digits]  # 0 below the smallest float
+        ticks = [mark for mark in marks if mark and a <= math.log(mark) <= b]
         ticks = ticks[:: 1 + len(ticks) // 8]
     return lambda value: start + (scale(value) - a) / (b - a) * (end - start), ticks, curved
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markup import RECORDS, Parts, drawn
 
@@ -71,6 +71,7 @@ NUMBERS = st.floats(-1e6, 1e6) | st.floats(1e-6, 1.0)
 
 @settings(deadline=None)
 @given(st.lists(NUMBERS, max_size=6), st.booleans())
+@example([1.0, 5e-324], False)
 def test_an_axis_keeps_order_and_holds_values_and_marks(values: list[float], zero: bool) -> None:
     place, ticks, curved = axis(values, 0.0, 100.0, zero)
     found = [place(v) for v in sorted(values)]
