@@ -84,13 +84,11 @@ class ChatTemplate:
     def form(self) -> Form:
         """What the template writes around answers; see `probe`."""
 
-        def plain(renderings: Sequence[Rendering]) -> list[str | UserError]:
-            return [
-                text if isinstance(text, UserError) else _unmark(text)[0]
-                for text in self._jinja.render(renderings)
-            ]
+        def texts(renderings: Sequence[Rendering]) -> list[str | UserError]:
+            found = self._jinja.render(renderings)
+            return [text if isinstance(text, UserError) else _plain(text) for text in found]
 
-        return probe(plain, self._tokenizer.special)
+        return probe(texts, self._tokenizer.special)
 
     def text(self, messages: Messages, prompt: bool) -> str:
         """The rendering, with the marks of `{% generation %}` in it.
@@ -115,7 +113,7 @@ class ChatTemplate:
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         learned = [i for i in answers if messages[i].get("learn", True)]
         others = [] if self._marked else [_answered(guarded, i) for i in learned]
-        whole, *renderings = self._faithful(real, guarded, False, others)
+        whole, renderings = self._faithful(real, guarded, False, others)
         text, spans = _unmark(whole)
         if self._marked:
             spans = self._marks(text, spans, answers, learned)
@@ -124,22 +122,24 @@ class ChatTemplate:
             spans = []
             for i, other in zip(learned, renderings, strict=True):
                 floor = spans[-1][1] if spans else 0
-                spans.append(self._answer(text, _unmark(other)[0], floor))
+                called = isinstance(other, UserError) and bool(guarded[i].get("tool_calls"))
+                span = self._call(guarded, i, text) if called else self._answer(text, _plain(other), floor)
+                spans.append(span)
                 self._tell(guarded[i]["content"], text[slice(*spans[-1])])
         return self._tokenizer.rendered(text, spans, _GUARD)
 
     def prompt(self, messages: Messages) -> str:
         """The text after which the assistant's next answer begins, for `ids`."""
-        (text,) = self._faithful(*self._turns(messages), prompt=True)
+        text, _ = self._faithful(*self._turns(messages), prompt=True)
         require(not self.form.lost, f"the chat template of {self._where} {self.form.lost}; mend it.")
-        return _unmark(text)[0] + self.form.added
+        return _plain(text) + self.form.added
 
     def unfinished(self, messages: Messages) -> str:
         """The text of a dialogue whose last turn is not ended, for `ids`."""
         real, guarded = self._turns(messages)
-        text, other = self._faithful(real, guarded, False, [_answered(guarded, len(guarded) - 1)])
-        text = _unmark(text)[0]
-        return text[: self._inner(text, _unmark(other)[0])[1]]
+        text, others = self._faithful(real, guarded, False, [_answered(guarded, len(guarded) - 1)])
+        text = _plain(text)
+        return text[: self._inner(text, _plain(others[0]))[1]]
 
     def ids(self, text: str) -> list[int]:
         """The ids of what `prompt` or `unfinished` gave, followed by `guarded` texts."""
@@ -238,17 +238,18 @@ class ChatTemplate:
 
     def _faithful(
         self, real: Turns, guarded: Turns, prompt: bool, others: Sequence[Messages] = ()
-    ) -> list[str]:
+    ) -> tuple[str, list[str | UserError]]:
         """The rendering of the guarded turns, checked against that of the real ones; then the others'."""
         checked = [real] if real != guarded else []
-        whole, *rest = map(_text, self._jinja.render([(m, prompt) for m in (guarded, *others, *checked)]))
-        if checked:
+        found = self._jinja.render([(turns, prompt) for turns in (guarded, *checked, *others)])
+        whole = _text(found[0])
+        for text in found[1 : 1 + len(checked)]:
             require(
-                whole.replace(_GUARD, "") == rest.pop(),
+                whole.replace(_GUARD, "") == _text(text),
                 f"a dialogue holds the name of a control token in its text, which the chat template of "
                 f"{self._where} acts upon; remove the name from the dialogue.",
             )
-        return [whole, *rest]
+        return whole, found[1 + len(checked) :]
 
     def _inner(self, whole: str, other: str) -> Span:
         """Where a turn's own text stands in the whole: where another rendering has the sentinel."""
@@ -277,6 +278,18 @@ class ChatTemplate:
                 self._unclear(f"writes {after!r} after an answer, where no control token ends it")
             )
         return start, stop
+
+    def _call(self, turns: Turns, i: int, whole: str) -> Span:
+        """Where an answer stands that calls a tool, in a template that wants a call before the tool's turn.
+
+        No other text can stand in its place, so its prompt and the dialogue up to it are rendered.
+        """
+        prompt, after = map(_plain, self._jinja.render([(turns[:i], True), (turns[: i + 1], False)]))
+        prompt, after = prompt + self.form.added, after.rstrip()
+        ends = [found.end() for found in self._control.finditer(after, len(prompt))]
+        known = whole.startswith(after) and after.startswith(prompt) and ends and ends[-1] == len(after)
+        require(bool(known), self._unclear("writes a call of a tool otherwise than where its prompt ends"))
+        return len(prompt), len(after)
 
     def _marks(self, whole: str, spans: list[Span], answers: list[int], learned: list[int]) -> list[Span]:
         """The marked stretches of the answers that are learned, each from its opening to its end."""
@@ -322,6 +335,11 @@ def _text(rendered: str | UserError) -> str:
     if isinstance(rendered, UserError):
         raise rendered
     return rendered
+
+
+def _plain(rendered: str | UserError) -> str:
+    """The text without marks; raises the error that it may be."""
+    return _unmark(_text(rendered))[0]
 
 
 def _changed(messages: Turns, i: int, turn: dict[str, Any]) -> Turns:

@@ -294,6 +294,23 @@ def test_calls_are_trained_and_what_tools_answer_is_not(call: dict) -> None:
     assert trained(tokenizer, silent) == ["<think>\n\n</think>\n\ncat<|im_end|>"]
 
 
+def test_a_call_is_trained_where_no_other_answer_can_stand() -> None:
+    template = (  # as Mistral's and that of gpt-oss
+        "{% set ns = namespace(called=false) %}"
+        + LOOP
+        + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% elif m.tool_calls %}{% set ns.called = true %}[CALLS]{{ m.tool_calls[0].function | tojson }}</s>"
+        "{% elif m.role == 'tool' %}{% if not ns.called %}{{ raise_exception('no call') }}{% endif %}"
+        "[RESULTS]{{ m.content }}[/RESULTS]{% else %}{{ ' ' + m.content + '</s>' }}{% endif %}" + CLOSE
+    )
+    special = ["<s>", "</s>", "[INST]", "[/INST]", "[CALLS]", "[RESULTS]", "[/RESULTS]"]
+    tokenizer = HFTokenizer(level(special, template, eos_token="</s>"))
+    messages = [*turns("hello", "cat"), *called(TEXTUAL)]
+    calls = '[CALLS]{"name": "look", "arguments": {"at": "sat"}}</s>'
+    assert trained(tokenizer, messages) == [" cat</s>", calls, " cat</s>"]
+    assert prompt_ids(messages[:-1], tokenizer)[-1] == tokenizer.special["[/RESULTS]"]
+
+
 def test_arguments_are_texts_for_a_template_that_takes_them_so() -> None:
     joins = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ '[' + c.function.arguments + ']' }}{% endfor %}<|im_end|>"
     prints = joins.replace("'[' + c.function.arguments + ']'", "c.function.arguments")
