@@ -101,13 +101,15 @@ def probe(render: Render, control: Collection[str]) -> Form:
     form = _opening(closed, prompt.split(QUESTION)[1], before.split(QUESTION)[-1], units)
     if form.problem:
         return form
-    closed = closed or ""
-    if not form.opening and isinstance(none, str):  # perhaps it opens an answer whatever it renders
-        opened = units.common(none, closed, tail, end=True)
-        closed, tail = closed.removesuffix(opened), tail.removesuffix(opened)
-    ends = units.ends(closed, tail, "" if middle is None else middle.split(SECOND)[0])
-    nothing = f"writes {tail[:60]!r} after an answer, where no control token (such as eos_token) ends it"
-    return replace(form, ends=ends, problem="" if ends else nothing)
+    always = not form.opening and closed == prompt.split(QUESTION)[1]  # it may open an answer in any case
+    closed, middle = closed or "", "" if middle is None else middle.split(SECOND)[0]
+    opened = ""
+    if always and not middle.startswith(tail):
+        opened = units.opened([none] if isinstance(none, str) else [], closed, tail, middle)
+    ends = units.ends(closed.removesuffix(opened), tail.removesuffix(opened), middle)
+    what = "its end and the opening of another cannot be told apart" if opened else "no control token ends it"
+    problem = "" if ends else f"writes {tail[:60]!r} after an answer, where {what}"
+    return replace(form, ends=ends, problem=problem)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
@@ -126,16 +128,17 @@ def _opening(closed: str | None, prompt: str, between: str, units: _Units) -> Fo
       prompt: where an answer is asked for.
       between: where an answer stands.
     """
-    if closed == prompt:  # add_generation_prompt changes nothing
+    silent = closed is not None and closed.startswith(prompt)  # add_generation_prompt opens nothing
+    if silent:
         shared = own = prompt
     else:
         own = "" if closed is None else units.common(closed, prompt)
         shared = units.common(prompt, between)
     opening, lead = shared[len(own) :], between[len(shared) :]
-    if not between.startswith(shared) or not shared.startswith(own) or (closed != prompt and not opening):
+    if not between.startswith(shared) or not shared.startswith(own) or not (silent or opening):
         asked, stands = prompt[-60:], between[-60:]
         return Form(problem=f"ends a prompt with {asked!r} but writes {stands!r} before the answer itself")
-    if closed != prompt or not lead.strip():
+    if not silent or not lead.strip():
         return Form(opening, lead, prompt[len(shared) :])
     opening = lead.rstrip(" ")  # the space before a word is part of its token
     return Form(opening, lead[len(opening) :], added=opening)
@@ -159,6 +162,14 @@ class _Units:
         step = -1 if end else 1
         rows = [self._units.findall(text)[::step] for text in texts]
         return "".join(rows[0][: agree(*rows)][::step])
+
+    def opened(self, none: list[str], closed: str, tail: str, middle: str) -> str:
+        """What opens an answer after every rendering; `none` is that of no turn, the others as for `ends`."""
+        opened = self.common(*none, closed, tail, end=True)
+        both = list(self._names.finditer(self.common(tail, middle)))
+        if len(both) > 1 and not self._names.search(tail.removesuffix(opened)):
+            return tail[both[0].end() :]  # a system message that it adds by itself ends as an answer does
+        return opened
 
     def ends(self, closed: str, tail: str, middle: str) -> tuple[str, ...]:
         """What ends an answer, up to and including the last control token that always follows it.

@@ -8,6 +8,8 @@ from functools import cache
 
 import pytest
 import tiny_hf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from jaxgpt.errors import UserError
 from jaxgpt.text.chat import prompt_ids, render
@@ -118,6 +120,7 @@ TRAINED = {
         "<|channel|>final<|message|> the end <|return|>",
     ),
     "always opens": (level(CHATML, ALWAYS), "cat<|im_end|>", " the end <|im_end|>"),
+    "always opens, its own system": (level(CHATML, tiny_hf.DEFAULT_SYSTEM.split("{% if add")[0] + "{{ '<|im_start|>assistant\n' }}"), "cat<|im_end|>", " the end <|im_end|>"),
     "never opens": (level(CHATML, NEVER), "cat<|im_end|>", " the end <|im_end|>"),
     "never opens, a space": (tiny_hf.metaspace(VICUNA.split(ASKED)[0]), " cat</s>", "  the end </s>"),
     "marked": (level(CHATML, chatml(marked(WRITES))), "cat<|im_end|>", " the end <|im_end|>"),
@@ -221,7 +224,7 @@ REFUSED = {
     "no end of turn": (LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}" + CLOSE
                        + ASKED + "{{ '<|im_start|>assistant\n' }}{% endif %}", "after an answer, where no control token"),
     "no end, always opens": (LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}" + CLOSE
-                             + "<|im_start|>assistant\n", "after an answer, where no control token"),
+                             + "{{ '<|im_start|>assistant\n' }}", "after an answer, where its end and the opening"),
     "an end in letters": (chatml("{{ m.content }}[END]"), r"writes '\[END\]\\n' after an answer"),
     "another prompt": (chatml(asked="<|im_start|>model\n"), "ends a prompt with"),
     "a thought in the prompt alone": (chatml(asked="<|im_start|>assistant\n<think>\n"), "answer without it before"),
@@ -378,3 +381,57 @@ def test_jaxgpts_own_template_refuses_what_it_does_not_know() -> None:
         render(called(CALL)[:2], ByteTokenizer())
     quiet = [m | {"learn": False} for m in turns("hello", "cat")]
     assert not any(render(quiet, ByteTokenizer()).weights)
+
+
+# ------------------------------------------------------------------------- templates of any make
+
+MARKS = [*CHATML, "<s>", "</s>", "<|user|>", "<|assistant|>"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    start=st.sampled_from(["", "<s>", "<|im_start|>system\nthe<|im_end|>\n"]),
+    user=st.sampled_from([("<|user|>", ""), ("<|im_start|>user\n", "<|im_end|>\n"), ("USER: ", "\n"), ("[INST] ", " [/INST]")]),
+    header=st.sampled_from(["", "<|assistant|>", "<|assistant|>\n", "<|im_start|>assistant\n", "ASSISTANT:", "\n### Answer:\n"]),
+    lead=st.sampled_from(["", " "]),
+    end=st.sampled_from(["</s>", "<|im_end|>", " </s>", "</s><|endoftext|>", "", "\n"]),
+    after=st.sampled_from(["", "\n"]),
+    asked=st.sampled_from(["if asked", "always", "never"]),
+    last=st.sampled_from(["", "<|endoftext|>"]),
+    trim=st.booleans(),
+    mark=st.booleans(),
+)  # fmt: skip
+def test_the_mask_of_any_template_is_exact_or_it_is_refused(
+    start, user, header, lead, end, after, asked, last, trim, mark
+) -> None:
+    def text(written: str) -> str:
+        return f"{{{{ {written!r} }}}}" if written else ""
+
+    answer = text(lead) + ("{{ m.content | trim }}" if trim else "{{ m.content }}") + text(end)
+    opens = {
+        "if asked": ASKED + text(header) + "{% else %}" + text(last) + "{% endif %}",
+        "always": text(header),
+    }
+    template = (
+        text(start) + LOOP + "{% if m.role == 'user' %}" + text(user[0]) + "{{ m.content }}" + text(user[1])
+        + "{% else %}" + text(header) + (marked(answer) if mark else answer) + text(after) + "{% endif %}" + CLOSE
+        + opens.get(asked, text(last))
+    )  # fmt: skip
+    tokenizer = HFTokenizer(level(MARKS, template, eos_token="</s>"))
+    expected = [lead + (c.strip() if trim else c) + end for c in ("cat", "the end ")]
+    messages = turns("hello", "cat", "world", "the end ")
+    ends = end not in ("", "\n")
+    if asked == "never":  # a prompt must not end as a text does
+        ordinary = ends and (mark or not last)
+    else:  # a turn of its own, that may end as an answer does, hides where an opening begins that is always there
+        ordinary = ends and (mark or asked == "if asked" or not header or not start.endswith("<|im_end|>\n"))
+    try:
+        found = trained(tokenizer, messages)
+    except UserError as error:
+        assert not ordinary, error
+        assert "what to train cannot be told" in str(error)
+        return
+    if not ends:  # marks are taken at their word; else the last end of the text is the answer's
+        assert mark or last, found
+        return
+    assert found == expected
