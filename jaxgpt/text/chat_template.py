@@ -377,6 +377,8 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
 
 def _unmark(text: str) -> tuple[str, list[Span]]:
     """The text without the marks, and the spans that they enclosed."""
+    if OPEN not in text:
+        return text, []
     plain, spans, at = list[str](), list[Span](), 0
     for i, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)):
         if i % 2:

@@ -35,14 +35,20 @@ class _Worker:
 
     def __init__(self) -> None:
         path = os.pathsep.join(filter(None, sys.path))  # where this process finds Jinja
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", jinja_worker.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for us
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", jinja_worker.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for us
+            )
+        except OSError as error:
+            raise UserError(
+                f"the process that renders chat templates cannot be started ({error.strerror}); see what the "
+                "system still allows (`ulimit -a`)."
+            ) from None
         self.known = set[str]()
 
     def ask(self, request: dict[str, Any]) -> Any:
@@ -112,7 +118,7 @@ class Jinja:
         self._where, self._ended, self._last = where, 0, ""
         self._definition = {"source": source, "names": names, "now": time.time()}
         self._key = hashlib.sha256(json.dumps(self._definition).encode()).hexdigest()
-        reply = self._ask([], "while it was read")
+        reply = self._ask({"turns": [], "renderings": []}, "while it was read")
         if reply:
             raise UserError(f"{where}: the chat template is not valid ({reply[1]}); mend it.")
 
@@ -123,7 +129,10 @@ class Jinja:
           UserError: the template took too much time or memory.
         """
         about = f"for a dialogue of {roles(max((r[0] for r in renderings), key=len, default=()))}"
-        replies = self._ask([(list(messages), prompt) for messages, prompt in renderings], about)
+        turns = {id(turn): turn for messages, _ in renderings for turn in messages}  # each is sent once
+        place = {key: i for i, key in enumerate(turns)}
+        calls = [([place[id(turn)] for turn in messages], prompt) for messages, prompt in renderings]
+        replies = self._ask({"turns": list(turns.values()), "renderings": calls}, about)
         return [
             text if kind == "text" else UserError(self._refusal(kind, text, messages))
             for (kind, text), (messages, _) in zip(replies, renderings, strict=True)
@@ -137,7 +146,7 @@ class Jinja:
             f"{start} refuses a dialogue of {roles(messages)} ({why}); change the dialogue or leave it out."
         )
 
-    def _ask(self, renderings: list[Any], about: str) -> Any:
+    def _ask(self, work: dict[str, Any], about: str) -> Any:
         global _worker
         if self._ended >= _PATIENCE:  # each try may take as long again
             raise UserError(self._last)
@@ -148,7 +157,7 @@ class Jinja:
                     _end()
                     _worker = _Worker()
                 try:
-                    reply = self._exchange(_worker, renderings)
+                    reply = self._exchange(_worker, work)
                 except BaseException:  # such as Ctrl-C: the reply would be taken for the next one's
                     _worker.end(kill=True)
                     _worker = None
@@ -166,8 +175,8 @@ class Jinja:
         self._last = f"the chat template of {self._where} {what} {about}; mend the template."
         raise UserError(self._last)
 
-    def _exchange(self, worker: _Worker, renderings: list[Any]) -> Any:
-        request: dict[str, Any] = {"template": self._key, "renderings": renderings}
+    def _exchange(self, worker: _Worker, work: dict[str, Any]) -> Any:
+        request = {"template": self._key, **work}
         whole = request | self._definition
         reply = worker.ask(request if self._key in worker.known else whole)
         if reply == ["unknown", ""]:  # forgotten, to make room for others

@@ -7,8 +7,9 @@ then). So this process bounds itself: the kernel ends it after `SECONDS` of proc
 counted while it is written. It imports nothing but Jinja and the standard library.
 
 Requests and replies are lines of JSON. A request names a template (with its source, the first time) and
-lists renderings; the reply has one `[kind, text]` per rendering, kind being "text", "error" (the
-template's own) or "limit", or one such pair where the template does not compile.
+lists turns, and renderings as numbers of turns with `add_generation_prompt`; the reply has one
+`[kind, text]` per rendering, kind being "text", "error" (the template's own) or "limit", or one such pair
+alone where the template does not compile.
 """
 
 from __future__ import annotations
@@ -74,17 +75,24 @@ def _compiled(source: str, names: dict[str, str], now: float) -> jinja2.Template
     return environment.from_string(source, globals=given)
 
 
-def _rendered(template: jinja2.Template, messages: list[dict[str, Any]], prompt: bool) -> list[str]:
-    most = OUTPUT + TIMES * len(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+def _size(turn: dict[str, Any]) -> int:
+    return len(json.dumps(turn, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def _rendered(template: jinja2.Template, turns: list[tuple[dict[str, Any], int]], prompt: bool) -> list[str]:
+    messages, most = [dict(turn) for turn, _ in turns], OUTPUT + TIMES * sum(size for _, size in turns)
     parts, size = [], 0
     for part in template.generate(
         messages=messages, add_generation_prompt=prompt, tools=None, documents=None
     ):
         parts.append(part)
-        size += len(part.encode("utf-8", "surrogatepass"))
+        size += len(part)  # of characters, each a byte at least
         if size > most:
-            return ["limit", f"wrote more than {most} bytes"]
-    return ["text", "".join(parts)]
+            break
+    text = "".join(parts)
+    if size > most or len(text.encode("utf-8", "surrogatepass")) > most:
+        return ["limit", f"wrote more than {most} bytes"]
+    return ["text", text]
 
 
 def _bounded(work: Any, *args: Any) -> Any:
@@ -139,7 +147,9 @@ def main() -> None:
             elif isinstance(template, list):
                 reply = template
             else:
-                reply = [_bounded(_rendered, template, *call) for call in request["renderings"]]
+                turns = [(turn, _size(turn)) for turn in request["turns"]]
+                calls = [([turns[i] for i in places], prompt) for places, prompt in request["renderings"]]
+                reply = [_bounded(_rendered, template, *call) for call in calls]
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
             sys.stdout.buffer.flush()
         except MemoryError:

@@ -103,6 +103,27 @@ def test_one_process_serves_all_templates_and_threads_and_is_started_again() -> 
     assert pickle.loads(pickle.dumps(templates[5])).render([(TURNS, False)]) == ["hello5"]
 
 
+FEW_FILES = """
+import resource
+from jaxgpt.errors import UserError
+from jaxgpt.text.jinja import Jinja
+held = [open("/dev/null") for _ in range(50)]
+resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1].fileno() + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    Jinja("", {}, "x")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_cannot_be_started_is_one_sentence() -> None:
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(
+        "the process that renders chat templates cannot be started (Too many open files"
+    )
+    assert done.stderr == ""
+
+
 def test_a_tokenizer_with_its_template_travels_to_other_processes() -> None:
     tokenizer = HFTokenizer(tiny_hf.TOKENIZERS["chatml"])
     expected = render(TURNS, tokenizer)
