@@ -13,8 +13,8 @@ that Unicode keeps for internal use, so that the template sees nearly the same c
 or split it) and the tokenizer later knows the names that the template wrote from those it was
 given. The rendering without those characters must equal that of the real turns.
 
-Nothing is dropped in silence: a role or a part of a turn (`MEANING`) that makes no difference to what
-the template writes is refused by name.
+Nothing is dropped in silence: a role or a part of a turn that makes no difference to what the template
+writes is refused by name, except those of `OWN_KEYS`.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ class ChatTemplate:
     def _check_role(self, messages: Turns, i: int) -> None:
         """Refuse a role whose turns the template leaves out, or takes for another's."""
         role = messages[i]["role"]
-        if ("role", role) in self._known:
+        known = (role, "first" if i == 0 else "later")
+        if known in self._known:
             return
         turn = messages[i] | {"content": _SENTINEL}
         others = ("assistant",) if role == "system" else ("assistant", "user")
@@ -206,23 +207,27 @@ class ChatTemplate:
             require(
                 text != written, f"{where} writes turns of the role {role!r} as those of {other!r}; {fix}"
             )
-        self._known.add(("role", role))
+        self._known.add(known)
 
     def _check_key(self, messages: Turns, key: str) -> None:
         """Refuse what the last turn has and the template leaves out."""
-        turn = messages[-1]
-        if (turn["role"], key) in self._known:
+        turn, earlier = messages[-1], messages[:-1]
+        known = (turn["role"], f"{key}, content" if turn["content"] else key)
+        if known in self._known:
             return
         bare = {name: value for name, value in turn.items() if name != key}
-        with_key, without = self._jinja.render([(messages, False), ([*messages[:-1], bare], False)])
+        other = turn | {"content": _SENTINEL}
+        with_key, without, beside = self._jinja.render([([*earlier, t], False) for t in (turn, bare, other)])
         if isinstance(with_key, UserError):  # a part of the dialogue; the whole may do
             return
+        where = f"the chat template of {self._where}"
+        fix = "use a template that knows it, or remove it from the dialogue."
         require(
-            with_key != without,
-            f"the chat template of {self._where} leaves out {key!r} of a turn of the role {turn['role']!r}; "
-            "use a template that knows it, or remove it from the dialogue.",
+            with_key != without, f"{where} leaves out {key!r} of a turn of the role {turn['role']!r}; {fix}"
         )
-        self._known.add((turn["role"], key))
+        seen = not turn["content"] or isinstance(beside, UserError) or _SENTINEL in beside
+        require(seen, f"{where} leaves out the content of a turn that has {key!r} too; {fix}")
+        self._known.add(known)
 
     def guarded(self, text: str) -> str:
         """A text in which nothing becomes a control token by `ids`."""

@@ -351,6 +351,14 @@ LEFT_OUT = {
     "no calls": (tiny_hf.CHATML, called(CALL), "leaves out 'tool_calls' of a turn of the role 'assistant'"),
     "no thoughts": (tiny_hf.CHATML, [*turns("hello"), {"role": "assistant", "content": "cat", "reasoning_content": "sat"}],
                     "leaves out 'reasoning_content' of a turn of the role 'assistant'"),
+    "no text beside a call": (
+        chatml("{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}<|im_end|>"),
+        [*called(CALL)[:1], called(CALL)[1] | {"content": "cat"}, *called(CALL)[2:]], "leaves out the content of a turn that has 'tool_calls'",
+    ),
+    "no later system": (
+        LOOP + "{% if m.role != 'system' or loop.first %}" + chatml().removeprefix(LOOP).replace(CLOSE, "{% endif %}" + CLOSE),
+        [*turns("hello", "cat", system="the"), *turns("hello", "cat", system="end")], "leaves out turns of the role 'system'",
+    ),
     "refused": (LOOP + "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + CLOSE, TOOL, "no tools"),
 }  # fmt: skip
 
