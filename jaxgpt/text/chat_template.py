@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 from jaxgpt.errors import UserError, require, require_known
@@ -41,6 +42,7 @@ MARK = "\ufdd4"
 """Begins a dialogue that was written as a text; see `chat.prompt_text`."""
 _GUARD, _SENTINEL = "\ufdd2", "\ufdd3"
 _INTERNAL = re.compile("[\ufdd0-\ufdd4]")  # noncharacters: never in exchanged text
+_AT_ONCE = 4_000_000  # characters that renderings of one request have together, or it is one rendering
 Span = tuple[int, int]
 Turns = list[dict[str, Any]]
 
@@ -61,8 +63,7 @@ class Names(Protocol):
 class ChatTemplate:
     """A chat template and the tokenizer whose special tokens it names.
 
-    A message has `role` and `content`; an assistant's may have `learn: False`, and then is not trained;
-    whatever else it has is passed on.
+    A message has `role` and `content`, `learn: False` where an answer is not trained; the rest is passed on.
 
     Args:
       source: Jinja.
@@ -112,21 +113,28 @@ class ChatTemplate:
         require(not self.form.lost, self._unclear(self.form.lost))
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         learned = [i for i in answers if messages[i].get("learn", True)]
-        others = [] if self._marked else [_answered(guarded, i) for i in learned]
-        whole, renderings = self._faithful(real, guarded, False, others)
+        told = [] if self._marked else learned
+        several = 1 + _AT_ONCE // (1 + sum(len(message["content"]) for message in guarded))
+        whole, first = self._faithful(real, guarded, False, [_answered(guarded, i) for i in told[:several]])
         text, spans = _unmark(whole)
         if self._marked:
             spans = self._marks(text, spans, answers, learned)
         elif learned:
             require(not self.form.problem, self._unclear(self.form.problem))
             spans = []
-            for i, other in zip(learned, renderings, strict=True):
+            for i, other in zip(learned, chain(first, self._others(guarded, told, several)), strict=True):
                 floor = spans[-1][1] if spans else 0
                 called = isinstance(other, UserError) and bool(guarded[i].get("tool_calls"))
                 span = self._call(guarded, i, text) if called else self._answer(text, _plain(other), floor)
                 spans.append(span)
                 self._tell(guarded[i]["content"], text[slice(*spans[-1])])
         return self._tokenizer.rendered(text, spans, _GUARD)
+
+    def _others(self, guarded: Turns, told: list[int], several: int) -> Iterator[str | UserError]:
+        """The renderings with the sentinel for one answer each, but for the first, several at a time."""
+        for start in range(several, len(told), several):
+            part = told[start : start + several]
+            yield from self._jinja.render([(_answered(guarded, i), False) for i in part])
 
     def prompt(self, messages: Messages) -> str:
         """The text after which the assistant's next answer begins, for `ids`."""
@@ -220,8 +228,7 @@ class ChatTemplate:
         with_key, without, beside = self._jinja.render([([*earlier, t], False) for t in (turn, bare, other)])
         if isinstance(with_key, UserError):  # a part of the dialogue; the whole may do
             return
-        where = f"the chat template of {self._where}"
-        fix = "use a template that knows it, or remove it from the dialogue."
+        where, fix = f"the chat template of {self._where}", "use another template, or leave it out."
         require(
             with_key != without, f"{where} leaves out {key!r} of a turn of the role {turn['role']!r}; {fix}"
         )
@@ -343,7 +350,7 @@ def _text(rendered: str | UserError) -> str:
 
 
 def _plain(rendered: str | UserError) -> str:
-    """The text without marks; raises the error that it may be."""
+    """The text without marks, unless it is an error."""
     return _unmark(_text(rendered))[0]
 
 
@@ -352,7 +359,6 @@ def _changed(messages: Turns, i: int, turn: dict[str, Any]) -> Turns:
 
 
 def _answered(messages: Turns, i: int) -> Turns:
-    """The dialogue with the sentinel for all that turn i says."""
     return _changed(messages, i, {"role": messages[i]["role"], "content": _SENTINEL})
 
 

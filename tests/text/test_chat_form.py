@@ -210,6 +210,11 @@ def test_an_answer_that_is_not_to_be_learned_has_no_weight_at_all(name: str) -> 
     assert render(whole, tokenizer).tokens == render([m | {"learn": False} for m in whole], tokenizer).tokens
 
 
+def test_a_long_dialogue_is_rendered_in_parts() -> None:
+    words = [word for i in range(60) for word in (f"{i} " + "the cat sat " * 3500, str(i))]
+    assert trained(make("llama 3"), turns(*words)) == [f"{i}<|eot|>" for i in range(60)]
+
+
 def test_thoughts_are_trained_where_they_are_written() -> None:
     tokenizer = make("qwen 3")
     said = turns("hello", "<think>\nsat\n</think>\n\ncat", "world", "<think>\nthe\n</think>\n\nend")
