@@ -1,10 +1,10 @@
-"""Adaptive embedding and softmax: ids in order of frequency, in clusters of ever less effort.
+"""Adaptive embedding and softmax: ids sorted by frequency, in clusters that are ever cheaper to compute.
 
 Grave et al. 2017 ("Efficient softmax approximation for GPUs"), Baevski & Auli 2019 and
-Transformer-XL's released code. The head holds the first cluster's ids and one entry for each later
-cluster; an id of a later cluster has the probability of its cluster times its own within it.
+Transformer-XL's released code. The head covers the ids of the first cluster and has one entry for each later
+cluster. The probability of an id in a later cluster is that of its cluster times its own within the cluster.
 
-Shapes: V ids, D width, C later clusters, E width of one cluster.
+Shapes: V ids, D hidden size, C later clusters, E embedding size of one cluster.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from jaxgpt.target import Target
 
 
 def clusters(model: TransformerXL) -> list[tuple[int, int, int]]:
-    """First id, end and width of each cluster."""
+    """First id, end and embedding size of each cluster."""
     edges = (0, *model.cutoffs, model.vocab_size)
     return [(start, end, model.width // model.div**i) for i, (start, end) in enumerate(pairwise(edges))]
 
 
 def projection(key: jax.Array, width: int, model: TransformerXL, compute: Compute, target: Target) -> Linear:
-    """From a cluster's width to the model's [E, D]."""
+    """Projection from a cluster's embedding size to the hidden size [E, D]."""
     axes, dtype = ("vector", "embed"), jnp.dtype(compute.dtype)
     return Linear(key, (width,), (model.width,), axes, bias=False, std=0.02, dtype=dtype, target=target)
 
 
 class Tables(nnx.Module):
-    """A vector of every id: one table [V, D], or where `div` > 1 a narrower one for each later cluster.
+    """Embeddings of all ids: one table [V, D], or if `div` > 1 a narrower one for each later cluster.
 
-    The narrower ones have projections to the width, the first cluster a square one. Only the first
-    table is split over devices: clusters need not divide, and the others are small.
+    Every cluster's table then has a projection to the hidden size; that of the first is square. Only the
+    first table is sharded: cluster sizes need not divide by the devices, and the other tables are small.
     """
 
     def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
@@ -55,7 +55,7 @@ class Tables(nnx.Module):
             self.projections.append(projection(keys[2 * i + 1], width, model, compute, target))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Vectors [..., D] of ids."""
+        """Embeddings [..., D] of ids."""
         if not self.projections:
             return self.tables[0](ids, dtype)
         y = jnp.zeros((), dtype)
@@ -65,7 +65,7 @@ class Tables(nnx.Module):
         return y
 
     def rows(self, cluster: int) -> jax.Array:
-        """The vectors of a cluster's ids [end - start, E]."""
+        """The embeddings of a cluster's ids [end - start, E]."""
         if self.projections:
             return self.tables[cluster].weight[...]
         start, end, _ = self.clusters[cluster]
@@ -75,8 +75,8 @@ class Tables(nnx.Module):
 class AdaptiveSoftmax(nnx.Module):
     """The parameters of an `AdaptiveUnembedding`.
 
-    With `tied` the tables are the embedding's, and so are the later clusters' projections; the first
-    cluster keeps one of its own, as in the released code.
+    With `tied`, the tables and the later clusters' projections are those of the embedding. The first cluster
+    has its own projection, as in the released code.
     """
 
     def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
@@ -91,7 +91,7 @@ class AdaptiveSoftmax(nnx.Module):
         self.first = projection(keys[2], model.width, model, compute, target) if own else None
 
     def over(self, embed: Tables) -> AdaptiveUnembedding:
-        """The head, with the embedding's tables where they are tied."""
+        """The head, with the embedding's tables if they are tied."""
         tables, narrow = self.tables or embed, list[Unembedding]()
         for i, project in enumerate(tables.projections):
             own = self.first if i == 0 and self.first is not None else project
@@ -110,9 +110,10 @@ class AdaptiveUnembedding(Head):
     """Log-probabilities of all ids, normalised exactly.
 
     Attributes:
-      narrow: from the model's width to each cluster's; none where all have the model's.
-      ids: of each cluster.
-      gates: of the later clusters, read of the first cluster's features.
+      narrow: projections from the hidden size to each cluster's size; empty if all clusters have the hidden
+        size.
+      ids: output projection of each cluster.
+      gates: output projection of the later clusters' entries, applied to the first cluster's features.
     """
 
     narrow: tuple[Unembedding, ...]
@@ -126,12 +127,13 @@ class AdaptiveUnembedding(Head):
         return jnp.concatenate([first, *later], axis=-1)
 
     def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
-        # In float32, as the sum of its gradients over all chunks; products round to the features' type again.
+        # In float32, like the sum of its gradients over all chunks; products round to the features' type
+        # again.
         wide = jax.tree.map(lambda a: a.astype(jnp.float32), self)
         hit_BT, back, top_BT = jax.vjp(lambda head, x: head.of(targets_BT, x), wide, x_BTD, has_aux=True)
 
         def pull(dlogprob_BT: jax.Array, dlog_z_BT: jax.Array) -> tuple[AdaptiveUnembedding, jax.Array]:
-            return back(dlogprob_BT)  # what it predicts is normalised: log_z is 0 for all parameters
+            return back(dlogprob_BT)  # predictions are normalised: log_z is 0 whatever the parameters
 
         return Scores(hit_BT, jnp.zeros_like(hit_BT), hit_BT >= top_BT), pull
 
@@ -140,15 +142,15 @@ class AdaptiveUnembedding(Head):
     ) -> Losses:
         require(
             z_loss == 0,
-            f"objective.z_loss is {z_loss} but the adaptive softmax of model.cutoffs has no one "
+            f"objective.z_loss is {z_loss} but the adaptive softmax of model.cutoffs has no single "
             "log-partition; set it to 0.",
         )
         return super().losses(x_BTD, targets_BT, weights_BT, z_loss, chunk)
 
     def of(self, targets: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities of the targets [...], and of each place's likeliest id.
+        """Log-probabilities of the targets [...], and of the most likely id at each position.
 
-        Never holds those of all ids at once: one cluster after the other.
+        Processes one cluster after the other, so it never stores the log-probabilities of all ids at once.
         """
         logprobs, gates = self._first(x)
         hit, top, end = _pick(logprobs, targets), logprobs.max(-1), logprobs.shape[-1]
@@ -175,6 +177,6 @@ class AdaptiveUnembedding(Head):
 
 
 def _pick(logprobs: jax.Array, index: jax.Array) -> jax.Array:
-    """Each place's entry at its index; rubbish where there is none."""
+    """The entry of each position at its index; garbage if the index is out of range."""
     index = jnp.clip(index, 0, logprobs.shape[-1] - 1)[..., None]
     return jnp.take_along_axis(logprobs, index, axis=-1)[..., 0]

@@ -1,6 +1,6 @@
 """The attention of a layer: projections, rotary embedding and cache around a kernel.
 
-Shapes: B batch, T queries, S keys, P extra keys, H heads, G key-value heads, K head width, D width.
+Shapes: B batch, T queries, S keys, P extra keys, H heads, G key-value heads, K head size, D hidden size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxgpt.target import Target
 
 
 class Attention(nnx.Module):
-    """Self-attention with its projections; serves training, prefill and cached decoding alike."""
+    """Self-attention with its projections, for training, prefill and cached decoding."""
 
     def __init__(self, key: jax.Array, model: GPT, compute: Compute, target: Target) -> None:
         D, H, G, K = model.width, model.heads, model.groups, model.head
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
         self.q = into_heads(keys[0], H, "heads")
         self.k = into_heads(keys[1], G, "kv_heads")
         self.v = into_heads(keys[2], G, "kv_heads")
-        # GPT-2, section 2.3: residual projections start smaller by sqrt(2 x layers).
+        # GPT-2, section 2.3: residual projections are initialised smaller by a factor sqrt(2 x layers).
         std = 0.02 * (2 * model.layers) ** -0.5
         out_axes = ("heads", "head", "embed")
         self.out = Linear(
@@ -62,19 +62,19 @@ class Attention(nnx.Module):
         cache: HeldLayer | None = None,
         extra: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, HeldLayer | None]:
-        """Attend within x, or over a cache to which x is appended at slots `rows.start_B` first.
+        """Attend within x, or over a cache after appending x to it at the slots `rows.start_B`.
 
         Args:
           x_BTD: features.
-          rows: the tokens' positions and who sees whom.
+          rows: the tokens' positions and the attention mask.
           layer: the layer's frequencies and window.
-          cache: keys and values before x. Where `rows.start_B` is None it is empty: it takes x's, and
-            attention is within x.
+          cache: keys and values before x. If `rows.start_B` is None, the cache is empty: it stores those of
+            x, and attention stays within x.
           extra: more keys and values [B, P, G, K], or [1, P, G, K] for all rows, that every query sees
-            (prefix tuning; Li and Liang 2021); they are not rotated.
+            (prefix tuning; Li and Liang 2021). They get no rotary embedding.
 
         Returns:
-          [B, T, D], and the cache with the new tokens (None without one).
+          [B, T, D], and the cache with the new tokens (None without a cache).
         """
         q_BTHK, k_BSGK, v_BSGK = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.q_norm is not None and self.k_norm is not None:

@@ -1,12 +1,12 @@
-"""Rows through their experts, block by block: sparse on every platform.
+"""Runs rows through their experts block by block: sparse on every platform.
 
-Rows are grouped into blocks of one expert each, and a loop runs as many blocks as there are: no product
-of a row with an expert it did not choose, whose work would be E / K times the model's (as XLA's own
-`ragged_dot` has it on CPUs, GPUs and most TPUs). The loop ends where the data say, which JAX does not
-differentiate, so the backward pass is written out: it computes each block's hidden values again and
-differentiates the block. Hidden values exist for one block at a time, forward and backward.
+Rows are grouped into blocks of one expert each, and a loop runs over the blocks. So no row is multiplied by
+an expert it did not choose; that would take E / K times the model's work (as XLA's own `ragged_dot` does on
+CPUs, GPUs and most TPUs). The length of the loop depends on the data, and JAX cannot differentiate such a
+loop. So the backward pass is explicit: it recomputes the hidden activations of each block and differentiates
+the block. Hidden activations exist for one block at a time, forward and backward.
 
-Shapes: D width, R rows, E experts of a device, S rows of a block.
+Shapes: D hidden size, R rows, E experts per device, S rows per block.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import jax
 import jax.numpy as jnp
 
 Expert = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""Of one expert: (its weights, rows [S, D], their weights in the sum [S]) to weighted outputs [S, D]."""
+"""One expert: (its weights, rows [S, D], their weights in the sum [S]) -> weighted outputs [S, D]."""
 
 
 class Rows(NamedTuple):
-    """What a device received in one round."""
+    """The rows that a device received in one round."""
 
     x_RD: jax.Array
     expert_R: jax.Array
-    """Which of this device's experts; E where the place is empty."""
+    """The expert of each row, counted on this device; E if the slot is empty."""
     share_R: jax.Array
 
 
 class Blocks(NamedTuple):
-    """A round's rows as blocks of one expert each; an expert's last is filled up."""
+    """A round's rows as blocks of one expert each; an expert's last block is padded."""
 
     size: int
     """S."""
     order_R: jax.Array
     """The rows sorted by expert."""
     slot_R: jax.Array
-    """Of each row, its place among those of all blocks."""
+    """Slot of each row among the rows of all blocks."""
     first_E: jax.Array
     """Each expert's first block."""
     last_E: jax.Array
-    """The block behind each expert's last."""
+    """The block after each expert's last."""
     start_E: jax.Array
-    """Where in the order each expert's rows begin."""
+    """Index in `order_R` at which each expert's rows begin."""
     count_E: jax.Array
 
     @classmethod
@@ -62,19 +62,19 @@ class Blocks(NamedTuple):
 
     @property
     def most(self) -> int:
-        """Blocks that there can be."""
+        """Maximum number of blocks."""
         rows = self.order_R.size
         return (rows + min(self.count_E.size, rows) * (self.size - 1)) // self.size
 
     def block(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A block's expert, its rows [S] and which of them are."""
+        """A block's expert, its rows [S], and which of them are not padding."""
         expert = jnp.searchsorted(self.last_E, number, side="right")
         at_S = (number - self.first_E[expert]) * self.size + jnp.arange(self.size)
         place_S = jnp.minimum(self.start_E[expert] + at_S, self.order_R.size - 1)
         return expert, self.order_R[place_S], at_S < self.count_E[expert]
 
     def loop(self, turn: Callable[[jax.Array, Any], Any], start: Any) -> Any:
-        """`turn` for every block that has a row; the bound is for who reads the compiled program."""
+        """Run `turn` for every nonempty block; the bound is for analysis of the compiled program."""
         bound = jnp.asarray(self.most, self.last_E.dtype)
 
         def more(state: tuple[jax.Array, Any]) -> jax.Array:
@@ -87,7 +87,7 @@ class Blocks(NamedTuple):
 
 
 def run_blocks(expert: Expert, weights: Any, rows: Rows, blocks: Blocks) -> jax.Array:
-    """Every row through its expert [R, D]; an empty place comes out as rubbish."""
+    """Run every row through its expert [R, D]; the output of an empty slot is garbage."""
     S = blocks.size
 
     def turn(number: jax.Array, y: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ def run_blocks_back(
     Args:
       expert, weights, rows, blocks: as in the forward pass.
       dy_RD: cotangent of the outputs.
-      dw: float32 sums of the weights' gradients so far.
+      dw: float32 sums of the weight gradients so far.
 
     Returns:
       The new sums, and the cotangents of the rows' features and weights.
@@ -118,7 +118,7 @@ def run_blocks_back(
     def turn(number: jax.Array, sums: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, ...]:
         dw, dx, dshare = sums
         number_E, row_S, here_S = blocks.block(number)
-        # As float32, though rounded, so that their gradient is; the casts cancel out.
+        # Rounded weights, cast to float32 so that their gradient is float32; the casts cancel out.
         wide = jax.tree.map(lambda w: w.astype(jnp.float32), _one(weights, number_E))
         share_S = jnp.where(here_S, rows.share_R[row_S], 0)
         _, pull = jax.vjp(expert, wide, rows.x_RD[row_S], share_S)

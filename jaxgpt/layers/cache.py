@@ -1,10 +1,10 @@
-"""The key-value cache: an explicit pytree, in as an argument and out as a result.
+"""The key-value cache: an explicit pytree, passed as an argument and returned as a result.
 
-It has one of two forms, whichever the target wants. Layers apart, one `LayerCache` each, are what a CPU
-runs one after the other: a scan would copy a stacked cache there at every layer. Stacked, as accelerators
-scan it, the cache is what the scan carries, so that every layer writes its tokens where the cache lies.
+The target decides between two forms. On a CPU each layer has its own `LayerCache`, and layers run one after
+the other, because a scan would copy a stacked cache at every layer there. On accelerators the cache is
+stacked and the scan over layers carries it, so every layer writes its tokens in place.
 
-Shapes: B batch, T new tokens, S slots, G key-value heads, K head width, L layers.
+Shapes: B batch, T new tokens, S slots, G key-value heads, K head size, L layers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LayerCache(NamedTuple):
     v_BSGK: jax.Array
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array, start_B: jax.Array) -> LayerCache:
-        """Write T new tokens of each row from its own slot `start_B` on."""
+        """Write T new tokens of each row, starting at its slot `start_B`."""
 
         def write(cache_SGK: jax.Array, new_TGK: jax.Array, start: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(cache_SGK, new_TGK.astype(cache_SGK.dtype), (start, 0, 0))
@@ -39,10 +39,10 @@ class LayerCache(NamedTuple):
 
 
 class StackedCache(NamedTuple):
-    """Keys and values of all layers; the axes of a head's matrix [S, K] stand together.
+    """Keys and values of all layers; the axes of a head's matrix [S, K] are adjacent.
 
-    That is the order in which a product reads them. In another one compilers for accelerators copy the
-    whole cache into it, when a program begins and again when it ends.
+    A product reads them in this order. With another order, compilers for accelerators copy the whole cache
+    into this one at the start of a program and back at its end.
     """
 
     k_LBGSK: jax.Array
@@ -50,29 +50,29 @@ class StackedCache(NamedTuple):
 
 
 class StackedLayer(NamedTuple):
-    """One layer of a stacked cache: read and appended to as a `LayerCache`, in the stack's own memory."""
+    """One layer of a stacked cache: reads and appends like a `LayerCache`, in the stack's own memory."""
 
     stack: StackedCache
     layer: jax.Array
-    """Its number."""
+    """The layer's number."""
 
     @property
     def k_BSGK(self) -> jax.Array:
-        """Its keys."""
+        """The layer's keys."""
         return self._of(self.stack.k_LBGSK)
 
     @property
     def v_BSGK(self) -> jax.Array:
-        """Its values."""
+        """The layer's values."""
         return self._of(self.stack.v_LBGSK)
 
     def _of(self, stack_LBGSK: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(stack_LBGSK, self.layer, keepdims=False).swapaxes(1, 2)
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array, start_B: jax.Array) -> StackedLayer:
-        """As `LayerCache.append`; nothing but the new tokens is written."""
+        """Like `LayerCache.append`; writes only the new tokens."""
         at_B2 = jnp.stack([jnp.full_like(start_B, self.layer), start_B], axis=1)
-        # Rows are a batch of the scatter: where they are split over devices, each writes its own.
+        # Rows are a batch axis of the scatter: if they are sharded, each device writes its own rows.
         dims = jax.lax.ScatterDimensionNumbers(
             update_window_dims=(1, 2, 3),
             inserted_window_dims=(0,),
@@ -91,12 +91,12 @@ class StackedLayer(NamedTuple):
 
 
 HeldLayer = LayerCache | StackedLayer
-"""One layer of either form."""
+"""One layer, in either form."""
 Cache = tuple[LayerCache, ...] | StackedCache
 
 
 def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
-    """An empty cache in the form the target wants."""
+    """An empty cache in the target's form."""
     G, K = model.groups, model.head
 
     def pair(*shape: int) -> tuple[jax.Array, jax.Array]:
@@ -108,19 +108,19 @@ def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.
 
 
 def cache_axes(cache: Cache) -> tuple[str, ...]:
-    """Logical axes of each of its arrays."""
+    """Logical axes of the cache's arrays."""
     if isinstance(cache, StackedCache):
         return ("layers", "batch", "kv_heads", "length", "head")
     return ("batch", "length", "kv_heads", "head")
 
 
 def constrain_cache(cache: Cache) -> Cache:
-    """Fix its layout: rows and heads over the mesh."""
+    """Constrain the cache's layout: rows and heads over the mesh."""
     return jax.tree.map(lambda x: constrain(x, *cache_axes(cache)), cache)
 
 
 def slots_of(cache: Cache) -> int:
-    """Tokens a row of it holds."""
+    """Number of tokens per row of the cache."""
     return jax.tree.leaves(cache)[0].shape[cache_axes(cache).index("length")]
 
 
@@ -137,14 +137,14 @@ def cached_layers(
     """Run `x, held = call(block, x, rows, per_layer[i], held, i % period)` through the layers.
 
     Args:
-      blocks: stacked (`layers.stack.stacked`) where the cache is, an `nnx.List` where it is not.
+      blocks: stacked (`layers.stack.stacked`) if the cache is, else an `nnx.List`.
       x_BTD: [B, T, D].
-      rows: a pytree of what every layer is told.
-      per_layer: a pytree of host arrays with a leading layer axis: what differs by layer. Where layers
-        are apart, the program holds it as constants.
+      rows: a pytree of inputs common to all layers.
+      per_layer: a pytree of host arrays with a leading layer axis: inputs that differ by layer. For unstacked
+        layers they are constants of the program.
       cache: of all layers.
       call: applies one layer; `held` is its cache.
-      period: after how many layers their kinds repeat, as in `layers.stack.run_layers`.
+      period: number of layers after which their kinds repeat, as in `layers.stack.run_layers`.
 
     Returns:
       The last x and the new cache.
@@ -161,7 +161,7 @@ def cached_layers(
     whole = layers - layers % period
 
     def turn(carry: tuple[jax.Array, StackedCache], start: Any, size: int) -> tuple[Any, Any]:
-        """`size` layers from `start` on. Each is read where it lies: slices of the stack would be copies."""
+        """Run `size` layers from `start` on. Each is read in place: slices of the stack would be copies."""
         x_BTD, stack = carry
         for place in range(size):
             i = jnp.asarray(start + place)

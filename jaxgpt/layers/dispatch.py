@@ -1,15 +1,15 @@
-"""Rows to their experts and back: nothing dropped, bounded memory.
+"""Sends rows to their experts and back: no row is dropped, memory is bounded.
 
-Each (token, choice) pair is a row. Along the mesh axis `expert` rows travel by all-to-all in buffers
-of a fixed size; what does not fit goes in further rounds of the same buffers. Where they arrive, they
-pass their experts in blocks (`layers.blocks`).
+Each (token, choice) pair is a row. Along the mesh axis `expert`, rows travel by all-to-all in buffers
+of a fixed size; rows that do not fit are sent in further rounds of the same buffers. On arrival, rows pass
+through their experts in blocks (`layers.blocks`).
 
-How many rounds there are the data say, which JAX does not differentiate; and what it would keep (rows
-of all rounds, hidden values, copies of weights) is what there is no room for. So the backward pass is
-written out: it sends the rows again. Kept are tokens and routing alone.
+The number of rounds depends on the data, and JAX cannot differentiate such a loop. Its residuals (rows of
+all rounds, hidden activations, copies of weights) would not fit in memory either. So the backward pass is
+explicit: it sends the rows again. The forward pass keeps only tokens and routing.
 
-Shapes: B batch, T length, D width, N tokens of a device, K experts a token, P devices along `expert`,
-C rows of one buffer, R = P C rows of a round.
+Shapes: B batch, T length, D hidden size, N tokens per device, K experts per token, P devices along `expert`,
+C rows per buffer, R = P C rows per round.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from jaxgpt.layers.blocks import Blocks, Expert, Rows, run_blocks, run_blocks_ba
 from jaxgpt.sharding import spec
 
 ROOM = 1.25
-"""Rows of a buffer over those of even routing: a round more is rare, and blocks are not run for room."""
+"""Rows per buffer relative to even routing: a further round is rare, and empty slots run no blocks."""
 SMALLEST, LARGEST = 128, 4096
-"""Rows of a block: below, reading an expert's matrices outlasts its products; above nothing is won."""
+"""Rows per block: below, reading an expert's matrices takes longer than its products; above gains nothing."""
 
 
 class Traffic(NamedTuple):
     """How full the buffers were; scalars."""
 
     rounds: jax.Array
-    """Rounds until every row had been sent."""
+    """Number of rounds until every row was sent."""
     fill: jax.Array
-    """Share of the places in all rounds' buffers that held a row."""
+    """Fraction of the slots in all rounds' buffers that held a row."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Plan:
 
     @classmethod
     def of(cls, rows: int, experts: int, devices: int) -> Plan:
-        """For a device with this many rows, of all experts and the devices they are spread over."""
+        """The plan for this many rows per device, experts in all, and devices that share the experts."""
         even = -(-int(ROOM * rows) // devices)
-        # Small buffers cost nothing: there no second round is risked.
+        # Small buffers cost nothing, so they are large enough to avoid a second round.
         room = min(rows, max(even, SMALLEST))
         here = experts // devices
         padded = 1 << max(0, (devices * room // (8 * here)).bit_length() - 1)  # at most an eighth is padding
@@ -78,16 +78,16 @@ def mix(
     experts: int,
     dtype: jnp.dtype,
 ) -> tuple[jax.Array, Traffic]:
-    """Each token's experts, weighted and summed in float32.
+    """Run each token through its experts; the weighted sum is in float32.
 
     Args:
-      expert: what one expert computes; under a mesh on its part of the hidden width.
+      expert: what one expert computes; under a mesh, on its shard of the MLP's hidden size.
       layout: a `PartitionSpec` for each array of `weights`.
-      weights: floating-point arrays [experts, ...], read in `dtype`; gradients are summed in float32.
+      weights: floating-point arrays [experts, ...], cast to `dtype`; gradients are summed in float32.
       x_BTD: features.
-      experts_BTK: numbers of each token's experts; `experts` (none) where a token needs none.
-      shares_BTK: the weight of each in the sum, float32.
-      experts: how many there are.
+      experts_BTK: ids of each token's experts; `experts` means none, for a token that needs none.
+      shares_BTK: the weight of each expert in the sum, float32.
+      experts: number of experts.
       dtype: of the products.
 
     Returns:
@@ -118,7 +118,7 @@ def mix(
 
 @dataclass(frozen=True)
 class _Device:
-    """What one device does in `mix`, on its rows and its experts."""
+    """The part of `mix` on one device: its rows and its experts."""
 
     expert: Expert
     layout: Any
@@ -147,7 +147,7 @@ class _Device:
         experts_BTK: jax.Array,
         dy_BTD: jax.Array,
     ) -> tuple[Any, jax.Array, jax.Array]:
-        """Cotangents of weights, x and shares."""
+        """Return the cotangents of weights, x and shares."""
         D = x_BTD.shape[-1]
         route, x_ND, ready = self._route(experts_BTK), x_BTD.reshape(-1, D), self._read(weights)
         dy_ND = dy_BTD.reshape(-1, D)
@@ -176,10 +176,10 @@ class _Device:
     def _blocks(self, route: Route, rows: Rows) -> Blocks:
         return Blocks.of(rows.expert_R, route.plan.experts, route.plan.block)
 
-    # Communication: nothing without a mesh.
+    # Communication; without a mesh there is none.
 
     def _read(self, weights: Any) -> Any:
-        """The experts here, in the type of the products and whole along `fsdp`: gathered once."""
+        """This device's experts in the type of the products, gathered once along `fsdp`."""
 
         def one(w: jax.Array, at: P) -> jax.Array:
             w = w.astype(self.dtype)
@@ -188,7 +188,7 @@ class _Device:
         return jax.tree.map(one, weights, self.layout)
 
     def _reduce(self, dw: jax.Array, at: P) -> jax.Array:
-        """A weight's gradient over all rows, in float32, of the part that is stored here."""
+        """A weight's gradient over all rows, in float32, for the shard stored on this device."""
         if not self.mesh:
             return dw
         dw = jax.lax.psum(dw, tuple(axis for axis in self.mesh if axis not in at))
@@ -203,7 +203,7 @@ class _Device:
         return jax.lax.psum(x, "tensor") if self.mesh else x
 
     def _exchange(self, route: Route, rows_R: jax.Array) -> jax.Array:
-        """To each device its C rows; from each, the C that it has for this one."""
+        """Send each device its C rows, and receive from each the C rows that it has for this one."""
         return rows_R if route.plan.devices == 1 else jax.lax.all_to_all(rows_R, "expert", 0, 0, tiled=True)
 
     def _send(self, route: Route, number: jax.Array, x_ND: jax.Array, shares_BTK: jax.Array) -> Rows:
@@ -212,11 +212,11 @@ class _Device:
 
     def _rounds(self, route: Route, turn: Callable[[jax.Array, Any], Any], start: Any) -> Any:
         if route.plan.devices == 1:
-            return turn(jnp.zeros((), jnp.int32), start)  # the one buffer holds all rows
+            return turn(jnp.zeros((), jnp.int32), start)  # a single buffer holds all rows
         return jax.lax.fori_loop(0, self._count(route), turn, start)
 
     def _count(self, route: Route) -> jax.Array:
-        """Rounds that the fullest buffer of all needs: every device takes part in each."""
+        """Number of rounds that the fullest buffer needs; every device takes part in each round."""
         return jax.lax.pmax(route.rounds(), tuple(self.mesh))
 
     def _traffic(self, route: Route) -> Traffic:
@@ -227,20 +227,20 @@ class _Device:
 
 
 class Route(NamedTuple):
-    """Where a device's rows go: row i is choice i % K of token i // K."""
+    """The destinations of a device's rows: row i is choice i % K of token i // K."""
 
     plan: Plan
     order_R: jax.Array
-    """The rows sorted by expert [N K], so by device."""
+    """The rows sorted by expert [N K], and therefore by device."""
     place_NK: jax.Array
-    """Where in the line to its device each row stands."""
+    """Index of each row among the rows sent to its device."""
     device_NK: jax.Array
     inside_NK: jax.Array
-    """Whether the row goes anywhere."""
+    """Whether the row is sent at all."""
     expert_R: jax.Array
-    """Of each row in order."""
+    """Expert of each row, in the order of `order_R`."""
     start_P: jax.Array
-    """Where in the order the rows to each device begin."""
+    """Index in `order_R` at which the rows to each device begin."""
     count_P: jax.Array
 
     @classmethod
@@ -256,21 +256,21 @@ class Route(NamedTuple):
         return cls(plan, order_R, place_NK, device_NK, inside_NK, expert_R[order_R], start_P, count_P)
 
     def rounds(self) -> jax.Array:
-        """Rounds that this device needs."""
+        """Number of rounds that this device needs."""
         return -(-self.count_P.max() // self.plan.room)
 
     def _window(self, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Places in the order of this round's rows [R], and which of them are."""
+        """Indices in `order_R` of this round's rows [R], and which of them are real."""
         at_C = number * self.plan.room + jnp.arange(self.plan.room)
         at_PC = jnp.minimum(self.start_P[:, None] + at_C, self.order_R.size - 1)
         return at_PC.reshape(-1), (at_C < self.count_P[:, None]).reshape(-1)
 
     def pick(self, number: jax.Array, x_ND: jax.Array) -> jax.Array:
-        """The rows of a round, by device; an empty place holds any token."""
+        """The rows of a round, by device; an empty slot holds an arbitrary token."""
         return x_ND[self.order_R[self._window(number)[0]] // self.place_NK.shape[1]]
 
     def numbers(self, number: jax.Array) -> jax.Array:
-        """The rows' experts as the receiver counts them; E in an empty place."""
+        """The rows' experts, numbered as on the receiver; E in an empty slot."""
         at_R, here_R = self._window(number)
         return jnp.where(here_R, self.expert_R[at_R] % self.plan.experts, self.plan.experts)
 
@@ -279,12 +279,12 @@ class Route(NamedTuple):
         return shares_BTK.reshape(-1)[self.order_R[self._window(number)[0]]]
 
     def spread(self, number: jax.Array, values_R: jax.Array) -> jax.Array:
-        """What came back for the rows of a round, by token and choice; 0 for the others [N, K, ...]."""
+        """Results for the rows of a round, by token and choice [N, K, ...]; 0 for the other rows."""
         at_NK = self.place_NK - number * self.plan.room
         here_NK = self.inside_NK & (at_NK >= 0) & (at_NK < self.plan.room)
         values = values_R[jnp.where(here_NK, self.device_NK * self.plan.room + at_NK, 0)]
         return jnp.where(here_NK.reshape(*here_NK.shape, *(1,) * (values.ndim - 2)), values, 0)
 
     def collect(self, number: jax.Array, values_RD: jax.Array) -> jax.Array:
-        """`spread`, summed over a token's choices in float32 [N, D]."""
+        """`spread`, summed in float32 over each token's choices [N, D]."""
         return jnp.sum(self.spread(number, values_RD), axis=1, dtype=jnp.float32)

@@ -1,7 +1,7 @@
 """The one seam of every matrix product: LoRA, quantization and sharding hook in here.
 
-Shapes: V vocabulary, D model width, N rows, I inputs, O outputs, E experts; other axes
-are named by the caller.
+Shapes: V vocabulary, D hidden size, N rows, I inputs, O outputs, E experts; the caller names
+other axes.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from jaxgpt.target import Target
 class Linear(nnx.Module):
     """`y = x . weight + bias`, contracting the last axes of x with the first axes of the weight.
 
-    A weight is an array, or a registered dataclass with one method `product(x, axes, dtype)` that
-    contracts like `contract`: adapters and quantized weights are kinds of weights, put in their place
-    among the parameters.
+    A weight is an array, or a registered dataclass with one method `product(x, axes, dtype)` that contracts
+    like `contract`. Adapters and quantized weights are such kinds of weights; they replace the array among
+    the parameters.
 
     Args:
       key: for the initial weight, normal with standard deviation `std`.
       inputs: sizes of the contracted axes, such as `(D,)` or `(H, K)`.
-      outputs: sizes of the axes that result.
+      outputs: sizes of the resulting axes.
       axes: logical names of `inputs + outputs`, for the sharding table.
-      bias: whether to add a bias (zero at first).
+      bias: whether to add a bias (initially zero).
       dtype: of the product; the parameters stay float32.
       target: what the program is built for.
-      precision: of a float32 product, which TPUs make of bfloat16 factors and GPUs of TF32 unless told
-        not to; None leaves it to them.
+      precision: of a float32 product, which TPUs compute with bfloat16 factors and GPUs with TF32 by default;
+        None keeps that default.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ def contract(
     target: Target,
     precision: Precision | None = None,
 ) -> jax.Array:
-    """`jnp.tensordot(x, weight, axes)` as one plain product of matrices, read in `dtype`."""
+    """`jnp.tensordot(x, weight, axes)` as one plain matrix product in `dtype`."""
     rows = x.reshape(-1, math.prod(weight.shape[:axes]))
     y_NO = product(rows, weight, dtype, target, precision)
     return y_NO.reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
@@ -88,11 +88,11 @@ def contract(
 def product(
     x_NI: jax.Array, weight: jax.Array, dtype: jnp.dtype, target: Target, precision: Precision | None = None
 ) -> jax.Array:
-    """`x @ w` [N, O] on factors rounded to `dtype`; the result is of the type of x.
+    """`x @ w` [N, O] on factors rounded to `dtype`; the result has the type of x.
 
-    The weight may have more axes than two: it is read as a matrix [I, O] in here, since what the
-    backward pass keeps is then the parameter itself. A reshaped one would be a copy of it, one for
-    every layer of a scan. Its gradient is accumulated and returned in its own type, not in `dtype`.
+    The weight may have more than two axes. It is reshaped to a matrix [I, O] in here, so that the backward
+    pass keeps the parameter itself. A weight reshaped outside would be kept as a copy, one for every layer of
+    a scan. Its gradient is accumulated and returned in the weight's own type, not in `dtype`.
     """
     return _product(x_NI, weight, dtype, target, precision)[0]
 
@@ -117,9 +117,9 @@ product.defvjp(_product, _product_back)
 
 
 def _transposed(x: jax.Array, target: Target) -> jax.Array:
-    """The transpose of a matrix; on a CPU written out in rows.
+    """The transpose of a matrix; on a CPU it is materialised in row-major order.
 
-    Left to itself the compiler reads x against the grain, for which it has no fast product on CPUs.
+    Otherwise the compiler reads x with strides, for which it has no fast product on CPUs.
     """
     on_cpu = target.platform == "cpu"
     return target.pin(with_layout_constraint(x.T, Layout((0, 1)))) if on_cpu else x.T
@@ -129,8 +129,8 @@ def _transposed(x: jax.Array, target: Target) -> jax.Array:
 def add_bias(y: jax.Array, bias: jax.Array, target: Target) -> jax.Array:
     """`y + bias` over the last axes, in the type of y.
 
-    Its gradient is summed over all tokens in the bias's own type, float32: a sum in bfloat16 stops
-    growing once it is 256 times its next term.
+    Its gradient is summed over all tokens in the bias's own type, float32. A bfloat16 sum would stop growing
+    once it is 256 times its next term.
     """
     return y + bias.astype(y.dtype)
 
@@ -144,13 +144,13 @@ add_bias.defvjp(lambda y, bias, target: (add_bias(y, bias, target), bias), _add_
 
 
 class GroupedLinear(nnx.Module):
-    """The weights [E, I, O] of one product an expert; of other kinds than arrays as `Linear` has them.
+    """The weights [E, I, O] of one product per expert; arrays or other kinds of weights, as in `Linear`.
 
     Args:
       key: for the initial weights, normal with standard deviation `std`.
       experts: E.
       inputs, outputs: I and O.
-      axes: logical names of these two, for the sharding table.
+      axes: logical names of I and O, for the sharding table.
       dtype: of the product; the parameters stay float32.
       target: what the program is built for.
     """
@@ -173,7 +173,7 @@ class GroupedLinear(nnx.Module):
         self.weight = nnx.Param(weight, axes=self.axes, role="matrix", inputs=1, lead=1)
 
     def layout(self) -> Any:
-        """How the weight's arrays lie on a mesh: split as [E, I, O] is where they are as long."""
+        """Shardings of the weight's arrays: an axis is split like that of [E, I, O] if it is as long."""
 
         def one(part: jax.Array) -> P:
             lengths = zip(spec(self.axes), part.shape, self.shape, strict=True)
@@ -182,10 +182,10 @@ class GroupedLinear(nnx.Module):
         return jax.tree.map(one, self.weight.get_value())
 
     def __call__(self, x_NI: jax.Array) -> jax.Array:
-        """Rows of one expert times its matrix: [N, O].
+        """The rows of one expert times its matrix: [N, O].
 
-        The weight must be that expert's alone, [I, O]: `layers.dispatch` sorts rows into blocks of one
-        expert and takes its weights out of those of all.
+        The weight must be that of the expert alone, [I, O]: `layers.dispatch` sorts rows into blocks of one
+        expert and selects its weights.
         """
         weight = self.weight.get_value()
         if isinstance(weight, jax.Array):
@@ -194,14 +194,14 @@ class GroupedLinear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of V rows of width D, read by id; also the output projection when tied.
+    """A table of V rows of size D, read by id; also the output projection if tied.
 
     Args:
       key: for the initial rows, normal with standard deviation `std`.
       rows: V.
       width: D.
       axes: logical names of both, for the sharding table.
-      role: `embedding`, or `position` for a table read by place.
+      role: `embedding`, or `position` for a table read by position.
     """
 
     def __init__(
@@ -225,9 +225,9 @@ class Embedding(nnx.Module):
 
         Args:
           ids: of tokens.
-          dtype: of the result, and of what crosses devices.
-          before: vectors [P, D] that stand at the first P places of every document in the place of the
-            rows of its ids (prompt tuning; Lester et al. 2021), and each token's place in its document.
+          dtype: of the result, and of data sent between devices.
+          before: vectors [P, D] that replace the embeddings at the first P positions of every document
+            (prompt tuning; Lester et al. 2021), and each token's position in its document.
         """
         x = look_up(self.weight[...], ids, dtype, self.rows)
         if before is None:
@@ -239,13 +239,13 @@ class Embedding(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def look_up(table_VD: jax.Array, ids: jax.Array, dtype: jnp.dtype, rows: str) -> jax.Array:
-    """Rows [..., D] of a table, looked up in `dtype`; ids beyond it take its last row.
+    """Rows [..., D] of a table, looked up in `dtype`; ids beyond the table read its last row.
 
-    The gradient of a row is the sum over all places where its id stands: thousands, for a common one.
-    It is scattered and reduced over devices in the table's own type, float32. A table whose rows are
-    split over devices (`rows` is the logical name of that axis) is looked up where each row lies.
+    The gradient of a row is the sum over all occurrences of its id: thousands, for a common one. It is
+    scattered and reduced over devices in the table's own type, float32. If the rows of a table are sharded
+    (`rows` is the logical name of that axis), each device looks up the rows that it holds.
     """
-    # Gathered over the width first: a look-up in a table split both ways would be replicated.
+    # Gathered over the hidden size first: a look-up in a table split both ways would be replicated.
     table_VD = constrain(table_VD.astype(dtype), rows, "features")
 
     def local(table_VD: jax.Array, ids: jax.Array, first: jax.Array | int = 0) -> jax.Array:
@@ -260,7 +260,7 @@ def look_up(table_VD: jax.Array, ids: jax.Array, dtype: jnp.dtype, rows: str) ->
     def part(table_VD: jax.Array, ids: jax.Array) -> jax.Array:
         ids = jnp.clip(ids, 0, len(table_VD) * jax.lax.axis_size(axis) - 1)
         x = local(table_VD, ids, jax.lax.axis_index(axis) * len(table_VD))
-        return jax.lax.psum(x, axis)  # one term of each sum is not zero: exact in any type
+        return jax.lax.psum(x, axis)  # only one term of each sum is not zero: exact in any type
 
     return jax.shard_map(part, in_specs=(P(axis), P()), out_specs=P(), axis_names={axis})(table_VD, ids)
 
@@ -270,7 +270,7 @@ def _look_up_back(dtype, rows, saved, dx):  # noqa: ANN001, ANN202
 
     def scatter(ids: jax.Array, dx: jax.Array, length: int, first: jax.Array | int = 0) -> jax.Array:
         at = ids - first
-        at = jnp.where((at >= 0) & (at < length), at, length)  # beyond the part: dropped
+        at = jnp.where((at >= 0) & (at < length), at, length)  # outside this shard: dropped
         table = jnp.zeros((length, like.shape[1]), like.dtype)
         return table.at[at].add(dx.astype(like.dtype), mode="drop")
 
@@ -307,5 +307,5 @@ def unembed(x: jax.Array, weight_VD: jax.Array) -> jax.Array:
 
 
 def softcap(logits: jax.Array, cap: float | None) -> jax.Array:
-    """Squash logits into (-cap, cap) smoothly (Gemma 2, section 2); None leaves them."""
+    """Squash logits smoothly into (-cap, cap) (Gemma 2, section 2); None leaves them unchanged."""
     return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -1,6 +1,6 @@
-"""Who sees whom, and the facts of rows and layers that a layer's call takes.
+"""The attention mask, and the per-row and per-layer inputs of a layer.
 
-Shapes: B batch, T queries, S keys, K head width.
+Shapes: B batch, T queries, S keys, K head size.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from jaxgpt.errors import require
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may see, kept as its causes so that a kernel can use them directly.
+    """Which keys a query may see, stored as the reasons so that a kernel can use them directly.
 
-    An array's batch axis may be 1 where rows are alike.
+    The batch axis of an array may be 1 if all rows are alike.
 
     Attributes:
-      q_index_BT, k_index_BS: place of each query and key in its row.
-      q_segments_BT, k_segments_BS: document numbers; a query sees its own document only.
-      prefix_BS: keys of a prompt, which their whole document sees whatever their place; None for none.
+      q_index_BT, k_index_BS: position of each query and key in its row.
+      q_segments_BT, k_segments_BS: document numbers; a query sees only its own document.
+      prefix_BS: keys of a prompt, which the whole document sees regardless of position; None for none.
       causal: whether later keys are hidden.
-      window: tokens back that a query sees, itself included, 0 means all.
-      layout: what is known of the rows before they are seen. `packed`: queries and keys are the same
-        tokens, in order, and a document's stand together. `one`: moreover a row is one document,
-        with nothing but padding behind it, whose results nobody reads. `any`: nothing.
+      window: number of tokens back that a query sees, including itself; 0 means all.
+      layout: what is known about the rows statically. `packed`: queries and keys are the same tokens in the
+        same order, and the tokens of a document are contiguous. `one`: moreover, a row is one document,
+        followed only by padding whose results are not read. `any`: nothing.
     """
 
     q_index_BT: jax.Array
@@ -51,13 +51,13 @@ class Mask:
         causal: bool = True,
         one: bool = False,
     ) -> Mask:
-        """The mask of whole rows, packed or of one document each."""
+        """The mask of whole rows, packed or with one document each."""
         index_1T = jnp.arange(segments_BT.shape[1])[None]
         layout = "one" if one else "packed"
         return cls(index_1T, index_1T, segments_BT, segments_BT, prefix_BT, causal, layout=layout)
 
     def dense(self) -> jax.Array:
-        """The mask as booleans [B, T, S] (or [1, T, S] where rows are alike); all see themselves."""
+        """The mask as booleans [B, T, S] (or [1, T, S] if rows are alike); every token sees itself."""
         require(
             self.causal or not self.window,
             "a sliding window needs a causal mask; set model.causal=True or model.windows=().",
@@ -72,26 +72,25 @@ class Mask:
         return seen_BTS
 
     def distance(self) -> jax.Array:
-        """How far back each key lies from each query [B, T, S] (or [1, T, S] where rows are alike)."""
+        """Distance back from each query to each key [B, T, S] (or [1, T, S] if rows are alike)."""
         return self.q_index_BT[:, :, None] - self.k_index_BS[:, None, :]
 
 
 def document_starts(segments_BT: jax.Array) -> jax.Array:
-    """Where a document starts in packed rows [B, T]; a run of padding counts as one."""
+    """Where documents start in packed rows [B, T]; a run of padding counts as one document."""
     return jnp.diff(segments_BT, axis=1, prepend=-1) != 0
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowFacts:
-    """What all layers are told of the rows at hand.
+    """Inputs about the current rows, the same for all layers.
 
     Attributes:
-      positions_BT: of the tokens in their documents, for rotary embedding.
-      mask: who sees whom, but for the window, which is a layer's.
-      real_BT: which tokens are no padding; None where nobody asks.
-      start_B: the slots of a cache where the rows' first tokens go; None without a cache, or where it
-        is empty.
+      positions_BT: positions of the tokens in their documents, for rotary embedding.
+      mask: the attention mask without the window, which depends on the layer.
+      real_BT: which tokens are not padding; None if it is not needed.
+      start_B: the cache slots of the rows' first tokens; None without a cache or with an empty one.
     """
 
     positions_BT: jax.Array
@@ -103,12 +102,12 @@ class RowFacts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerFacts:
-    """In what one layer differs from its neighbours, beside its parameters.
+    """What differs between layers besides their parameters.
 
     Attributes:
-      frequency_K: of the rotary embedding, on the host where it is a constant; None for none.
+      frequency_K: of the rotary embedding, on the host if it is a constant; None for none.
       key: of dropout; None for none.
-      window: as in `Mask`; static, since a kernel is built for it.
+      window: as in `Mask`; static, because kernels are built for one window.
     """
 
     frequency_K: jax.Array | np.ndarray | None = None
@@ -116,5 +115,5 @@ class LayerFacts:
     window: int = field(default=0, metadata={"static": True})
 
     def seen(self, rows: RowFacts) -> Mask:
-        """Who sees whom in this layer."""
+        """The attention mask of this layer."""
         return replace(rows.mask, window=self.window)

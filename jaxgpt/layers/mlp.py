@@ -1,6 +1,6 @@
 """The position-wise MLP.
 
-Shapes: B batch, T length, D width, F hidden width.
+Shapes: B batch, T length, D hidden size, F hidden size of the MLP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016); keeps nothing but x for the backward pass."""
+    """GELU in its tanh form (Hendrycks & Gimpel 2016); keeps only x for the backward pass."""
     return 0.5 * x * (1 + jnp.tanh(SLOPE * x * (1 + CUBIC * x * x)))
 
 
@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
     "swiglu": (jax.nn.silu, True),
     "geglu": (gelu, True),
 }
-"""Of each `GPT.mlp`: the activation, and whether it is that of a gate beside the up projection."""
+"""For each `GPT.mlp`: the activation, and whether it is that of a gate besides the up projection."""
 
 
 class MLP(nnx.Module):
@@ -49,7 +49,7 @@ class MLP(nnx.Module):
 
     Args:
       key, model, compute, target: as for the whole model.
-      width: hidden width, where it is not the model's.
+      width: hidden size of the MLP, if it is not the model's.
     """
 
     def __init__(

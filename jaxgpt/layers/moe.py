@@ -1,6 +1,6 @@
-"""A mixture of experts in the place of the MLP: top-k routing, no token dropped.
+"""A mixture of experts in place of the MLP: top-k routing, no token dropped.
 
-Shapes: B batch, T length, D width, E experts, K experts a token, N tokens, F hidden width.
+Shapes: B batch, T length, D hidden size, E experts, K experts per token, N tokens, F MLP hidden size.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from jaxgpt.target import Target
 
 
 class Routing(NamedTuple):
-    """What a layer's routing came to; scalars."""
+    """Statistics of a layer's routing; scalars."""
 
     balance: jax.Array
     """The load-balancing loss times its weight."""
     rounds: jax.Array
-    """Rounds of the buffers between devices until every row had been sent."""
+    """Number of rounds of the buffers between devices until every row was sent."""
     fill: jax.Array
-    """Share of these buffers' places that held a row."""
+    """Fraction of these buffers' slots that held a row."""
 
 
 class Experts(nnx.Module):
     """Top-k of E gated or plain MLPs (Shazeer et al. 2017; Mixtral, Jiang et al. 2024, section 2.1).
 
-    With `shared_width`, an MLP that all tokens pass is added behind a sigmoid gate (Qwen2-MoE).
+    With `shared_width`, an MLP that all tokens pass through is added, with a sigmoid gate (Qwen2-MoE).
     """
 
     def __init__(self, key: jax.Array, model: GPT, compute: Compute, target: Target) -> None:
@@ -55,17 +55,17 @@ class Experts(nnx.Module):
         self.shared_gate = Linear(keys[5], (D,), (1,), routes, dtype=self.dtype, **how) if shared else None
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
-        """Each token's experts, weighted.
+        """The weighted sum of each token's experts.
 
         Args:
           x_BTD: features.
           real_BT: False on padding, which goes to no expert and does not count in the balance.
 
         Returns:
-          [B, T, D], and what the routing came to. The balance (Switch Transformers, equation 4, over
-          the k choices) is smallest where every expert is chosen alike. It is a product of two means
-          over the tokens of this call, all devices' together: several microbatches are each balanced
-          for themselves, which asks for a little more than balance over all of them at once.
+          [B, T, D], and statistics of the routing. The balance (Switch Transformers, equation 4, over the k
+          choices) is smallest when all experts are chosen equally often. It is a product of two means over
+          the tokens of this call on all devices. So each microbatch is balanced separately, which requires a
+          little more than balance over all of them together.
         """
         probs_BTE = jax.nn.softmax(self.router(x_BTD.astype(jnp.float32)), axis=-1)
         shares_BTK, experts_BTK = jax.lax.top_k(probs_BTE, self.moe.per_token)
@@ -83,8 +83,8 @@ class Experts(nnx.Module):
             own = nnx.merge(graphdef, weights)
             h_SF = own["up"](x_SD)
             h_SF = self.activation(own["gate"](x_SD)) * h_SF if "gate" in own else self.activation(h_SF)
-            # Weighted before the last product: so its output is not needed again for the weight's gradient.
-            # In float32, since the share's gradient is a sum over the whole hidden width.
+            # Weighted before the last product, so its output is not needed for the gradient of the share.
+            # In float32, because that gradient is a sum over the whole MLP hidden size.
             return own["down"]((h_SF.astype(jnp.float32) * share_S[:, None]).astype(h_SF.dtype))
 
         y_BTD, traffic = mix(
@@ -104,7 +104,7 @@ class Experts(nnx.Module):
 
 
 def _imbalance(probs_BTE: jax.Array, experts_BTK: jax.Array, real_BT: jax.Array | None) -> jax.Array:
-    """E times the sum over experts of (share of tokens sent there) x (mean probability)."""
+    """E times the sum over experts of (fraction of tokens sent there) x (mean probability)."""
     E = probs_BTE.shape[-1]
     weight_BT1 = jnp.ones((*probs_BTE.shape[:2], 1)) if real_BT is None else real_BT[..., None]
     total = jnp.maximum(weight_BT1.sum(), 1)

@@ -14,12 +14,12 @@ class Norm(nnx.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019).
 
     Args:
-      width: features normalised over.
+      width: number of features normalised over.
       kind: `layernorm` or `rmsnorm`.
       eps: added to the variance.
       target: what the program is built for.
-      bias: whether a LayerNorm adds one.
-      centered: multiply by 1 + scale, the scale beginning at 0 (Gemma).
+      bias: whether a LayerNorm adds a bias.
+      centered: multiply by 1 + scale, with the scale initialised to 0 (Gemma).
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Norm(nnx.Module):
 
 
 def model_norm(model: GPT, target: Target, width: int | None = None, kind: str | None = None) -> Norm:
-    """A norm as a config asks for it.
+    """The norm that a config specifies.
 
     Args:
       model: the config.
       target: what the program is built for.
-      width: features, where they are not the model's.
-      kind: in place of the model's.
+      width: number of features, if not the hidden size.
+      kind: overrides the model's kind.
     """
     return Norm(
         width or model.width,

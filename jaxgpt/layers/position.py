@@ -1,6 +1,6 @@
 """Positions: rotary embedding of queries and keys, or a bias on their scores.
 
-Shapes: B batch, T queries, S keys, H heads, K head width, N buckets.
+Shapes: B batch, T queries, S keys, H heads, K head size, N buckets.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jaxgpt.config import GPT
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequency_K: jax.Array | np.ndarray) -> jax.Array:
     """Rotate pairs of features by position (RoFormer, section 3.2), in float32.
 
-    Feature i is paired with i + K/2, the layout of Llama's published weights in Hugging Face form.
+    Feature i is paired with i + K/2, the layout of Llama's published weights in Hugging Face format.
 
     Args:
       x_BTHK: queries or keys.
-      positions_BT: of each token.
-      frequency_K: radians a position turns each of the K/2 pairs by; see `frequencies`.
+      positions_BT: position of each token.
+      frequency_K: radians per position, for each of the K/2 pairs; see `frequencies`.
     """
     angle_BT1K = positions_BT[:, :, None, None] * frequency_K
     sin, cos = jnp.sin(angle_BT1K), jnp.cos(angle_BT1K)
@@ -32,10 +32,10 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequency_K: jax.Array | 
 
 
 def frequencies(model: GPT, layer: int) -> np.ndarray:
-    """Radians a position that each pair of a layer's features turns by, float32 [K/2].
+    """Rotation per position of each pair of a layer's features, in radians, float32 [K/2].
 
-    `llama3` divides the slow ones by the factor, leaves the fast ones, and blends in between (Llama
-    3.1; Grattafiori et al. 2024, section 3.4, with the constants of its released code).
+    `llama3` divides low frequencies by the factor, keeps high ones, and interpolates in between (Llama 3.1;
+    Grattafiori et al. 2024, section 3.4, with the constants of its released code).
     """
     theta, scaling = model.frequency(layer)
     half = model.head // 2
@@ -54,8 +54,8 @@ def frequencies(model: GPT, layer: int) -> np.ndarray:
 def slopes(heads: int) -> np.ndarray:
     """ALiBi's slope of each head, float32 [H] (Press et al. 2022, section 3).
 
-    A geometric sequence from 2^(-8/H); heads beyond a power of two take every other slope of the
-    next power's, as in the paper's code.
+    A geometric sequence from 2^(-8/H). Heads beyond a power of two use every other slope of the next power of
+    two, as in the paper's code.
     """
     power = 1 << (heads.bit_length() - 1)
 
@@ -68,8 +68,9 @@ def slopes(heads: int) -> np.ndarray:
 def bucket(distance_BTS: jax.Array, buckets: int, farthest: int, *, causal: bool) -> jax.Array:
     """The bucket of each distance back from query to key (T5; Raffel et al. 2020, section 2.1).
 
-    The first half of the buckets hold one distance each, the others ever more on a logarithmic scale
-    up to `farthest`, beyond which all are alike. Without causality keys ahead have half of all.
+    The first half of the buckets hold one distance each; the others grow on a logarithmic scale up to
+    `farthest`, beyond which all distances share a bucket. Without causality, half of the buckets are for
+    later keys.
     """
     base_BTS = jnp.zeros_like(distance_BTS)
     if not causal:
@@ -84,11 +85,11 @@ def bucket(distance_BTS: jax.Array, buckets: int, farthest: int, *, causal: bool
 
 
 class Bias(nnx.Module):
-    """What a layer adds to attention scores by the distance of query and key.
+    """What a layer adds to attention scores, by the distance between query and key.
 
-    `alibi`: a slope a head, nothing learned (without causality the distance counts both ways).
-    `relative`: a learned number for each head and bucket of distances, a table a layer (T5 shares
-    one table among its layers).
+    `alibi`: one slope per head, nothing learned (without causality, the absolute distance counts).
+    `relative`: a learned number for each head and bucket of distances, one table per layer (T5 shares one
+    table among its layers).
     """
 
     BUCKETS, FARTHEST = 32, 128

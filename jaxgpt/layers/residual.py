@@ -1,6 +1,6 @@
-"""What joins a branch to the residual stream.
+"""Adding a branch to the residual stream.
 
-Shapes: B batch, T length, D width.
+Shapes: B batch, T length, D hidden size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxgpt.target import Target
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero a share `rate` of x and scale the rest up; the identity without a key."""
+    """Zero a fraction `rate` of x and scale up the rest; the identity without a key."""
     if key is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
@@ -26,12 +26,12 @@ def residual(
     target: Target,
     adapter: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """The stream with a branch added.
+    """The residual stream with a branch added.
 
     Args:
-      x_BTD: the stream.
-      y_BTD: what the branch made of it.
+      x_BTD: the residual stream.
+      y_BTD: output of the branch.
       target: what the program is built for.
-      adapter: changes the branch first (bottleneck adapters; Houlsby et al. 2019, figure 2).
+      adapter: applied to the branch first (bottleneck adapters; Houlsby et al. 2019, figure 2).
     """
     return target.pin(x_BTD + (y_BTD if adapter is None else adapter(y_BTD)))

@@ -1,7 +1,7 @@
 """A stack of equal layers: one module whose parameters carry a leading layer axis, or a list.
 
-Training scans over the stacked form, a period of layers in a turn; on a CPU decoding runs the unstacked
-one, since a scan over a stacked key-value cache copies it there at every step.
+Training scans over the stacked form, one period of layers per iteration. On a CPU, decoding runs the
+unstacked form, because a scan over a stacked key-value cache copies it at every step there.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Call = Callable[[Any, jax.Array, Any, Any, int], tuple[jax.Array, Any]]
 REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Of several layers in a turn, what is a view of something kept is taken again, not copied.
+    # With several layers per iteration, views of something kept are recomputed, not copied.
     "none": lambda primitive, *_, **__: primitive.name not in ("slice", "squeeze"),
 }
 
 
 def stacked(make: Callable[[jax.Array], nnx.Module], key: jax.Array, layers: int) -> nnx.Module:
-    """One module made with `layers` keys at once; every parameter gets the axis `layers` in front."""
+    """One module made with `layers` keys at once; every parameter gets a leading axis `layers`."""
     keys = jax.random.split(key, layers)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(keys[0])))
     arrays = jax.vmap(lambda k: nnx.to_pure_dict(nnx.split(make(k))[1]))(keys)
@@ -52,23 +52,23 @@ def run_layers(
 ) -> tuple[jax.Array, Any]:
     """Run `x, extra = call(layer, x, rows, per_layer[i], i % period)` through the layers.
 
-    Stacked layers are scanned, `period` of them in a turn, so that what differs in kind within a
-    period (a window, which a kernel must know) is a Python number; layers left over make a shorter
-    scan. The remat policy is each layer's own.
+    Stacked layers are scanned, `period` of them per iteration, so that what differs in kind within a period
+    (a window, which a kernel must know) is a Python number. Leftover layers form a shorter scan. The remat
+    policy applies to each layer separately.
 
     Args:
       blocks: from `stacked`, or an `nnx.List` of layers.
       x_BTD: [B, T, D].
-      rows: a pytree of what every layer is told.
+      rows: a pytree of inputs common to all layers.
       per_layer: a pytree with a leading layer axis (keys, frequencies): what differs in value.
       call: applies one layer.
-      compute: gives the remat policy and how many layers are unrolled in a turn.
-      target: as far as the config does not say the latter.
-      period: after how many layers their kinds repeat. Where they do not come out even, the whole turns
-        and the rest are two scans, and the backward pass keeps a copy of all layers' parameters.
+      compute: the remat policy, and how many layers are unrolled per iteration.
+      target: decides the latter if the config leaves it unspecified.
+      period: number of layers after which their kinds repeat. If it does not divide the layers, the whole
+        periods and the rest are two scans, and the backward pass keeps a copy of all layers' parameters.
 
     Returns:
-      The last x, and the extras of all layers with a leading layer axis.
+      The final x, and the extras of all layers with a leading layer axis.
     """
     if isinstance(blocks, nnx.List):
         extras = []
@@ -93,7 +93,7 @@ def run_layers(
 
 
 def _turns(tree: Any, start: int, size: int, turns: int) -> Any:
-    """Layers from `start` on; if a turn has several, their axis is split into turns of `size`."""
+    """The layers from `start` on; if `size` > 1, their axis is split into iterations of `size` layers."""
 
     def one(x_L: jax.Array) -> jax.Array:
         part = x_L if size * turns == len(x_L) else x_L[start : start + size * turns]
@@ -103,14 +103,14 @@ def _turns(tree: Any, start: int, size: int, turns: int) -> Any:
 
 
 def _turn(graphdef: Any, call: Call, compute: Compute, size: int, *, apart: bool) -> Callable[..., Any]:
-    """One turn of the scan: `size` layers after each other.
+    """One iteration of the scan: `size` layers in sequence.
 
-    What the backward pass keeps of the parameters must be what the scan goes over: anything made of it
-    in here, an entry of a turn too, would be kept as a copy of all parameters.
+    The backward pass must keep the parameters exactly as the scan receives them. Anything derived from them
+    in here, even one layer's slice, would be kept as a copy of all parameters.
 
     Args:
-      apart: whether forward and backward pass are loops of their own. Else the compiler would find
-        what remat computes again, and keep the first.
+      apart: whether forward and backward pass are separate loops. Otherwise the compiler would detect what
+        remat recomputes, and keep the first result.
     """
 
     def layer(place: int, x: jax.Array, rows: Any, layers: Any) -> tuple[jax.Array, Any]:

@@ -1,10 +1,10 @@
-"""From features to logits, losses and log-probabilities: the output projection and what is read of it.
+"""From features to logits, losses and log-probabilities: the output projection and its results.
 
-The projection and the softmax are computed together, a chunk of tokens at a time, so that the logits
-of a whole batch never exist. On a mesh every device goes over its own rows: the projection is
+The projection and the softmax are computed together, one chunk of tokens at a time, so that the logits
+of a whole batch never exist. On a mesh, every device processes its own rows: the projection is
 gathered once before the first chunk, and its gradient is reduced once after the last.
 
-Shapes: B rows, T tokens a row, D width, V vocabulary, N chunks.
+Shapes: B rows, T tokens per row, D hidden size, V vocabulary, N chunks.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ H = TypeVar("H", bound="Head")
 
 
 class Scores(NamedTuple):
-    """What a head says of targets.
+    """A head's scores of targets.
 
     Attributes:
       logprob_BT: log-probability of each target.
-      log_z_BT: log-partition of the logits there.
-      correct_BT: whether the target was the likeliest.
+      log_z_BT: log-partition of the logits.
+      correct_BT: whether the target was the top-1 prediction.
     """
 
     logprob_BT: jax.Array
@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Sums over targets: `loss` in nats, `nll`, its part without z-loss, and `correct` predictions.
+    """Sums over targets: `loss` in nats, `nll` (the loss without z-loss) and `correct` top-1 predictions.
 
     The last two carry no gradient.
     """
@@ -52,18 +52,18 @@ class Losses(NamedTuple):
 
 
 Pull = Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
-"""Gradients by `logprob_BT` and `log_z_BT` to those by a head (a head of float32) and by x_BTD."""
+"""From gradients by `logprob_BT` and `log_z_BT` to those by the head (a float32 head) and by x_BTD."""
 
 
 class Head:
-    """What predicts from features: a pytree of parameters, which belong to the modules of a model."""
+    """Predicts from features: a pytree of parameters, which belong to the modules of a model."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of features [..., D]."""
         raise NotImplementedError
 
     def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
-        """Scores of a few targets, all their logits at once, and the way back."""
+        """Scores of a few targets, with all their logits at once, and the backward function."""
         raise NotImplementedError
 
     def losses(
@@ -83,7 +83,7 @@ class Unembedding(Head):
     """Logits `softcap(x . weight^T + bias)`.
 
     Attributes:
-      weight: [V, D], a projection of its own or the embedding's table.
+      weight: [V, D], a separate projection or the embedding table.
       bias: [V], or None.
       cap: logit soft-cap (Gemma 2, section 2), or None.
     """
@@ -128,18 +128,18 @@ def cross_entropy(
     z_loss: float,
     chunk: int,
 ) -> Losses:
-    """Weighted sums of the targets' losses, `chunk` tokens of every device at a time.
+    """Weighted sums of the targets' losses, `chunk` tokens per device at a time.
 
-    What a target's loss adds to the gradients is known as soon as its logits are: under
-    differentiation they are made in the forward pass, chunk by chunk, and no logits are computed twice.
+    A target's contribution to the gradients is known as soon as its logits are. So differentiation computes
+    the gradients in the forward pass, chunk by chunk, and no logits are computed twice.
 
     Args:
-      head: predicts.
+      head: makes the predictions.
       x_BTD: features.
       targets_BT: token ids.
       weights_BT: weight of each target; gets no gradient.
       z_loss: weight of the squared log-partition (PaLM, section 5).
-      chunk: most tokens of a device whose logits are held at a time.
+      chunk: maximum number of tokens per device whose logits are held at a time.
     """
     return _sums(sweep(head, x_BTD, targets_BT, chunk), weights_BT, z_loss)
 
@@ -169,9 +169,9 @@ cross_entropy.defvjp(_losses, _losses_back)
 def target_logprobs(
     head: Head, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], chunk: int
 ) -> Float[Array, "B T"]:
-    """Log-probability of each target, for losses that are not sums over targets; as `cross_entropy`.
+    """Log-probability of each target, for losses that are not sums over targets; else like `cross_entropy`.
 
-    The gradients by them are known in the backward pass alone, where all logits are computed again.
+    The gradients by them are known only in the backward pass, which recomputes all logits.
     """
     return sweep(head, x_BTD, targets_BT, chunk).logprob_BT
 
@@ -193,7 +193,7 @@ target_logprobs.defvjp(_logprobs, _logprobs_back)
 
 
 def sweep(head: Head, x_BTD: jax.Array, targets_BT: jax.Array, chunk: int) -> Scores:
-    """Scores of all targets, `chunk` tokens of every device at a time."""
+    """Scores of all targets, `chunk` tokens per device at a time."""
 
     def one(head: Head, x_BTD: jax.Array, targets_BT: jax.Array) -> Scores:
         return head.score(x_BTD, targets_BT)[0]
@@ -209,7 +209,7 @@ def sweep_back(
     slopes: Callable[[Scores, jax.Array], tuple[jax.Array, jax.Array]],
     given_BT: jax.Array,
 ) -> tuple[Scores, H, jax.Array]:
-    """As `sweep`, and the gradients by the head and by x of a function of the scores.
+    """Like `sweep`, with the gradients of a function of the scores by the head and by x.
 
     Args:
       slopes: the function's gradients by `logprob_BT` and `log_z_BT`, from the scores of some targets
@@ -228,25 +228,25 @@ def sweep_back(
 def _over_rows(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
     """`one(head, *rows)` over chunks of every device's own rows.
 
-    Matrices of the head cross devices once, in the type of the features; what is summed over devices
-    is float32. How `tensor` splits the vocabulary is left to the compiler.
+    Matrices of the head are sent between devices once, in the type of the features; sums over devices are in
+    float32. The compiler decides how `tensor` splits the vocabulary.
 
     Args:
-      one: gives what belongs to its rows; with `back` a head of gradients before it.
-      chunk: tokens of a device at a time.
-      head: for `one`.
-      rows: for `one`, [B, T, ...].
+      one: returns the results of its rows; with `back`, preceded by a head of gradients.
+      chunk: tokens per device at a time.
+      head: argument of `one`.
+      rows: arguments of `one`, [B, T, ...].
       back: see `one`.
 
     Returns:
-      What `one` gives, of all rows and summed over them.
+      The results of `one` for all rows, with the gradients summed over the rows.
     """
     head = jax.tree.map(lambda a: a.astype(rows[0].dtype) if a.ndim > 1 else a, head)
     mesh = jax.sharding.get_abstract_mesh()
     devices = row_shards(mesh)
-    if devices == 1 or rows[0].shape[0] % devices:  # a few rows that do not divide: the compiler's to lay out
+    if devices == 1 or rows[0].shape[0] % devices:  # rows that do not divide: the compiler decides the layout
         return _over_chunks(one, chunk, head, *rows, back=back)
-    # By the columns [V, D] that parameters are split by, too; where they do not divide, not at all.
+    # Split by the columns of [V, D], like the parameters; if these do not divide, not at all.
     fsdp = mesh.shape["fsdp"]
     split = jax.tree.map(lambda a: a.ndim > 1 and fsdp > 1 and a.shape[1] % fsdp == 0, head)
     specs = jax.tree.map(lambda split: P(None, "fsdp") if split else P(), split)
@@ -267,12 +267,12 @@ def _over_rows(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array,
 
 
 def _gathered(a_VD: jax.Array) -> jax.Array:
-    """All columns of a matrix of which each device of `fsdp` holds some."""
+    """All columns of a matrix whose columns are sharded over `fsdp`."""
     return _by_rows(lambda a_VD: jax.lax.all_gather(a_VD, "fsdp", axis=1, tiled=True), a_VD)
 
 
 def _reduced(a: jax.Array, split: bool) -> jax.Array:
-    """The sum over all devices; of a matrix that is split, each device's own columns."""
+    """The sum over all devices; for a split matrix, each device's own columns of it."""
     if not split:
         return jax.lax.psum(a, ROW_AXES)
 
@@ -283,18 +283,18 @@ def _reduced(a: jax.Array, split: bool) -> jax.Array:
 
 
 def _by_rows(f: Callable[[jax.Array], jax.Array], a_VD: jax.Array) -> jax.Array:
-    """`f` on the rows of each device of `tensor`; by itself the compiler puts them together first."""
+    """`f` on the rows of each device of `tensor`; without this, the compiler gathers them first."""
     parts = jax.sharding.get_abstract_mesh().shape["tensor"]
     spec = P("tensor") if a_VD.shape[0] % parts == 0 else P()
     return jax.shard_map(f, in_specs=spec, out_specs=spec, axis_names={"tensor"}, check_vma=False)(a_VD)
 
 
 def _over_chunks(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
-    """As `_over_rows`, on one device.
+    """Like `_over_rows`, on one device.
 
-    A chunk is equally many tokens of every row: the largest divisor of T that fits, or where that is
-    less than half of what fits, all that fits, the last chunk filled up with zeros. These add nothing:
-    a weight and a gradient of 0.
+    A chunk has the same number of tokens from every row: the largest divisor of T that fits. If that is less
+    than half of what fits, it is all that fits, and the last chunk is padded with zeros. These add nothing:
+    their weight and gradient are 0.
     """
     B, T = rows[0].shape[:2]
     most = min(T, max(1, chunk // B))

@@ -357,14 +357,14 @@ def test_a_platform_takes_its_fastest(target: Target, model: GPT, compute: Compu
     [
         (GH200, GPT(), Compute(dtype="float32"), "xla", "needs compute.dtype bfloat16, not float32"),
         (GH200, GPT(head_width=100), Compute(), "xla", "multiple of 8 up to 256 here, not 100"),
-        (GH200, GPT(attention_softcap=50.0), Compute(), "xla", "model.attention_softcap 50.0"),
+        (GH200, GPT(attention_softcap=50.0), Compute(), "xla", "model.attention_softcap, which is 50.0"),
         (GH200, GPT(), Compute(attention="splash"), "xla", "a TPU, not a GPU"),
-        (A100, GPT(), Compute(), "cudnn", "a Hopper GPU or a newer one, not a NVIDIA A100"),
+        (A100, GPT(), Compute(), "cudnn", "a Hopper or newer GPU, not NVIDIA A100"),
         (A100, GPT(head_width=256), Compute(), "xla", "multiple of 8 up to 128 here, not 256"),
-        (GH200, GPT(prefix=True), Compute(), "cudnn", "it knows no prefix"),
-        (V5P, GPT(prefix=True), Compute(), "xla", "it knows no prefix"),
-        (V5P, GPT(position="alibi"), Compute(), "xla", "takes no bias, as model.position 'alibi'"),
-        (A100, GPT(), Compute(attention="tokamax"), "cudnn", "a Hopper GPU"),
+        (GH200, GPT(prefix=True), Compute(), "cudnn", "it does not support model.prefix"),
+        (V5P, GPT(prefix=True), Compute(), "xla", "it does not support model.prefix"),
+        (V5P, GPT(position="alibi"), Compute(), "xla", "supports no bias, which model.position 'alibi'"),
+        (A100, GPT(), Compute(attention="tokamax"), "cudnn", "a Hopper or newer GPU"),
     ],
 )
 def test_or_says_why_not_and_raises_under_strict(
@@ -396,4 +396,4 @@ def test_a_jax_without_the_packed_layout_takes_the_dense_mask(
         assert pick_kernel(GPT(), Compute(), GH200) == "cudnn"
     finally:
         packed_attention.cache_clear()
-    assert "cudnn (packed rows take a mask of length x length) instead of cudnn_packed" in caplog.text
+    assert "cudnn (packed rows need a length x length mask) instead of cudnn_packed" in caplog.text

@@ -1,9 +1,9 @@
 """The table of attention kernels: name -> why it cannot run for a model and target, and how it runs.
 
-All are fed the same queries, keys, values, `Mask` and `Scores`; only `xla` takes whatever there is. The
-table's order is that of falling back. docs/adr/0003 says why it is this one.
+All take the same queries, keys, values, `Mask` and `Scores`; only `xla` supports every combination. The order
+of the table is the order of fallback; docs/adr/0003 gives the reasons.
 
-Shapes: B batch, T queries, S keys, P extra keys, H heads, G key-value heads, K head width.
+Shapes: B batch, T queries, S keys, P extra keys, H heads, G key-value heads, K head size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxgpt.target import Target
 log = logging.getLogger(__name__)
 
 FASTEST = {"gpu": "cudnn_packed", "tpu": "splash"}
-"""What `auto` wants on a platform; elsewhere it is `xla`."""
+"""First choice of `auto` by platform; elsewhere it is `xla`."""
 KERNELS: dict[str, Kernel] = {
     "tokamax": TOKAMAX,
     "cudnn_packed": CUDNN_PACKED,
@@ -40,15 +40,15 @@ KERNELS: dict[str, Kernel] = {
 
 @functools.cache
 def pick_kernel(model: GPT, compute: Compute, target: Target, *, extra: bool = False) -> str:
-    """The attention kernel for a target, a name of `KERNELS`, logged where there was a choice.
+    """The attention kernel for a target, a name in `KERNELS`; logged if there was a choice.
 
     Args:
-      model, compute, target: what a kernel's `problem` is asked with.
+      model, compute, target: arguments of a kernel's `problem`.
       extra: whether there are extra keys, whose result is merged with the kernel's.
 
     Raises:
-      UserError: under `compute.strict`, when the kernel asked for, or under `auto` the platform's
-        fastest, cannot run here.
+      UserError: under `compute.strict`, if the requested kernel (under `auto`, the platform's fastest)
+        cannot run here.
     """
     asked = compute.attention
     wanted = FASTEST.get(target.platform, "xla") if asked == "auto" else asked
@@ -73,8 +73,8 @@ def _problem(name: str, model: GPT, compute: Compute, target: Target, extra: boo
         return problem
     if name == "xla" or not extra:
         return ""
-    # The log-sum-exp's gradient weighs keys by their probability; a cap would come in between.
-    capped = "the log-sum-exp of capped scores has no gradient there"
+    # The gradient of the log-sum-exp weights keys by their probability; a soft-cap breaks this.
+    capped = "it has no gradient for the log-sum-exp of capped scores"
     return kernel.alone or (capped if model.attention_softcap else "")
 
 
@@ -92,15 +92,15 @@ def attend(
     Args:
       q_BTHK: queries; H is a multiple of G.
       k_BSGK, v_BSGK: keys and values.
-      mask: who sees whom; every query must see at least one key. Kernels but `xla` are for rows
-        whose layout it knows.
-      scores: how they are computed.
-      kernel: a name of `KERNELS`, as `pick_kernel` gives it.
+      mask: which keys each query sees; every query must see at least one. Kernels other than `xla` need a
+        mask with a known layout.
+      scores: how scores are computed.
+      kernel: a name in `KERNELS`, from `pick_kernel`.
       extra: more keys and values [B, P, G, K] (or [1, P, G, K]), which every query sees. They are
-        attended to apart, and both results merged by the log-sum-exps of their scores.
+        attended to separately, and the log-sum-exps of the scores merge both results.
 
     Returns:
-      [B, T, H, K], of the type of the queries.
+      [B, T, H, K], in the type of the queries.
     """
     run = KERNELS[kernel].run
     if extra is None:
@@ -134,8 +134,8 @@ def _with_lse(
 ) -> tuple[jax.Array, jax.Array]:
     """A kernel's result and log-sum-exp, both differentiable.
 
-    Flash kernels drop a gradient of their log-sum-exp. But its derivative by a score is the key's
-    probability, so that it is attention itself whose values are the keys.
+    Flash kernels drop the gradient of their log-sum-exp. But its derivative by a score is the key's
+    probability, so its gradient is attention with the keys as values.
     """
     return run(q, k, v, causes, replace(scores, residual=True))
 

@@ -1,6 +1,6 @@
-"""What kernels share: what they are told beside the mask, and plain attention, which takes whatever there is.
+"""What kernels share: their arguments besides the mask, and plain attention, which supports everything.
 
-Shapes: B batch, T queries, S keys, H heads, G key-value heads, R = H / G, K head width.
+Shapes: B batch, T queries, S keys, H heads, G key-value heads, R = H / G, K head size.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from jaxgpt.sharding import spec
 from jaxgpt.target import Target
 
 PAIRS = 2**21
-"""Queries times keys above which accelerators compute plain attention a chunk of queries at a time."""
+"""Queries times keys above which accelerators compute plain attention one chunk of queries at a time."""
 SELDOM = "seldom"
-"""Named scope of a loop that most rows do not enter, so that who counts a program's work leaves it out."""
+"""Named scope of a loop that most rows do not enter, so that FLOP counts of a program can exclude it."""
 CHUNK = 128
-"""Queries at a time at least."""
+"""Minimum number of queries per chunk."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What beside the mask decides the scores, and where they are computed.
+    """What determines the scores besides the mask, and where they are computed.
 
     Attributes:
-      scale: multiplies them.
+      scale: factor of the scores.
       target: what the program is built for.
-      cap: soft-cap, before the bias; None for none.
-      bias: what to add, float32 [B, H, T, S], or a function that makes it of `Mask.distance`; `xla` alone.
-      residual: whether a kernel also returns each query's log-sum-exp of its scores [B, T, H], float32.
+      cap: soft-cap, applied before the bias; None for none.
+      bias: added to the scores, float32 [B, H, T, S], or a function of `Mask.distance` that returns it; only
+        `xla` supports it.
+      residual: whether a kernel also returns the log-sum-exp of each query's scores [B, T, H], float32.
     """
 
     scale: float
@@ -49,10 +50,10 @@ class Kernel(NamedTuple):
     """An entry of the table.
 
     Attributes:
-      problem: why it cannot run, or nothing, of the model, compute and target; said once at the start.
+      problem: from (model, compute, target) to the reason why it cannot run, or ""; logged once at the start.
       run: from (q_BTHK, k_BSGK, v_BSGK, mask, scores) to y_BTHK, or to (y_BTHK, lse_BTH).
-      alone: why it returns no log-sum-exp, so that nothing can be merged with it; or nothing.
-      note: what to know about it, said with its name.
+      alone: why it returns no log-sum-exp, so that nothing can be merged with its result; or "".
+      note: a remark that is logged with its name.
     """
 
     problem: Callable[[GPT, Compute, Target], str]
@@ -62,11 +63,11 @@ class Kernel(NamedTuple):
 
 
 def unfit(model: GPT, target: Target, platform: str) -> str:
-    """Why no kernel of a platform could run."""
+    """Why no kernel of a platform can run, or ""."""
     if target.platform != platform:
         return f"it needs a {platform.upper()}, not a {target.platform.upper()}"
     if model.position in ("alibi", "relative"):
-        return f"it takes no bias, as model.position {model.position!r} adds"
+        return f"it supports no bias, which model.position {model.position!r} adds"
     return ""
 
 
@@ -78,9 +79,9 @@ def spread(
     segments_BT: jax.Array,
     scores: Scores,
 ) -> Any:
-    """`run(q, k, v, segments)`, on every device for its own rows and heads.
+    """`run(q, k, v, segments)` on every device, for its own rows and heads.
 
-    The partitioner cannot split a kernel.
+    The partitioner cannot split a kernel by itself.
     """
     segments_BT = jnp.broadcast_to(segments_BT, q.shape[:2])
     if jax.sharding.get_abstract_mesh().empty:
@@ -92,10 +93,10 @@ def spread(
 
 
 def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
-    """Attention by its definition: scores, softmax and sum, any mask and bias.
+    """Attention by its definition: scores, softmax and sum, with any mask and bias.
 
-    Where they are many, accelerators hold the scores of a chunk of queries at a time, in the
-    backward pass too.
+    For many queries and keys, accelerators hold the scores of one chunk of queries at a time, in the backward
+    pass too.
     """
     (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
     chunk = max(CHUNK, PAIRS // S)
@@ -106,7 +107,7 @@ def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
         x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    # The gradients of keys and values are summed over the chunks, which asks for float32.
+    # The gradients of keys and values are summed over the chunks, which requires float32.
     wide_k, wide_v = k_BSGK.astype(jnp.float32), v_BSGK.astype(jnp.float32)
 
     @jax.checkpoint

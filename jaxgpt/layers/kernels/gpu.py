@@ -1,6 +1,6 @@
-"""Attention kernels of GPUs: cuDNN's, with a dense mask or with the bounds of documents, and tokamax's.
+"""Attention kernels for GPUs: cuDNN's, with a dense mask or with document boundaries, and tokamax's.
 
-Shapes: B batch, T queries, S keys, H heads, G key-value heads, K head width, M documents.
+Shapes: B batch, T queries, S keys, H heads, G key-value heads, K head size, M documents.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from jaxgpt.layers.mask import Mask, document_starts
 from jaxgpt.target import Target
 
 DOCUMENTS = 64
-"""Documents of a row that cuDNN's packed layout takes at a time: it holds float32 [B M, H, T] for them."""
+"""Documents per row and call of cuDNN's packed layout, which stores float32 [B M, H, T] for them."""
 PACKED = {
     *("q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets"),
     *("mask_type", "scale", "sliding_window_length", "return_residual"),
 }
-"""What we call JAX's private cuDNN function with."""
+"""The arguments that we pass to JAX's private cuDNN function."""
 HOPPER = ("H100", "H200", "H800", "H20", "GH200", "B100", "B200", "B300", "GB200", "GB300")
-"""In the device kinds of GPUs of compute capability 9.0 or more."""
+"""Words in the device kinds of GPUs with compute capability 9.0 or higher."""
 
 
 def _hopper(target: Target) -> bool:
@@ -42,14 +42,14 @@ def _cudnn_problem(model: GPT, compute: Compute, target: Target) -> str:
     if compute.dtype != "bfloat16":
         return f"it needs compute.dtype bfloat16, not {compute.dtype}"
     if model.head % 8 or model.head > widest:
-        return f"it needs a head width that is a multiple of 8 up to {widest} here, not {model.head}"
+        return f"it needs a head size that is a multiple of 8 up to {widest} here, not {model.head}"
     if model.attention_softcap:
-        return f"it caps no scores, as model.attention_softcap {model.attention_softcap} does"
+        return f"it does not support model.attention_softcap, which is {model.attention_softcap}"
     return ""
 
 
 def cudnn(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
-    """NVIDIA's cuDNN by JAX's public function: no mask for rows of one document, a dense one for others."""
+    """NVIDIA's cuDNN through JAX's public function: no mask for one document per row, else a dense one."""
     how: Any = {"scale": scores.scale, "implementation": "cudnn"}
     T = q_BTHK.shape[1]
     if mask.layout == "one" and mask.causal and mask.prefix_BS is None:
@@ -57,7 +57,7 @@ def cudnn(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
         return jax.nn.dot_product_attention(
             q_BTHK, k_BSGK, v_BSGK, is_causal=True, local_window_size=window, **how
         )
-    # With a mask cuDNN wants even lengths. No query sees the key that is added.
+    # With a mask, cuDNN requires even lengths. No query sees the added key.
     odd = ((0, 0), (0, T % 2), (0, 0), (0, 0))
     q, k, v = (jnp.pad(x, odd) for x in (q_BTHK, k_BSGK, v_BSGK))
     seen_B1TS = jnp.pad(mask.dense(), odd[:2] + odd[1:2])[:, None]
@@ -66,23 +66,23 @@ def cudnn(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
 
 @functools.cache
 def packed_attention() -> tuple[Any, str]:
-    """JAX's cuDNN attention with its packed layout, which is private: the module, or why it is not there."""
+    """JAX's private cuDNN attention with its packed layout: the module, or why it is not available."""
     try:
         from jax._src.cudnn import fused_attention_stablehlo as module
 
         known = set(inspect.signature(module.dot_product_attention).parameters)
         types = {"PADDING", "PADDING_CAUSAL"} <= set(module.MaskType.__members__)
     except (ImportError, AttributeError) as error:
-        return None, f"jax {jax.__version__} keeps cuDNN's packed layout elsewhere ({error})"
+        return None, f"jax {jax.__version__} has moved cuDNN's packed layout ({error})"
     if lacking := sorted(PACKED - known) + ([] if types else ["MaskType.PADDING_CAUSAL"]):
-        return None, f"cuDNN's packed layout in jax {jax.__version__} takes no {', '.join(lacking)}"
+        return None, f"cuDNN's packed layout in jax {jax.__version__} lacks {', '.join(lacking)}"
     return module, ""
 
 
 def assume_device(device: Any) -> None:
-    """Let the checks of JAX's cuDNN and of tokamax, which ask this process's own GPU, see a Hopper GPU.
+    """Make JAX's cuDNN and tokamax, which check this process's own GPU, see a Hopper GPU.
 
-    For a process that compiles for GPUs that are not there (`jaxgpt.aot`), and for no other.
+    Only for a process that compiles for absent GPUs (`jaxgpt.aot`).
     """
     backend.get_default_device = lambda: device
     if module := packed_attention()[0]:
@@ -93,19 +93,19 @@ def _packed_problem(model: GPT, compute: Compute, target: Target) -> str:
     if problem := _cudnn_problem(model, compute, target):
         return problem
     if not _hopper(target):
-        return f"it needs a Hopper GPU or a newer one, not a {target.device_kind}"
+        return f"it needs a Hopper or newer GPU, not {target.device_kind}"
     if model.prefix:
-        return "it knows no prefix, as model.prefix has"
+        return "it does not support model.prefix"
     return packed_attention()[1]
 
 
 class Documents(NamedTuple):
-    """The documents of packed rows as cuDNN reads them; a run of padding is one more.
+    """The documents of packed rows in cuDNN's format; a run of padding counts as one document.
 
     Attributes:
-      starts_BM: where each starts in its row [B, M + 1]; -1 beyond the last.
-      tokens_BM: how many each has [B, M]; -1 beyond the last.
-      number_BT: which of them a token belongs to; not from 0 to M - 1 where none of these.
+      starts_BM: start of each document in its row [B, M + 1]; -1 beyond the last.
+      tokens_BM: number of tokens of each document [B, M]; -1 beyond the last.
+      number_BT: the document of each token; outside 0 to M - 1 if it is none of these.
     """
 
     starts_BM: jax.Array
@@ -114,7 +114,7 @@ class Documents(NamedTuple):
 
     @classmethod
     def of(cls, segments_BT: jax.Array, most: int, first: jax.Array | int = 0) -> Documents:
-        """`most` documents of each row, from its document `first` on."""
+        """Up to `most` documents of each row, starting at its document `first`."""
         (B, T), starts_BT = segments_BT.shape, document_starts(segments_BT)
         number_BT = jnp.cumsum(starts_BT, axis=1) - 1 - first
         beyond = most + 1  # a column that is dropped
@@ -131,7 +131,7 @@ class Documents(NamedTuple):
         return (self.number_BT >= 0) & (self.number_BT < self.tokens_BM.shape[1])
 
     def unpack(self, lse_NHT: jax.Array) -> jax.Array:
-        """By token [B, T, H] what cuDNN returns by document, all rows' in one list, and place in it."""
+        """Rearrange cuDNN's values, indexed by document (all rows in one list) and position, to [B, T, H]."""
         count_B = jnp.sum(self.tokens_BM >= 0, axis=1)
         document_BT = (jnp.cumsum(count_B) - count_B)[:, None] + self.number_BT
         start_BT = jnp.take_along_axis(self.starts_BM, self.number_BT, axis=1)
@@ -140,10 +140,10 @@ class Documents(NamedTuple):
 
 
 def cudnn_packed(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
-    """NVIDIA's cuDNN with documents by their bounds, `DOCUMENTS` of each row at a time.
+    """NVIDIA's cuDNN with document boundaries, `DOCUMENTS` documents of each row at a time.
 
-    Most rows have no more. Where one has, its device goes on in further rounds of them, each as
-    fast as the first; what cuDNN leaves unwritten of other documents is never read.
+    Most rows have no more. If one has, its device runs further rounds, each as fast as the first. cuDNN
+    leaves the outputs of other documents unwritten; they are never read.
     """
     module, _ = packed_attention()
     how = {"scale": scores.scale, "sliding_window_length": mask.window or None}
@@ -170,16 +170,17 @@ def cudnn_packed(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_turns(turn: Callable[..., Any], given: Any, segments_BT: jax.Array) -> Any:
-    """Of each token the result of its own of `turn(0, given, segments)`, `turn(1, ...)` and so on.
+    """For each token, the result of its own round among `turn(0, given, segments)`, `turn(1, ...)` and so on.
 
-    How many turns the row of most documents takes is known on the device alone, so that the gradient
-    is a loop of its own: of what the first turn kept, and of what further ones compute again.
+    The number of rounds that the row with the most documents needs is known only on the device, so the
+    gradient is a separate loop. It uses the residuals of the first round and recomputes those of further
+    rounds.
     """
     return _further(lambda i: turn(i, given, segments_BT), turn(0, given, segments_BT)[0], segments_BT)
 
 
 def _further(part: Callable[[jax.Array], Any], first: Any, segments_BT: jax.Array) -> Any:
-    """`first`, overwritten by the parts of all turns after it at the tokens that these list."""
+    """`first`, overwritten by the results of all further rounds at the tokens that they list."""
     most = jnp.max(jnp.sum(document_starts(segments_BT), axis=1))
 
     def overwrite(i: jax.Array, so_far: Any) -> Any:
@@ -217,11 +218,11 @@ def _tokamax_problem(model: GPT, compute: Compute, target: Target) -> str:
     if problem := unfit(model, target, "gpu"):
         return problem
     if not _hopper(target):
-        return f"it needs a Hopper GPU or a newer one, not a {target.device_kind}"
+        return f"it needs a Hopper or newer GPU, not {target.device_kind}"
     if compute.dtype != "bfloat16":
         return f"it needs compute.dtype bfloat16, not {compute.dtype}"
     if model.prefix or not model.causal:
-        return "it takes documents in causal rows without a prefix only"
+        return "it supports only causal models without a prefix"
     if importlib.util.find_spec("tokamax") is None:
         return "tokamax is not installed; pip install tokamax"
     return tokamax_kernel()[1]
@@ -229,7 +230,7 @@ def _tokamax_problem(model: GPT, compute: Compute, target: Target) -> str:
 
 @functools.cache
 def tokamax_kernel() -> tuple[Any, str]:
-    """Tokamax's Mosaic kernel and its mask, which are private: (kernel, mask) or why they are not there."""
+    """Tokamax's private Mosaic kernel and its mask: (kernel, mask), or why they are not available."""
     try:
         api = importlib.import_module("tokamax._src.ops.attention.api")  # slow to import
         base = importlib.import_module("tokamax._src.ops.attention.base")
@@ -239,7 +240,7 @@ def tokamax_kernel() -> tuple[Any, str]:
 
 
 def tokamax(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
-    """Tokamax's Mosaic kernel, told the first key that each query sees."""
+    """Tokamax's Mosaic kernel, given the first key that each query sees."""
     kernel, bounds = tokamax_kernel()[0]
 
     def rows(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -257,7 +258,7 @@ CUDNN = Kernel(
     _cudnn_problem,
     cudnn,
     alone="JAX rounds cuDNN's log-sum-exp to bfloat16",
-    note="packed rows take a mask of length x length",
+    note="packed rows need a length x length mask",
 )
 CUDNN_PACKED = Kernel(_packed_problem, cudnn_packed)
-TOKAMAX = Kernel(_tokamax_problem, tokamax, alone="tokamax gives no gradient with its log-sum-exp")
+TOKAMAX = Kernel(_tokamax_problem, tokamax, alone="tokamax has no gradient for its log-sum-exp")

@@ -1,6 +1,6 @@
-"""The attention kernel of TPUs: JAX's splash attention.
+"""The attention kernel for TPUs: JAX's splash attention.
 
-Shapes: B batch, T length, H heads, G key-value heads, K head width.
+Shapes: B batch, T length, H heads, G key-value heads, K head size.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from jaxgpt.layers.mask import Mask
 from jaxgpt.target import Target
 
 LANES = 128
-"""Rows of a tile of the TPU's vector unit; splash attention takes lengths that are multiples of it."""
+"""Rows per tile of the TPU's vector unit; splash attention needs lengths that are multiples of it."""
 LONG = 2**14
-"""Length from which on larger blocks pay."""
+"""Sequence length from which larger blocks are faster."""
 
 
 def _splash_problem(model: GPT, compute: Compute, target: Target) -> str:
-    return unfit(model, target, "tpu") or ("it knows no prefix, as model.prefix has" if model.prefix else "")
+    return unfit(model, target, "tpu") or ("it does not support model.prefix" if model.prefix else "")
 
 
 def splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, scores: Scores) -> Any:
-    """JAX's TPU kernel, which skips the blocks that causality and window hide."""
+    """JAX's TPU kernel, which skips blocks hidden by causality or the window."""
     T = q_BTHK.shape[1]
 
     def rows(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> Any:
@@ -45,7 +45,7 @@ def splash(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Mask, 
 
 
 def _splash_kernel(heads: int, length: int, width: int, mask: Mask, scores: Scores) -> Any:
-    """The kernel for rows of one length, a multiple of `LANES`; long rows are cut into larger blocks."""
+    """The kernel for rows of one length, a multiple of `LANES`; long rows use larger blocks."""
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
     square, back = (length, length), mask.window - 1 if mask.window else None
@@ -53,7 +53,7 @@ def _splash_kernel(heads: int, length: int, width: int, mask: Mask, scores: Scor
     largest = 1024 if length >= LONG else 512
     forward, backward = (
         next(size for size in (1024, 512, 256, LANES) if size <= most and length % size == 0)
-        for most in (largest, largest if width <= 128 else 512)  # v5p's memory holds no more of wide heads
+        for most in (largest, largest if width <= 128 else 512)  # larger does not fit v5p's memory
     )
     blocks: Any = dict.fromkeys(("block_q", "block_kv"), forward)
     blocks |= dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), backward)
