@@ -179,7 +179,7 @@ class _Device:
     # Communication; without a mesh there is none.
 
     def _read(self, weights: Any) -> Any:
-        """This device's experts in the type of the products, gathered once along `fsdp`."""
+        """The experts on this device in the type of the products, gathered once along `fsdp`."""
 
         def one(w: jax.Array, at: P) -> jax.Array:
             w = w.astype(self.dtype)
