@@ -1,6 +1,6 @@
-"""What one training step eats.
+"""The input of one training step.
 
-Shapes: B rows of the batch, T tokens a row.
+Shapes: B rows per batch, T tokens per row.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ class Batch:
     Attributes:
       tokens_BT: inputs.
       targets_BT: the token that follows each input in the same document.
-      weights_BT: share of each target in the loss; 0 on padding, on a document's end, on untrained text.
-      segments_BT: 1, 2, ... for the documents of a row, 0 on padding; attention stays within one. In
-        rows that go on from batch to batch the numbers do, too.
-      positions_BT: 0, 1, ... from the start of each document's piece in the row; of the document
-        itself in rows that go on.
-      types_BT: kind of text each token belongs to, of a model that tells them apart; None means all 0.
-      extra: named columns beyond these, [B] or [B, T], as an objective asks for them: a preference pair's
-        side, a reward, a reference's log-probabilities. 0 on rows of padding.
-      memory: what a recurrent model keeps of the batch before, [B, ...] arrays; None for others.
+      weights_BT: weight of each target in the loss; 0 on padding, at the end of a document, on untrained
+      text. segments_BT: 1, 2, ... for the documents of a row, 0 on padding; attention stays within a
+      document. In
+        rows that continue from batch to batch, the numbers continue too.
+      positions_BT: 0, 1, ... from the start of each document's piece in the row; in rows that continue, from
+        the start of the document itself.
+      types_BT: type of text of each token, for models that distinguish types; None means all 0.
+      extra: further named columns, [B] or [B, T], that an objective needs: a preference pair's side, a
+        reward, a reference model's log-probabilities. 0 on rows of padding.
+      memory: what a recurrent model keeps from the previous batch, [B, ...] arrays; None for other models.
     """
 
     tokens_BT: Int[Array, "B T"]
@@ -52,12 +53,12 @@ class Batch:
         types: bool = False,
         extra: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     ) -> Batch:
-        """A batch of shapes and types alone, to trace or compile with.
+        """A batch of shapes and types only, for tracing or compiling.
 
         Args:
           rows, length: B and T.
-          sharding: of each array.
-          types: whether it has `types_BT`.
+          sharding: sharding of every array.
+          types: whether the batch has `types_BT`.
           extra: shapes and types of one row's extra columns, [] or [T].
         """
 
@@ -70,13 +71,13 @@ class Batch:
 
 
 class Features(NamedTuple):
-    """What a model makes of a batch.
+    """A model's output for a batch.
 
     Attributes:
       x_BTD: final features of every token.
-      balance: load-balancing loss of a mixture of experts, weighted, a mean over the layers; else 0.
+      balance: weighted load-balancing loss of a mixture of experts, a mean over the layers; else 0.
       memory: what a recurrent model keeps for the next batch, as in `Batch`.
-      stats: scalars by name for the log, means over the batch; None where there is nothing to tell.
+      stats: scalars by name for the log, means over the batch; None if there are none.
     """
 
     x_BTD: jax.Array

@@ -19,8 +19,8 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
 
     Args:
       optim: shape of the schedule.
-      steps: length of the run.
-      peak: a peak other than `optim.peak_lr`; the final rate keeps its ratio to the peak.
+      steps: number of steps of the run.
+      peak: a peak other than `optim.peak_lr`; the final learning rate keeps its ratio to the peak.
     """
     top = optim.peak_lr if peak is None else peak
     final = top * optim.final_lr / optim.peak_lr
@@ -38,7 +38,7 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
 
 
 DECAYED = ("matrix", "embedding", "position")
-"""Roles of the parameters that weight decay falls on."""
+"""Roles of the parameters with weight decay."""
 Trainable = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
 """Whether a parameter is trained, by its path and its metadata."""
 
@@ -48,15 +48,15 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The optax chain: global-norm clipping, then AdamW, or Muon with AdamW for the rest.
 
-    Weight decay falls on matrices and tables only. Muon (Jordan et al. 2024) takes the matrices inside
-    the layers; embeddings, output projection and vectors stay with AdamW.
+    Weight decay applies only to matrices and tables. Muon (Jordan et al. 2024) updates the matrices inside
+    the layers; AdamW updates embeddings, output projection and vectors.
 
     Args:
       optim: the config.
-      steps: length of the run, for the schedule.
-      abstract: the model's state, whose metadata tells a parameter's role, and a matrix's axes.
-      trainable: what is trained; None means all. The chain is of the trees that `split_trainable` gives:
-        what is frozen has no state and no gradient.
+      steps: number of steps of the run, for the schedule.
+      abstract: the model's state, whose metadata gives each parameter's role, and a matrix's axes.
+      trainable: what is trained; None means all. The chain works on the trees from `split_trainable`: frozen
+        parameters have no state and no gradient.
     """
     flat = [(path, variable, variable.get_metadata()) for path, variable in nnx.to_flat_state(abstract)]
     learned = [(p, v, about) for p, v, about in flat if trainable is None or trainable(p, about)]
@@ -69,7 +69,7 @@ def make_optimizer(
     def dims(variable: nnx.Variable, about: Mapping[str, Any]) -> MuonDimensionNumbers | None:
         if about["role"] != "matrix" or about["axes"][0] != "layers":
             return None
-        axes = range(1 + about.get("lead", 0), variable.ndim)  # before them the layer, the expert
+        axes = range(1 + about.get("lead", 0), variable.ndim)  # the axes after layer and expert
         return MuonDimensionNumbers(tuple(axes[: about["inputs"]]), tuple(axes[about["inputs"] :]))
 
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
@@ -91,20 +91,20 @@ def make_optimizer(
         )
     )
 
-    # What is no matrix goes to our own AdamW: that inside optax's muon decays vectors, too.
+    # Other parameters use our own AdamW: the one inside optax's muon decays vectors too.
     def group(variable: nnx.Variable, about: Mapping[str, Any]) -> str:
         return "muon" if optim.name == "muon" and dims(variable, about) else "adamw"
 
-    # The third group is empty since frozen parameters are split off; older checkpoints name it.
+    # The third group is empty because frozen parameters are split off; older checkpoints contain it.
     parts: Any = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
     return optax.chain(clip, optax.partition(parts, tree(group)))
 
 
 def spread_layers(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A transformation of stacked matrices [L, ...] whose layers are shared out over the mesh.
+    """Distribute the layers of stacked matrices [L, ...] over the mesh in a transformation.
 
-    Left alone, devices that hold the same matrices all iterate on them, and those that hold parts of
-    one exchange products in every iteration. An axis of the mesh takes part if the layers divide by it.
+    Otherwise, devices that hold the same matrices would all iterate on them, and devices that hold parts of a
+    matrix would exchange products in every iteration. A mesh axis takes part if it divides the layers.
     """
 
     def by_layer(x: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ def spread_layers(inner: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def split_trainable(params: Any, abstract: nnx.State, trainable: Trainable) -> tuple[Any, Any]:
-    """A tree of parameters as two: those trained, and the others; each has empty nodes for the rest."""
+    """Split a tree of parameters into trained and frozen ones; each tree has empty nodes for the rest."""
     flat = nnx.to_flat_state(abstract)
     learned = nnx.to_pure_dict(
         nnx.from_flat_state({path: trainable(path, v.get_metadata()) for path, v in flat})
@@ -139,7 +139,7 @@ def split_trainable(params: Any, abstract: nnx.State, trainable: Trainable) -> t
 
 
 def join(learned: Any, frozen: Any) -> Any:
-    """The tree that `split_trainable` took apart."""
+    """Join the two trees from `split_trainable`."""
     empty = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     return jax.tree.map(lambda a, b: b if empty(a) else a, learned, frozen, is_leaf=empty)
 
@@ -150,13 +150,13 @@ def state_shardings(
     shardings: Any,
     other: jax.sharding.Sharding,
 ) -> Any:
-    """Shardings of the optimizer's state: every copy of a parameter is laid out as the parameter.
+    """Shardings of the optimizer state: every copy of a parameter is sharded like the parameter.
 
     Args:
       optimizer: the chain.
       params: abstract parameters (pure dict).
-      shardings: their shardings, of the same structure.
-      other: layout of what is no copy of a parameter (counters).
+      shardings: their shardings, in the same structure.
+      other: sharding of leaves that are not copies of a parameter (counters).
     """
     layouts = {_dict_keys(path): sharding for path, sharding in jax.tree.leaves_with_path(shardings)}
 
@@ -165,7 +165,7 @@ def state_shardings(
         found = [layouts[keys[i:]] for i in range(len(keys)) if keys[i:] in layouts]
         if leaf.ndim > 1 and not found:
             raise ValueError(
-                f"optimizer leaf {keys} {leaf.shape} is no copy of a parameter: give it a layout"
+                f"optimizer leaf {keys} {leaf.shape} is not a copy of a parameter: give it a layout"
             )
         return found[0] if found and leaf.ndim else other
 

@@ -1,6 +1,6 @@
-"""The mesh and the one table from logical axes to mesh axes.
+"""The mesh, and the one table from logical axes to mesh axes.
 
-A parameter is born with the names of its axes (`nnx.Param(..., axes=("embed", "mlp"))`); the table
+A parameter is created with the names of its axes (`nnx.Param(..., axes=("embed", "mlp"))`); the table
 below turns them into a `PartitionSpec`. It is strict: an unknown name, or a mesh axis that would be
 used twice in one array, raises.
 """
@@ -33,10 +33,10 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "experts": ("expert",),
     "position": (),
-    "vector": (),  # norms and biases of width D: too small to be worth gathering
+    "vector": (),  # norms and biases of size D: too small to be worth gathering
     # activations
     "batch": ROW_AXES,
-    "rows": (*ROW_AXES, "tensor"),  # over all devices, where each row is worked on whole
+    "rows": (*ROW_AXES, "tensor"),  # over all devices, for work on whole rows
     "length": (),
     "features": (),
 }
@@ -46,8 +46,8 @@ def spec(axes: Sequence[str]) -> P:
     """The `PartitionSpec` of an array whose axes have these logical names.
 
     Raises:
-      KeyError: a name that is not in `TABLE`.
-      ValueError: two axes of the array fall on the same mesh axis.
+      KeyError: a name is not in `TABLE`.
+      ValueError: two axes of the array map to the same mesh axis.
     """
     used: set[str] = set()
     entries = []
@@ -63,14 +63,14 @@ def spec(axes: Sequence[str]) -> P:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh with the axes of `config.Mesh`, 1 where no size is given, all under automatic partitioning.
+    """A mesh with the axes of `config.Mesh`, of size 1 if unspecified, all with automatic partitioning.
 
-    On a slice of TPUs the axes follow its wires, cut where a size asks for it; over several slices the
-    first axes that divide cross the slower network between them. Other devices are taken in their order,
-    process by process, so that the last axes, which say the most, stay within a node.
+    On one TPU slice, the axes follow the physical interconnect, which is split if a size requires it. On
+    several slices, the first axes that divide cross the slower network between them. Other devices are taken
+    in order, process by process, so that the last axes, which communicate most, stay within a node.
 
     Raises:
-      UserError: the axes cannot be laid over the slices.
+      UserError: the axes cannot be distributed over the slices.
     """
     sizes = {axis.name: 1 for axis in fields(Mesh)} | dict(sizes)
     shape = tuple(sizes.values())
@@ -86,10 +86,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def across_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
-    """How often each axis crosses from slice to slice: as much of the first ones as possible.
+    """The factor by which each axis spans slices: the first axes take as much as possible.
 
     Raises:
-      UserError: the axes' sizes do not hold the number of slices.
+      UserError: the number of slices does not divide the axes' sizes.
     """
     left, across = slices, []
     for size in shape:
@@ -103,12 +103,12 @@ def across_slices(shape: Sequence[int], slices: int) -> tuple[int, ...]:
 
 
 def row_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Into how many parts a mesh splits the rows of a batch: one where no mesh is set."""
+    """Number of parts into which a mesh splits the rows of a batch; 1 without a mesh."""
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Fix the layout of an activation by logical axes; does nothing where no mesh is set."""
+    """Constrain the sharding of an activation by logical axes; does nothing without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
@@ -119,7 +119,7 @@ def param_shardings(abstract: Any, mesh: jax.sharding.Mesh) -> dict:
 
     Args:
       abstract: the `nnx.State` of the model (arrays or `ShapeDtypeStruct`s).
-      mesh: the mesh to lay them out on.
+      mesh: the mesh to shard them over.
     """
 
     def one(variable: nnx.Variable) -> NamedSharding:
@@ -130,17 +130,17 @@ def param_shardings(abstract: Any, mesh: jax.sharding.Mesh) -> dict:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Layout of a batch's arrays, [B, ...]: rows over `data`, `fsdp` and `expert`."""
+    """Sharding of a batch's arrays, [B, ...]: rows over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, spec(("batch",)))
 
 
 def process_rows(
     layout: NamedSharding, rows: int, devices: Collection[jax.Device] | None = None
 ) -> tuple[int, ...]:
-    """Places in a batch of `rows` rows of those that these devices, or this process's, hold, in order.
+    """Indices, in order, of the rows of a batch of `rows` rows that these (or this process's) devices hold.
 
-    Processes between which an axis such as `tensor` is laid hold the same rows; on a slice of TPUs the
-    rows of a process are often no single run.
+    Processes along an axis such as `tensor` hold the same rows. On a TPU slice, the rows of a process are
+    often not contiguous.
     """
     devices = layout.addressable_devices if devices is None else devices
     spans = layout.devices_indices_map((rows, 1))
@@ -148,7 +148,7 @@ def process_rows(
 
 
 def place_rows(layout: NamedSharding, rows: int, part: Sequence[int], array: Any) -> jax.Array:
-    """The batch of `rows` rows whose `part`, as of `process_rows`, is this process's array."""
+    """The global batch of `rows` rows; this process's array holds its `part`, from `process_rows`."""
     array, at = np.asarray(array), {row: i for i, row in enumerate(part)}
 
     def shard(index: Any) -> np.ndarray:
@@ -159,5 +159,5 @@ def place_rows(layout: NamedSharding, rows: int, part: Sequence[int], array: Any
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Layout of a value that every device holds whole."""
+    """Sharding of a value that every device holds whole."""
     return NamedSharding(mesh, P())

@@ -1,7 +1,7 @@
-"""What a program is built for, as a value: never asked for in passing.
+"""What a program is built for, as an explicit value.
 
-A `Target` is resolved once, where a program is built, from the devices of its mesh. So the program of
-an accelerator can be traced, compiled and checked on a machine that has none.
+A `Target` is determined once, where a program is built, from the devices of its mesh. So an accelerator's
+program can be traced, compiled and checked on a machine without one.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import jax.numpy as jnp
 from jaxgpt.config import Compute
 
 PLATFORMS = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu"}
-"""JAX's names of a device's platform to ours."""
+"""From JAX's names of platforms to ours."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the devices of a program ask of it (hashable, static).
+    """The properties of the devices that determine a program (hashable, static).
 
     Attributes:
       platform: `cpu`, `gpu` or `tpu`.
-      device_kind: the maker's name, such as "TPU v5p" or "NVIDIA H100 80GB HBM3".
+      device_kind: the vendor's name, such as "TPU v5p" or "NVIDIA H100 80GB HBM3".
       stream: type of the residual stream; None means that of the products (`Compute.dtype`).
-      unroll: whether layers are unrolled where the config does not say (else they are scanned).
-      barriers: whether results are pinned against being computed anew in each consumer; see `pin`.
-      interpret: run kernels of the platform in Pallas's interpreter: for tests on a CPU.
+      unroll: whether layers are unrolled if the config leaves it unspecified (otherwise they are scanned).
+      barriers: whether results are pinned to prevent recomputation in each consumer; see `pin`.
+      interpret: run the platform's kernels in Pallas interpret mode, for tests on a CPU.
     """
 
     platform: Literal["cpu", "gpu", "tpu"]
@@ -41,10 +41,10 @@ class Target:
 
     @classmethod
     def of(cls, where: Any = None) -> Target:
-        """The target of a mesh (also an abstract one), of devices, or of this process's own.
+        """The target of a mesh (also an abstract one), of devices, or of this process's own devices.
 
-        On a CPU only products are faster in bfloat16, so there the stream stays float32; and a scan
-        over layers would hide from its compiler what it fuses well.
+        On a CPU only products are faster in bfloat16, so the residual stream stays float32 there. A scan over
+        layers would also prevent useful fusions of the CPU compiler.
         """
         device = _device(where)
         platform: Any = PLATFORMS.get(device.platform, device.platform)
@@ -57,15 +57,15 @@ class Target:
         return jnp.dtype(self.stream or compute.dtype)
 
     def layers_unrolled(self, compute: Compute, layers: int) -> int:
-        """How many of a stack's layers are unrolled in one turn of its scan."""
+        """Number of layers that are unrolled in one iteration of the scan over layers."""
         return min(compute.unroll or (layers if self.unroll else 1), layers)
 
     def pin(self, x: Any) -> Any:
-        """Compute x, an array or a pytree of them, once and keep it.
+        """Compute x, an array or a pytree of arrays, once and keep it.
 
-        XLA for CPUs copies cheap elementwise chains into every product that reads them: with unrolled
-        layers a residual stream is computed anew in each consumer, backward pass included. Elsewhere
-        that fusion is what we want. What it is worth is measured in benchmarks/results.
+        XLA for CPUs copies cheap elementwise chains into every product that reads them. With unrolled layers,
+        every consumer would recompute the residual stream, in the backward pass too. On other platforms this
+        fusion is what we want. docs/log.md has the measured gain.
         """
         return jax.lax.optimization_barrier(x) if self.barriers else x
 

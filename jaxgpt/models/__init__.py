@@ -34,11 +34,11 @@ MODULES: dict[type, Callable[..., Any]] = {
     TransformerXL: Recurrent,
     Classifier: _classifier,
 }
-"""The registry: a config class and what builds the module it describes."""
+"""The registry: from a config class to the builder of the module it describes."""
 
 
 def init_params(model: Model, compute: Compute, target: Target, key: jax.Array) -> dict:
-    """Fresh parameters as a pure dict of arrays (call it under `jax.jit` to lay them out)."""
+    """Initial parameters as a pure dict of arrays (call it under `jax.jit` to shard them)."""
     return nnx.to_pure_dict(nnx.state(MODULES[type(model)](model, compute, target, key)))
 
 
@@ -47,7 +47,7 @@ def abstract_model(
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The model without arrays: its graph, and a state of shapes, types and logical axes.
 
-    `nnx.merge(graph, params)` inside traced code gives the model back.
+    `nnx.merge(graph, params)` inside traced code restores the model.
     """
     build = MODULES[type(model)]
     return nnx.split(
@@ -56,20 +56,20 @@ def abstract_model(
 
 
 def abstract_params(model: Model) -> nnx.State:
-    """A training form's parameters as shapes, types and metadata; they depend on nothing but the model."""
+    """Shapes, types and metadata of the parameters in training form; they depend only on the model."""
     return abstract_model(model, Compute(attention="xla"), Target("cpu", "cpu"))[1]
 
 
 def init_memory(
     model: Model, compute: Compute, target: Target, rows: int, *, evaluation: bool = False
 ) -> Any:
-    """The empty memory of a recurrent model, [B, ...] arrays; None of any other.
+    """The empty memory of a recurrent model, [B, ...] arrays; None for other models.
 
     Args:
       model: the architecture.
-      compute, target: give the type.
+      compute, target: determine the type.
       rows: B.
-      evaluation: of the length for evaluation, which may differ from training's.
+      evaluation: use the memory length of evaluation, which may differ from that of training.
     """
     if not isinstance(model, TransformerXL):
         return None
@@ -84,14 +84,14 @@ def trainable(model: Model) -> Callable[[tuple[Any, ...], Mapping[str, Any]], bo
 
 
 def decoding_params(model: Model, params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of the training form (stacked layers) as those of layers apart."""
+    """Convert parameters from the training form (stacked layers) to unstacked layers."""
     return params | {"blocks": unstack(params["blocks"], model.layers)}
 
 
 def parameter_counts(model: Model) -> dict[str, int]:
     """Number of parameters: `total`, and `non_embedding` without token, position and type tables.
 
-    An untied output projection counts as non-embedding, as in Kaplan et al. 2020 it is a product.
+    An untied output projection counts as non-embedding because it is a product (Kaplan et al. 2020).
     """
     state = abstract_params(model)
     sizes = {path: variable.size for path, variable in nnx.to_flat_state(state)}
@@ -100,10 +100,10 @@ def parameter_counts(model: Model) -> dict[str, int]:
 
 
 def flops_per_token(model: Model, length: int) -> int:
-    """Training FLOPs a token, forward and backward (PaLM, appendix B): 6 N + 12 L H K T.
+    """Training FLOPs per token, forward and backward (PaLM, appendix B): 6 N + 12 L H K T.
 
-    N counts every parameter that a token is multiplied with: not the tables that are only read, but
-    the output projection also when it is tied; of experts those that the token goes to.
+    N counts every parameter that a token is multiplied by. It excludes tables that are only read, includes
+    the output projection even if tied, and counts only the experts that a token uses.
     """
     state = abstract_params(model)
     products = parameter_counts(model)["non_embedding"]
@@ -115,8 +115,8 @@ def flops_per_token(model: Model, length: int) -> int:
         products += sum(v.size for path, v in nnx.to_flat_state(state) if "embed" in path)
     spans, factor = [min(length, model.window(i)) for i in range(model.layers)], 12
     if isinstance(model, TransformerXL):
-        # Its keys are the memory's too and scores have a second product, by distance; the sinusoids'
-        # projection serves all rows of a batch at once.
+        # The keys include the memory, and scores have a second product, by distance. The projection of the
+        # sinusoids is shared by all rows of a batch.
         products -= sum(v.size for path, v in nnx.to_flat_state(state) if "relative" in path)
         spans, factor = [length + model.memory] * model.layers, 18
     return 6 * products + factor * model.heads * model.head * sum(spans)

@@ -1,6 +1,6 @@
 """The bidirectional encoder (BERT; Devlin et al. 2019), with its masked-LM head.
 
-Shapes: B batch, T length, D width, V vocabulary.
+Shapes: B batch, T length, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from jaxgpt.target import Target
 
 
 class Encoder(Predictor):
-    """Embeddings of token, position and kind of text, normalised; post-norm layers; the head.
+    """Normalised embeddings of token, position and token type; post-norm layers; the head.
 
     Args:
       model: the architecture.
       compute: types, remat and kernels.
       target: what the program is built for.
       key: for the initial parameters.
-      scanned: layers stacked, or apart.
+      scanned: whether layers are stacked.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ class Encoder(Predictor):
         return routed(x_BTD.astype(self.compute.dtype), routing)
 
     def transform(self, x: jax.Array) -> jax.Array:
-        """What the output projection reads of the features: a layer of the head's own."""
+        """The input of the output projection: an extra layer of the head, applied to the features."""
         return self.dense_norm(ACTIVATIONS[self.model.mlp][0](self.dense(x)))

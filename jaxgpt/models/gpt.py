@@ -1,6 +1,6 @@
-"""The decoder: GPT-2's form and today's from one config (`jaxgpt.config.GPT`).
+"""The decoder: from GPT-2 to current architectures with one config (`jaxgpt.config.GPT`).
 
-Shapes: B batch, T length, S cache slots, D width, V vocabulary, L layers.
+Shapes: B batch, T length, S cache slots, D hidden size, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, rows: RowFacts, layer: LayerFacts, cache: HeldLayer | None = None
     ) -> tuple[jax.Array, Routing | None, HeldLayer | None]:
-        """The layer's output, what its routing came to (None where dense), and its cache."""
+        """The layer's output, statistics of its routing (None if dense), and its cache."""
         keys = (None, None) if layer.key is None else jax.random.split(layer.key)
 
         def attend(x_BTD: jax.Array) -> tuple[jax.Array, HeldLayer | None]:
@@ -72,7 +72,7 @@ class Block(nnx.Module):
         out_norm: Norm | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, Any]:
-        """`x + function(norm(x))`, or `norm(x + function(x))` where norms come after."""
+        """`x + function(norm(x))`, or `norm(x + function(x))` with norms after the sum."""
         y_BTD, extra = function(x_BTD if self.post else norm(x_BTD))
         y_BTD = y_BTD if out_norm is None else out_norm(y_BTD)
         x_BTD = residual(x_BTD, dropout(y_BTD, self.rate, key), self.target)
@@ -80,7 +80,7 @@ class Block(nnx.Module):
 
 
 def make_blocks(model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool) -> Any:
-    """The layers: stacked, or a list of them."""
+    """The layers, stacked or as a list."""
 
     def make(key: jax.Array) -> Block:
         return Block(key, model, compute, target)
@@ -99,10 +99,10 @@ def run_blocks(
     batch: Batch,
     key: jax.Array | None,
 ) -> tuple[jax.Array, Routing | None]:
-    """Packed rows through the layers; a key turns dropout on.
+    """Run packed rows through the layers; a key turns dropout on.
 
     Returns:
-      Features before any last norm, and the mean of what the layers' routing came to.
+      Features before the final norm, and the mean of the layers' routing statistics.
     """
     segments_BT, frequency_LK, key_L = batch.segments_BT, None, None
     mask = Mask.of_rows(segments_BT, prompts(batch) if model.prefix else None, causal=model.causal)
@@ -124,7 +124,7 @@ def run_blocks(
 
 
 def routed(x_BTD: jax.Array, routing: Routing | None) -> Features:
-    """Final features with what `run_blocks` says of their routing."""
+    """Final features with the routing statistics from `run_blocks`."""
     if routing is None:
         return Features(x_BTD)
     stats = {"expert_rounds": routing.rounds, "expert_fill": routing.fill}
@@ -132,7 +132,7 @@ def routed(x_BTD: jax.Array, routing: Routing | None) -> Features:
 
 
 def prompts(batch: Batch) -> jax.Array:
-    """Where a row's tokens belong to a prompt [B, T]: up to the input of a document's first target."""
+    """Which tokens belong to a prompt [B, T]: those up to the input of a document's first target."""
     trained_BT = batch.weights_BT > 0
     before_BT = jnp.cumsum(trained_BT, axis=1) - trained_BT  # trained targets before this one
     base_BT = jax.lax.cummax(jnp.where(document_starts(batch.segments_BT), before_BT, 0), axis=1)
@@ -140,15 +140,15 @@ def prompts(batch: Batch) -> jax.Array:
 
 
 class Decoder(Predictor):
-    """A causal language model (bidirectional where `GPT.causal` is False).
+    """A causal language model (bidirectional if `GPT.causal` is False).
 
     Args:
       model: the architecture.
       compute: types, remat and kernels.
       target: what the program is built for.
       key: for the initial parameters.
-      scanned: layers stacked (True) or apart, for decoding on a CPU (False); the parameters of the
-        latter form come from the former's by `decoding_params`.
+      scanned: whether layers are stacked. Decoding on a CPU uses unstacked layers (False), whose parameters
+        come from `decoding_params`.
     """
 
     def __init__(
@@ -170,14 +170,14 @@ class Decoder(Predictor):
 
     @property
     def unembedding(self) -> Unembedding:
-        """A projection of its own, or the embedding."""
+        """A separate projection, or the embedding."""
         return Unembedding((self.head or self.embed).weight[...], cap=self.model.logit_softcap)
 
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         dtype = self.target.stream_dtype(self.compute)
         x_BTD = self.embed(tokens_BT, dtype)
         if self.model.embed_scale:
-            x_BTD = x_BTD * jnp.asarray(self.model.width**0.5, dtype)  # rounded as Gemma does
+            x_BTD = x_BTD * jnp.asarray(self.model.width**0.5, dtype)  # rounded, as in Gemma
         if self.position is not None:
             x_BTD = x_BTD + self.position(positions_BT, dtype)
         return constrain(x_BTD, "batch", "length", "features")
@@ -198,15 +198,16 @@ class Decoder(Predictor):
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features.
 
-        Causality alone keeps rows apart from padding: a slot beyond a row's tokens holds rubbish
-        until that row's own token overwrites it, and no query looks past its own slot.
+        Causality alone keeps padding hidden: a slot beyond a row's tokens holds garbage until the row's own
+        token overwrites it, and no query looks past its own slot.
 
         Args:
           tokens_BT: new tokens of each row.
-          start_B: how many tokens each row holds already, the slot of its first new token. None means an
-            empty cache: then rows are attended to as in training, by the same kernel.
+          start_B: number of tokens that each row already holds, which is the slot of its first new token.
+            None means an empty cache; attention then works as in training, with the same kernel.
           cache: from `init_cache`.
-          prefix_B: first tokens of each row, which see each other under `GPT.prefix`; None later.
+          prefix_B: number of first tokens of each row that see each other under `GPT.prefix`; None for later
+            calls.
 
         Returns:
           Final features [B, T, D] and the new cache.

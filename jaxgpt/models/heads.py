@@ -1,6 +1,6 @@
 """A head over labels on any backbone: tagging of tokens, classification of texts.
 
-Shapes: B batch, T length, D width, C labels.
+Shapes: B batch, T length, D hidden size, C labels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jaxgpt.target import Target
 class ClassifierModule(Predictor):
     """A backbone and a linear head [C, D] with a bias.
 
-    A text's label is predicted at one token of its document, where the batch's weight is: so texts
-    can be packed like any other document.
+    A text's label is predicted at one token of its document, the one with a nonzero weight in the batch. So
+    texts can be packed like any other document.
 
     Args:
       model: the backbone's config, the labels and how they are pooled.
@@ -32,7 +32,7 @@ class ClassifierModule(Predictor):
       target: what the program is built for.
       key: for the initial parameters.
       backbone: the module of the backbone's config.
-      scanned: layers stacked, or apart.
+      scanned: whether layers are stacked.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ClassifierModule(Predictor):
         self.model, self.compute = model, compute
         keys = jax.random.split(key)
         self.backbone = backbone(model.backbone, compute, target, keys[0], scanned=scanned)
-        # Labels are few: their axis is never split.
+        # There are few labels: their axis is never sharded.
         self.head = Embedding(keys[1], len(model.labels), model.width, std=0.02, axes=("position", "embed"))
         self.bias = nnx.Param(jnp.zeros(len(model.labels)), axes=("vector",), role="bias")
 
@@ -58,7 +58,7 @@ class ClassifierModule(Predictor):
         return Unembedding(self.head.weight[...], self.bias[...])
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
-        """Features that the head reads; a key turns dropout on, in a frozen backbone too."""
+        """Input features of the head; a key turns dropout on, even in a frozen backbone."""
         keys: Any = (None, None) if key is None else jax.random.split(key)
         features = self.backbone.hidden(batch, keys[0])
         x_BTD = features.x_BTD

@@ -1,12 +1,12 @@
-"""Transformer-XL (Dai et al. 2019): relative positions, and a memory from segment to segment.
+"""Transformer-XL (Dai et al. 2019): relative positions, and a memory carried from segment to segment.
 
-Every layer keeps the features that entered it for the last M tokens, and the next segment attends
-to them as to its own, without a gradient. A score of a query i and a key j is, before its scaling,
-(q_i + u) . k_j + (q_i + v) . r_(i - j), with r a projection of a sinusoid of the distance and u, v
-learned (section 3.3).
+Every layer keeps its input features of the last M tokens. The next segment attends to them like to its
+own tokens, but without a gradient. The score of a query i and a key j, before scaling, is
+(q_i + u) . k_j + (q_i + v) . r_(i - j), where r is a projection of a sinusoid of the distance, and u and v
+are learned (section 3.3).
 
-Shapes: B batch, T length, M memory, S = M + T keys (or cache slots), N distances, D width, H heads,
-K head width, V vocabulary, L layers.
+Shapes: B batch, T length, M memory, S = M + T keys (or cache slots), N distances, D hidden size, H heads,
+K head size, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from jaxgpt.target import Target
 
 
 class Memory(NamedTuple):
-    """What is kept of the tokens before (a pytree).
+    """What is kept of earlier tokens (a pytree).
 
     Attributes:
-      x_BLMD: features that entered each layer.
-      segments_BM: their document numbers as in `Batch`; 0 where there is nothing.
+      x_BLMD: input features of each layer.
+      segments_BM: their document numbers as in `Batch`; 0 in empty slots.
     """
 
     x_BLMD: jax.Array
@@ -49,15 +49,15 @@ class Memory(NamedTuple):
 
 
 def init_memory(model: TransformerXL, compute: Compute, target: Target, rows: int, length: int) -> Memory:
-    """A memory of nothing: `length` tokens of each of `rows` rows."""
+    """An empty memory with `length` slots for each of `rows` rows."""
     shape = (rows, model.layers, length, model.width)
     return Memory(jnp.zeros(shape, target.stream_dtype(compute)), jnp.zeros((rows, length), jnp.int32))
 
 
 def decoding_window(model: TransformerXL) -> int:
-    """Tokens that a token sees in decoding, itself included; 0 for all, where there is no memory.
+    """Number of tokens that a token sees in decoding, including itself; 0 means all (without a memory).
 
-    As many as a segment of this one token sees with the memory of evaluation.
+    It equals what a segment of this single token sees with the memory of evaluation.
     """
     memory = model.memory if model.eval_memory is None else model.eval_memory
     if model.same_length:
@@ -71,7 +71,7 @@ def sinusoids(count: int, width: int, clamp: int) -> jax.Array:
     Args:
       count: N.
       width: D, even.
-      clamp: distances above it count as it; 0 clamps none.
+      clamp: larger distances are replaced by it; 0 means no clamping.
     """
     distance_N = jnp.arange(count, dtype=jnp.float32)
     distance_N = jnp.minimum(distance_N, clamp) if clamp else distance_N
@@ -81,10 +81,10 @@ def sinusoids(count: int, width: int, clamp: int) -> jax.Array:
 
 
 def relative_shift(x_BHTS: jax.Array) -> jax.Array:
-    """Scores by distance as scores by key, in O(T S): padded by a column and read in another rhythm.
+    """Convert scores by distance to scores by key in O(T S): pad by a column and reshape.
 
-    Appendix B of the paper. Column c holds distance S - 1 - c, and in the result column j of row i
-    holds distance S - T + i - j; keys ahead of their query hold rubbish.
+    Appendix B of the paper. Column c holds distance S - 1 - c. In the result, column j of row i holds
+    distance S - T + i - j; keys after their query hold garbage.
     """
     B, H, T, S = x_BHTS.shape
     padded = jnp.pad(x_BHTS, ((0, 0), (0, 0), (0, 0), (1, 0)))
@@ -92,7 +92,7 @@ def relative_shift(x_BHTS: jax.Array) -> jax.Array:
 
 
 class Biases(nnx.Module):
-    """The learned u of content and v of position, [H, K] each."""
+    """The learned biases u (content) and v (position), [H, K] each."""
 
     def __init__(self, key: jax.Array, model: TransformerXL) -> None:
         u_key, v_key = jax.random.split(key)
@@ -119,7 +119,7 @@ class RelativeAttention(nnx.Module):
         self.out = Linear(keys[4], (H, K), (D,), axes, std=std, **how)
         self.biases = None if model.shared_biases else Biases(keys[5], model)
         self.scale = K**-0.5
-        # Says, or under `strict` raises, that no other kernel takes scores by distance.
+        # Logs (under `strict` raises) that no other kernel supports scores by distance.
         pick_kernel(replace(model.blocks, position="relative"), compute, target)
 
     def __call__(
@@ -132,18 +132,18 @@ class RelativeAttention(nnx.Module):
         cache: HeldLayer | None = None,
         start_B: jax.Array | None = None,
     ) -> tuple[jax.Array, HeldLayer | None]:
-        """Attend to `keys_BSD`, or to a cache to which they are appended at slots `start_B` first.
+        """Attend to `keys_BSD`, or to a cache after appending them to it at the slots `start_B`.
 
         Args:
-          x_BTD: features that ask: the last T of those that answer.
-          keys_BSD: features that answer, in order.
-          mask: who sees whom.
-          sinusoid_ND: of the distances from 0 on; of all S where there is no cache.
-          shared: the biases of all layers, where a layer has none of its own.
+          x_BTD: features of the queries: the last T of the keys.
+          keys_BSD: features of the keys, in order.
+          mask: which keys each query sees.
+          sinusoid_ND: of the distances from 0 on; of all S distances without a cache.
+          shared: biases shared by all layers, if a layer has no biases of its own.
           cache, start_B: see above.
 
         Returns:
-          [B, T, D], and the cache with the new tokens (None without one).
+          [B, T, D], and the cache with the new tokens (None without a cache).
         """
         biases = self.biases or shared
         assert biases is not None
@@ -169,7 +169,7 @@ class RelativeAttention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention, then the MLP, each on a residual branch with its norm after the sum or on its input."""
+    """Attention, then the MLP, each on a residual branch with a norm after the sum or on its input."""
 
     def __init__(self, key: jax.Array, model: TransformerXL, compute: Compute, target: Target) -> None:
         attention_key, mlp_key = jax.random.split(key)
@@ -181,7 +181,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, keys_BSD: jax.Array, *how: Any, key: jax.Array | None = None
     ) -> tuple[jax.Array, HeldLayer | None]:
-        """The layer's output and cache; `how` is what `RelativeAttention` takes beside the features."""
+        """The layer's output and cache; `how` holds the other arguments of `RelativeAttention`."""
         keys = (None, None) if key is None else jax.random.split(key)
         if self.post:
             y_BTD, cache = self.attention(x_BTD, keys_BSD, *how)
@@ -201,8 +201,8 @@ class Layer(nnx.Module):
 class Recurrent(Predictor):
     """A causal language model with a memory; see `Decoder` for the arguments.
 
-    Embeddings are multiplied by the root of the width, and the output has a bias, as in the released
-    code. Its dropout inside the MLP and on the sinusoids and last features is left out.
+    Embeddings are multiplied by the square root of the hidden size, and the output has a bias, as in the
+    released code. That code's dropout inside the MLP, on the sinusoids and on the final features is omitted.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Recurrent(Predictor):
 
     @property
     def unembedding(self) -> Head:
-        """A projection of its own or the embedding, with a bias; or the adaptive softmax."""
+        """A separate projection or the embedding, with a bias; or the adaptive softmax."""
         if self.adaptive is not None:
             return self.adaptive.over(cast(Tables, self.embed))
         weight = (self.head or cast(Embedding, self.embed)).weight[...]
@@ -241,10 +241,10 @@ class Recurrent(Predictor):
         return (x_BTD if self.norm is None else self.norm(x_BTD)).astype(self.compute.dtype)
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
-        """Final features of rows, after `batch.memory` where there is one; a key turns dropout on.
+        """Final features of rows, which follow `batch.memory` if there is one; a key turns dropout on.
 
-        A token sees its own document alone, in the memory too. Under `same_length` it sees as many
-        tokens as the memory holds, itself included.
+        A token sees only its own document, in the memory too. Under `same_length` it sees as many tokens as
+        the memory holds, including itself.
         """
         model, memory = self.model, batch.memory
         T, M = batch.tokens_BT.shape[1], 0 if memory is None else memory.segments_BM.shape[1]
@@ -281,11 +281,11 @@ class Recurrent(Predictor):
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array | None, cache: Cache, prefix_B: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Append tokens to every row of the cache and return their features; as `Decoder.decode`.
+        """Append tokens to every row of the cache and return their features; like `Decoder.decode`.
 
-        A token sees what it would as a segment of its own: itself and as many tokens before it as
-        the memory of evaluation holds, whatever came with it in one call. Without a memory it sees
-        all before it.
+        A token sees what it would see as a segment of its own: itself and as many earlier tokens as the
+        memory of evaluation holds, whatever else the call contains. Without a memory it sees all earlier
+        tokens.
         """
         model, slots = self.model, slots_of(cache)
         start_B = jnp.zeros(len(tokens_BT), jnp.int32) if start_B is None else start_B

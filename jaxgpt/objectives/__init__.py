@@ -1,8 +1,9 @@
 """Objectives: functions of (model, batch, key) to sums of loss, weight and metrics.
 
 Sums, never means: the caller divides the total over all devices and microbatches by the total
-weight, so that accumulation by n equals the full batch. One term is no sum: the balancing loss of
-experts, a product of means, is that of each microbatch times its weight (`layers.moe.Experts`).
+weight, so that gradient accumulation equals the full batch. One term is not a sum: the load-balancing
+loss of experts is a product of means. It is computed per microbatch and multiplied by the microbatch's
+weight (`layers.moe.Experts`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
     MaskedLM: masked_lm,
     Classification: classification,
 }
-"""The function of each objective's config."""
+"""From an objective's config class to its function."""
 
 
 def make_objective(objective: Any, vocabulary: Vocabulary) -> Objective:

@@ -1,4 +1,4 @@
-"""Next-token prediction: pretraining, and by the batch's weights instruction tuning."""
+"""Next-token prediction: pretraining, and with the batch's weights also instruction tuning."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jaxgpt.text.vocabulary import Vocabulary
 def causal_lm(config: CausalLM, vocabulary: Vocabulary) -> Objective:
     """Next-token cross-entropy, weighted by the batch's weights.
 
-    With weights of 1 on all text it is pretraining; with weights on the answers alone it is the
-    instruction objective.
+    With weights of 1 on all text this is pretraining; with weights only on the answers it is instruction
+    tuning.
     """
     bytes_V = jnp.asarray(vocabulary.bytes_V, jnp.float32)
 

@@ -1,4 +1,4 @@
-"""Labels of tokens and of texts."""
+"""Classification of tokens and texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxgpt.text.vocabulary import Vocabulary
 
 
 def classification(config: Classification, vocabulary: Vocabulary) -> Objective:
-    """Cross-entropy of labels at the weighted tokens; the batch's targets are label numbers."""
+    """Cross-entropy of labels at the tokens with nonzero weight; the batch's targets are label ids."""
 
     def objective(model: Any, batch: Batch, key: jax.Array | None) -> Sums:
         return score(model, model.hidden(batch, key), batch)

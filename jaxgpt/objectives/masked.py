@@ -1,4 +1,4 @@
-"""Prediction of hidden tokens from both sides."""
+"""Prediction of masked tokens from both sides."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jaxgpt.text.vocabulary import Vocabulary
 
 
 def masked_lm(config: MaskedLM, vocabulary: Vocabulary) -> Objective:
-    """Cross-entropy of hidden tokens (Devlin et al. 2019, section 3.1), chosen anew for every key.
+    """Cross-entropy of masked tokens (Devlin et al. 2019, section 3.1), chosen anew for every key.
 
-    Without a key, as in evaluation, the choice is a function of the microbatch alone: validation losses
-    of one model are then the same each time, and those of two comparable if their microbatches are alike.
+    Without a key, as in evaluation, the choice depends only on the microbatch. So a model's validation loss
+    is reproducible, and the losses of two models are comparable if their microbatches are equal.
 
     Raises:
       UserError: the tokenizer has no mask token.

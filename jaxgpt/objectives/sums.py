@@ -1,4 +1,4 @@
-"""What every objective makes of a batch: sums, and how they come from a model's predictions."""
+"""The sums that every objective returns, and their computation from a model's predictions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Metrics = dict[str, jax.Array]
 
 
 class Sums(NamedTuple):
-    """What an objective makes of a batch.
+    """The result of an objective on a batch.
 
     Attributes:
-      loss: in nats, what is minimised.
-      weight: of the targets.
-      metrics: sums `nll` (nats without z-loss and balancing), `correct` (targets that were the most
-        likely), `bytes` (of UTF-8 that the targets stand for, where that means something; else 0),
-        and `Features.stats` times the weight.
+      loss: sum in nats, which is minimised.
+      weight: total weight of the targets.
+      metrics: sums `nll` (nats without z-loss and load balancing), `correct` (correct top-1 predictions),
+        `bytes` (UTF-8 bytes of the targets where that makes sense; else 0), and `Features.stats` times the
+        weight.
       memory: of a recurrent model, for the next batch.
     """
 
@@ -32,11 +32,11 @@ class Sums(NamedTuple):
 
 
 Objective = Callable[[Any, Batch, jax.Array | None], Sums]
-"""Of (model, batch, key); the key turns dropout on, and is None in evaluation."""
+"""A function of (model, batch, key); the key turns dropout on, and is None in evaluation."""
 
 
 def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> Sums:
-    """Cross-entropy of the batch's targets under the model's predictions, and the balancing loss."""
+    """Cross-entropy of the batch's targets under the model's predictions, plus the load-balancing loss."""
     loss, nll, correct = model.losses(features.x_BTD, batch.targets_BT, batch.weights_BT, z_loss)
     weight = jnp.sum(batch.weights_BT)
     stats = {name: value * weight for name, value in (features.stats or {}).items()}
