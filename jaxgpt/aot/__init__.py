@@ -1,11 +1,11 @@
-"""Any program of a run compiled for hardware that is not here: whether it fits, what it computes and moves.
+"""Compiles any program of a run for absent hardware: whether it fits, and what it computes and communicates.
 
     report, = compile_for(run, "v5p:4x4x4", ["train"])
     report = compile_for(run, "h100:2x8", ["decode"], Decoding(rows=64, prompt=1024, slots=8192))[0]
 
-XLA's compilers need no device, only its description: libtpu knows TPU slices by name, the GPU compiler
-takes the facts of a GPU as text. They are compiled in a process of their own, `python -m jaxgpt.aot`,
-since the variables that say which TPU it is are read once, before jax is imported.
+XLA's compilers need no device, only its description: libtpu knows TPU slices by name, and the GPU compiler
+takes a GPU's properties as text. Programs are compiled in a separate process, `python -m jaxgpt.aot`, because
+the environment variables that select the TPU are read only once, before jax is imported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROGRAMS = ("train", "eval", "prefill", "decode")
 
 @dataclass(frozen=True)
 class Decoding:
-    """The sizes of a call of the sampler: rows, tokens of the longest prompt, slots of the cache."""
+    """The sizes of a sampler call: rows, tokens of the longest prompt, slots of the cache."""
 
     rows: int = 8
     prompt: int = 1024
@@ -52,21 +52,21 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a program needs of each device; bytes and FLOPs are of one device and one run.
+    """What a program needs; bytes and FLOPs are per device and execution.
 
     Attributes:
-      program: of `PROGRAMS`.
+      program: a name in `PROGRAMS`.
       where: the topology.
-      device: its devices' kind.
+      device: the kind of its devices.
       mesh: sizes of the axes.
-      fits: the compiler found room for it; where it did not, all but `needed` is empty.
-      needed: bytes of memory: arguments, results that take no argument's place, temporaries, code.
-      memory: its parts.
-      model_flops: `models.flops_per_token` (a third of it for evaluation); 0 for the sampler's programs.
+      fits: whether the program fits in memory; if not, the fields after `needed` may be empty.
+      needed: bytes of memory: arguments, results that do not reuse an argument's memory, temporaries, code.
+      memory: the parts of `needed`.
+      model_flops: from `models.flops_per_token` (a third of it for evaluation); 0 for the sampler's programs.
       product_flops, kernel_flops, kernels, uncounted, collectives, unknown_loops: see `hlo.Program`.
-      largest: arrays, what makes each, their number.
-      squares: arrays with two axes of the run's (the prompt's) length, as attention's scores have.
-      seconds: of tracing, lowering and compiling.
+      largest: the largest arrays, with the operation that makes each and their number.
+      squares: arrays with two axes of the run's (or the prompt's) length, like attention scores.
+      seconds: time of tracing, lowering and compiling.
     """
 
     program: str
@@ -89,7 +89,7 @@ class Report:
 
     @property
     def flops_ratio(self) -> float:
-        """FLOPs over those of the model: what remat, padding and dense experts cost."""
+        """FLOPs divided by the model's own: the cost of remat, padding and dense experts."""
         return (self.product_flops + self.kernel_flops) / self.model_flops if self.model_flops else math.nan
 
     @property
@@ -99,18 +99,18 @@ class Report:
 
     @property
     def moved(self) -> float:
-        """Bytes of the arrays that are gathered, scattered or summed, each once."""
+        """Bytes of the arrays that are gathered, scattered or summed, counted once per execution."""
         return sum(one.size * one.runs for one in self.collectives)
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Report:
-        """From its JSON."""
+        """Read a report from its JSON record."""
         return check_json(record, cls, "a report", "compile the program again")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the other process is asked for: see `compile_for`."""
+    """The request to the other process; see `compile_for`."""
 
     run: dict[str, Any]
     where: str
@@ -121,7 +121,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it says: a sentence for the user, or the reports."""
+    """Its answer: an error message for the user, or the reports."""
 
     mistake: str = ""
     reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -135,19 +135,19 @@ def compile_for(
     *,
     keep: str | Path = "",
 ) -> list[Report]:
-    """Compile programs of a run for devices that are not here, in a process of its own.
+    """Compile programs of a run for absent devices, in a separate process.
 
     Args:
       run: the config; its mesh must fit the topology.
       where: see `Topology`.
-      programs: of `PROGRAMS`.
+      programs: names in `PROGRAMS`.
       decoding: sizes for `prefill` and `decode`.
-      keep: a folder into which the text of each compiled program is written, `PROGRAM.hlo`.
+      keep: folder in which to save the text of each compiled program, as `PROGRAM.hlo`.
 
     Raises:
-      UserError: no such topology or program, the run's mesh does not fit it, or its compiler is not
-        installed.
-      RuntimeError: the compiler failed for another reason than memory; with its last words.
+      UserError: the topology or program is unknown, the run's mesh does not fit the topology, or its compiler
+        is not installed.
+      RuntimeError: the compiler failed for a reason other than memory; contains the end of its output.
     """
     for program in programs:
         require_known(program, PROGRAMS, f"program {program!r} is not known")
@@ -155,7 +155,7 @@ def compile_for(
     _require_compiler(topology)
     folder = str(keep and Path(keep).absolute())
     request = Request(to_json(run), where, tuple(programs), decoding or Decoding(), folder)
-    # What a test or a user set for programs that run here must not change those compiled for there.
+    # Settings for programs that run on this machine must not change those compiled for another one.
     dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
     environment = {k: v for k, v in os.environ.items() if k not in dropped} | topology.environment
     environment |= {
@@ -171,7 +171,7 @@ def compile_for(
             text=True,
             env=environment,
         )
-    last = done.stdout.splitlines()[-1:]  # a compiler may have said something before
+    last = done.stdout.splitlines()[-1:]  # a compiler may have printed something before
     if done.returncode or not last:
         words = "\n".join(done.stderr.splitlines()[-25:])
         raise RuntimeError(f"compiling {run.name} for {where} ended with code {done.returncode}:\n{words}")
@@ -181,27 +181,27 @@ def compile_for(
 
 
 def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
-    """Bytes that each device must send in a training step of a dense decoder: the least to aim at.
+    """Lower bound on the bytes that each device sends in a training step of a dense decoder.
 
-    Over `fsdp` each matrix of a layer is gathered twice in the compute type (forward, and backward or
-    recomputed) and its float32 gradient scattered once, in each microbatch; embedding and output
-    projection are gathered once, since the loss makes its gradient beside its value. The embedding's
-    gradient may travel as that of its tokens where they are fewer than its rows. Over `data`
-    gradients are summed once. Over `tensor` the residual stream is summed twice a layer forward, twice
-    backward and once where layers are recomputed (the last sum of a layer is not needed again), once
-    for the embedding and once for the loss. Norms and biases are summed whole. Sums of numbers a row
-    or a token, as the loss has, are left out.
+    Over `fsdp`, each microbatch gathers every matrix of a layer twice in the compute type (forward, and
+    backward or recomputed) and scatters its float32 gradient once. Embedding and output projection are
+    gathered once, because the loss computes its gradient along with its value. The embedding's gradient may
+    be sent as that of its tokens if they are fewer than its rows. Over `data`, gradients are summed once.
+    Over `tensor`, the residual stream is summed per layer twice forward, twice backward, and once if layers
+    are recomputed (the last sum of a layer is not needed again); plus once for the embedding and once for the
+    loss. Norms and biases are summed whole. Sums of one number per row or token, as in the loss, are not
+    counted.
 
     Args:
       run: the config.
       axes: sizes of the mesh's axes.
 
     Raises:
-      UserError: the model is no dense GPT.
+      UserError: the model is not a dense GPT.
     """
     dense = run.model
     if not isinstance(dense, GPT) or dense.moe:
-        raise UserError("step_traffic knows dense GPTs alone; give it a run with such a model.")
+        raise UserError("step_traffic supports only dense GPT models; give it a run with such a model.")
     model = abstract_params(run.model)
     width = jnp.dtype(run.compute.dtype).itemsize
     share = {axis: (n - 1) / n for axis, n in axes.items()}
@@ -210,7 +210,7 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
     for path, variable in nnx.to_flat_state(model):
         names = {axis for name in variable.get_metadata()["axes"] for axis in TABLE[name]}
         others = math.prod(axes[axis] for axis in names - {"fsdp"})
-        held = math.prod(variable.shape) / others  # by all devices of an fsdp group
+        held = math.prod(variable.shape) / others  # by all devices of an fsdp group together
         if "fsdp" in names:
             moved = held * ((2 if "blocks" in path else 1) * width + 4)
             if "embed" in path:
@@ -226,7 +226,7 @@ def step_traffic(run: Run, axes: Mapping[str, int]) -> float:
 
 
 def installed(platform: str) -> bool:
-    """Whether the compiler for `tpu` or `cuda` is there."""
+    """Whether the compiler for `tpu` or `cuda` is installed."""
     module = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}[platform]
     try:
         return importlib.util.find_spec(module) is not None
@@ -245,18 +245,18 @@ def _require_compiler(topology: Topology) -> None:
 
 @contextlib.contextmanager
 def _alone(topology: Topology) -> Iterator[None]:
-    """Wait until no other process of jaxgpt compiles for TPU: libtpu serves one process of a machine."""
+    """Wait until no other jaxgpt process compiles for TPU: libtpu allows one process per machine."""
     if topology.chip.platform != "tpu":
         yield
         return
-    import fcntl  # of Unix alone, as libtpu is
+    import fcntl  # Unix only, like libtpu
 
-    # A user's own: another user's file could not be opened.
+    # One file per user: another user's file could not be opened.
     path = Path(tempfile.gettempdir()) / f"jaxgpt_libtpu_{os.getuid()}.lock"
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.warning("another process compiles for TPU (it holds %s); waiting for its end", path)
+            log.warning("another process compiles for TPU (it holds %s); waiting for it to finish", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the one that asked is gone: a compile may take an hour and holds libtpu."""
+    """Exit when the parent process is gone: a compilation may take an hour and blocks libtpu."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -1,9 +1,9 @@
-"""What a compiled program does: products, kernels, collectives and arrays, loops counted by their turns.
+"""What a compiled program does: products, kernels, collectives and arrays, multiplied by loop iterations.
 
-`compiled.as_text()` is the program of one device after partitioning, fusion and scheduling: what it
-says is what will run. XLA's own `cost_analysis` counts a loop's body once on TPU and is empty on GPU.
+`compiled.as_text()` is the program of one device after partitioning, fusion and scheduling: exactly what
+will run. XLA's own `cost_analysis` counts a loop's body only once on TPU and is empty on GPU.
 
-Names: T, S lengths of queries and keys, K head width; N devices in a collective's group.
+Names: T, S lengths of queries and keys, K head size; N devices in a collective's group.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 VIEWS = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "opt-barrier")
-"""Operations that make no array of their own."""
+"""Operations that allocate no array."""
 TILE = 128
-"""Kernels pad a length to a multiple of it."""
+"""Kernels pad a length to a multiple of this."""
 KERNEL = re.compile(r"\$|mosaic|triton|pallas|tpu_custom_call")
-"""Targets of custom calls that compute; the others are the compiler's bookkeeping."""
+"""Targets of custom calls that compute; the others are bookkeeping of the compiler."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Collective:
     """A transfer between devices.
 
     Attributes:
-      kind: of `COLLECTIVES`. TPU's fusion of an all-reduce and the slice of it that a device keeps
-        moves what a reduce-scatter moves, and is called so.
+      kind: a name in `COLLECTIVES`. TPU fuses an all-reduce with the slice of it that a device keeps. This
+        moves as much as a reduce-scatter, and is reported as one.
       axes: mesh axes along which the devices of a group differ.
       group: N.
       whole: the arrays before they are scattered or after they are gathered.
-      runs: times in a run of the program, loops multiplied in.
-      depth: loops around it.
-      sent: bytes that each device sends, and receives, in one run of the best algorithm for rings:
-        (N-1)/N of the whole arrays for a gather, a scatter or an all-to-all, twice that for an
-        all-reduce, which is a scatter and a gather, and all of them for a permutation. A gather that
-        is taken apart into N-1 permutations therefore counts the same.
-      source: where it comes from in Python.
+      runs: number of executions per run of the program, including loops.
+      depth: number of enclosing loops.
+      sent: bytes that each device sends, and receives, per execution with the best ring algorithm: (N-1)/N of
+        the whole arrays for a gather, a scatter or an all-to-all; twice that for an all-reduce, which is a
+        scatter and a gather; all of them for a permutation. So a gather that is split into N-1 permutations
+        counts the same.
+      source: its origin in Python.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Collective:
 
     @property
     def where(self) -> str:
-        """The axes in one word."""
+        """The axes as one word."""
         return "+".join(self.axes) or "none"
 
 
@@ -88,17 +88,17 @@ def traffic(collectives: Iterable[Collective], measure: str = "sent") -> dict[st
 
 @dataclass(frozen=True)
 class Program:
-    """What the text of a compiled program says of one device.
+    """What the text of a compiled program says about one device.
 
     Attributes:
-      product_flops: of matrix products, a multiplication and an addition counted apart.
-      kernel_flops: of attention kernels; every query with every key of its row, since what a kernel
-        skips cannot be read from its call. `models.flops_per_token` counts the same way.
-      kernels: runs of each custom kernel.
-      uncounted: kernels whose FLOPs are not known.
-      collectives: all of them.
-      arrays: made in memory, with the operation that makes each and how many there are.
-      unknown_loops: loops whose turns are not known when compiling; their bodies are counted once.
+      product_flops: of matrix products, where a multiplication and an addition count as two.
+      kernel_flops: of attention kernels, counting every query with every key of its row, because what a
+        kernel skips cannot be read from its call. `models.flops_per_token` counts the same way.
+      kernels: number of runs of each custom kernel.
+      uncounted: kernels whose FLOPs are unknown.
+      collectives: all collectives.
+      arrays: arrays in memory, with the operation that makes each and their number.
+      unknown_loops: number of loops whose iterations are unknown at compile time; their bodies count once.
     """
 
     product_flops: float
@@ -110,12 +110,12 @@ class Program:
     unknown_loops: int
 
     def largest(self, count: int = 20) -> list[tuple[Array, str, int]]:
-        """The largest arrays, with what makes them and how many there are."""
+        """The largest arrays, with the operations that make them and their numbers."""
         order = sorted(self.arrays.items(), key=lambda item: -item[0][0].nbytes)
         return [(array, kind, number) for (array, kind), number in order[:count]]
 
     def squares(self, length: int) -> list[Array]:
-        """Arrays with two axes of this length (up to a tile's padding), as attention's scores have."""
+        """Arrays with two axes of this length (up to the padding of a tile), like attention scores."""
         found = {
             array for array, _ in self.arrays if sum(length <= n <= length + TILE for n in array.dims) >= 2
         }
@@ -127,7 +127,7 @@ def read(text: str, mesh: Mapping[str, int]) -> Program:
 
     Args:
       text: `compiled.as_text()`.
-      mesh: sizes of the mesh's axes, in its order; a partition's number is its place in the mesh.
+      mesh: sizes of the mesh's axes, in order; the number of a partition is its position in the mesh.
     """
     program, unknown = parse(text)
     reached = [part for part in program.values() if part.runs]
@@ -155,7 +155,7 @@ def read(text: str, mesh: Mapping[str, int]) -> Program:
 
 
 def product_flops(op: Op, part: Computation) -> float:
-    """FLOPs of one run of a matrix product; 0 of any other instruction."""
+    """FLOPs of one run of a matrix product; 0 for any other instruction."""
     cublas = op.kind == "custom-call" and "__cublas" in op.attributes
     if op.kind == "convolution":
         return _convolution_flops(op, part)
@@ -170,7 +170,7 @@ def product_flops(op: Op, part: Computation) -> float:
 
 
 def _convolution_flops(op: Op, part: Computation) -> float:
-    """A product that TPU writes as a convolution: 2 x results x inputs of each."""
+    """FLOPs of a product that TPU writes as a convolution: 2 x results x inputs per result."""
     kernel = part.inputs(op)[1].dims
     labels = op.attribute(r"dim_labels=\w+_(\w+)->")
     flops = 2.0 * math.prod(arrays(op.type)[0].dims) * math.prod(kernel) / max(kernel[labels.index("o")], 1)
@@ -181,14 +181,14 @@ def _convolution_flops(op: Op, part: Computation) -> float:
     pads = op.attribute(r"window=\{[^}]*pad=([\d_x\-]+)").split("x")
     dilations = op.attribute(r"window=\{[^}]*lhs_dilate=([\dx]+)").split("x")
     for i, n in enumerate(sizes):
-        # A batch axis of the product is a padded or dilated window of which one place hits.
+        # A batch axis of the product is a padded or dilated window with only one valid position.
         if (pads[0] and pads[i] != "0_0") or (dilations[0] and dilations[i] != "1"):
             flops /= n
     return flops
 
 
 def kernel_name(op: Op) -> str:
-    """What a custom kernel is called, without the number that tells its calls apart; else nothing."""
+    """The name of a custom kernel, without the number that distinguishes its calls; "" for other ops."""
     target = op.attribute(r'custom_call_target="([^"]*)"')
     if op.kind != "custom-call" or not KERNEL.search(target):
         return ""
@@ -200,9 +200,9 @@ def kernel_name(op: Op) -> str:
 
 
 def kernel_flops(name: str, op: Op, part: Computation) -> float | None:
-    """FLOPs of one run of an attention kernel; None of a kernel that is not known."""
+    """FLOPs of one run of an attention kernel; None for an unknown kernel."""
     if name.startswith("__cublas"):
-        return 0.0  # a product, counted there
+        return 0.0  # a product, counted in product_flops
     floats = [a for a in part.inputs(op) if a.dtype[0] in "bf" and len(a.dims) >= 3]
     if "fmha" in name:
         # The scores' shape, [B, H, T, S], is in cuDNN's configuration.
@@ -211,7 +211,7 @@ def kernel_flops(name: str, op: Op, part: Computation) -> float | None:
         if not scores:
             return None
         return 2.0 * math.prod(map(int, scores)) * floats[0].dims[-1] * (5 if "Backward" in name else 2)
-    # Products of the forward pass, of the gradients of keys and values, of the gradient of queries.
+    # Number of products in the forward pass, the gradients of keys and values, and the gradient of queries.
     products = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3, "splash_mqa_fwd": 2}
     number = next((n for prefix, n in products.items() if name.startswith(prefix)), None)
     return number and 2.0 * math.prod(floats[0].dims) * floats[1].dims[-2] * number
@@ -221,9 +221,9 @@ def kernel_flops(name: str, op: Op, part: Computation) -> float | None:
 
 
 def _collectives(program: dict[str, Computation], mesh: Mapping[str, int]) -> Iterator[Collective]:
-    """All collectives of the computations that are run."""
+    """All collectives of the computations that run."""
     for name, part in program.items():
-        # TPU spreads a collective over the fusions that hide it; each names it, and one of them starts it.
+        # TPU spreads a collective over the fusions that hide it; all of them name it, and one starts it.
         starts = any("AsyncCollectiveStart" in op.attributes for op in part.ops.values())
         for op in part.ops.values():
             spread = part.fused and "chain_id=" in op.attributes
@@ -254,7 +254,7 @@ def _collective(op: Op, part: Computation, mesh: Mapping[str, int], *, scattered
 
 
 def device_groups(attributes: str, devices: int) -> np.ndarray:
-    """The devices of each group, [groups, N], in any of the forms in which HLO writes them.
+    """The devices of each group, [groups, N], from any of HLO's notations.
 
     These are lists `{{0,1},{2,3}}`, pairs of a permutation, iota `[2,4]<=[4,2]T(1,0)` and mesh axes
     `mesh['fsdp'=4,'tensor'=2] {'fsdp'}`.
@@ -274,7 +274,7 @@ def device_groups(attributes: str, devices: int) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[2,4]<=[4,2]T(1,0)`: numbers in order, laid out, transposed, laid out again."""
+    """`[2,4]<=[4,2]T(1,0)`: consecutive numbers, reshaped, transposed, reshaped again."""
     shape, base, turned = (
         [int(n) for n in re.findall(r"\d+", p)] for p in (*re.split(r"<=|T", text), "")[:3]
     )
@@ -283,7 +283,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _along(ids: np.ndarray, sizes: dict[str, int], names: list[str]) -> np.ndarray:
-    """Groups of devices that differ along the named axes; a part of one is `'name':(before)size`."""
+    """Groups of devices that differ along the named axes; part of an axis is `'name':(before)size`."""
     split: list[tuple[str, int]] = []
     parts = {n.split(":")[0].strip("'"): re.findall(r"\d+", n.split(":")[1]) for n in names if ":" in n}
     for name, size in sizes.items():

@@ -1,4 +1,4 @@
-"""The text of a compiled program (HLO) taken apart: instructions, and how often each is run."""
+"""Parses the text of a compiled program (HLO): its instructions, and how often each one runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxgpt.layers.kernels.base import SELDOM
 
 BITS = {"pred": 8, "bf16": 16} | {f"c{n}": n for n in (64, 128)}
-"""Bits of an element where the name's first number does not say it (`f8e4m3fn`: 8)."""
+"""Bits per element, if they are not the first number in the type's name (`f8e4m3fn`: 8)."""
 _COMMA = re.compile(r",\s*(?![^\[\]{}()]*[\]})])")
 ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+\w*|c64|c128)\[([\d,<=]*)\]")
 
@@ -26,18 +26,18 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def nbytes(self) -> float:
-        """Bytes without padding; a 4-bit number is half a byte."""
+        """Bytes without padding; a 4-bit element counts as half a byte."""
         bits = BITS.get(self.dtype) or int(re.findall(r"\d+", self.dtype)[0])
         return bits / 8 * self.size
 
 
 def arrays(text: str) -> list[Array]:
-    """The arrays that a type's text names, tuples flattened."""
+    """The arrays named in the text of a type, with tuples flattened."""
     return [
         Array(dtype, tuple(int(n.lstrip("<=")) for n in dims.split(",") if n))
         for dtype, dims in ARRAY.findall(text)
@@ -55,31 +55,31 @@ class Op:
     attributes: str
 
     def attribute(self, pattern: str) -> str:
-        """The first group of a pattern in the attributes, or nothing."""
+        """The first group of a pattern in the attributes, or ""."""
         found = re.search(pattern, self.attributes)
         return found.group(1) if found else ""
 
     @property
     def inputs(self) -> list[str]:
-        """Names of the operands; older texts name their types beside them."""
+        """Names of the operands; older versions of the text also contain their types."""
         return [part.split("%")[-1].strip() for part in _COMMA.split(self.operands)]
 
     @property
     def source(self) -> str:
-        """Where it comes from in Python, as JAX's name stack says."""
+        """Its origin in Python, from JAX's name stack."""
         return self.attribute(r'op_name="([^"]*)"')
 
 
 @dataclass
 class Computation:
-    """A list of instructions, and how often a run of the program gets to them.
+    """A list of instructions, and how often the program executes it.
 
     Attributes:
-      ops: by name, in order.
-      root: name of the one whose value is the computation's.
-      runs: times it is run.
-      depth: loops around it.
-      fused: it is the inside of a fusion, whose values reach no memory.
+      ops: instructions by name, in order.
+      root: name of the instruction whose value is the computation's result.
+      runs: number of executions.
+      depth: number of enclosing loops.
+      fused: whether it is the body of a fusion, whose intermediate values are not written to memory.
     """
 
     ops: dict[str, Op]
@@ -100,16 +100,16 @@ _CALLS = re.compile(
     r"(calls|to_apply|body|condition|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _REDUCERS = ("reduce", "sort", "scatter", "map", "reduce-window", "select-and-scatter", "reduce-scatter")
-"""Operations that call a computation on scalars: nothing in it is worth counting."""
+"""Operations that call a computation on scalars, which is not worth counting."""
 
 
 def parse(text: str) -> tuple[dict[str, Computation], int]:
-    """All computations of a module by name, and how many loops do not say how often they turn."""
+    """All computations of a module by name, and the number of loops with unknown iteration counts."""
     found: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
         if not line.startswith(" "):
-            # A line that is neither a head nor an end goes on a kernel's metadata.
+            # A line that is neither a head nor an end continues a kernel's metadata.
             if head := _HEAD.match(line):
                 current = found[head.group(2)] = Computation({})
                 entry = head.group(2) if head.group(1) else entry
@@ -123,7 +123,7 @@ def parse(text: str) -> tuple[dict[str, Computation], int]:
 
 
 def _op(name: str, rest: str) -> Op:
-    """Split `type kind(operands), attributes`; a tuple's type has brackets itself."""
+    """Split `type kind(operands), attributes`; the type of a tuple contains parentheses itself."""
     end = _closing(rest, 0) if rest.startswith("(") else len(re.match(r"\S*", rest).group())  # type: ignore
     kind = _KIND.match(rest, end)
     if kind is None:
@@ -133,7 +133,7 @@ def _op(name: str, rest: str) -> Op:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place behind the bracket that closes the one at `start`."""
+    """The index after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match.group() == "(" else -1
@@ -143,7 +143,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _count(program: dict[str, Computation], entry: str) -> int:
-    """Write down how often each computation is run; returns the number of loops that do not say it."""
+    """Set how often each computation runs; returns the number of loops with unknown iteration counts."""
     unknown: set[str] = set()
 
     def walk(name: str, runs: int, depth: int, fused: bool) -> None:
@@ -170,9 +170,9 @@ def _count(program: dict[str, Computation], entry: str) -> int:
 
 
 def _turns(loop: Op, around: Computation, program: dict[str, Computation]) -> int:
-    """How often a loop turns, or can at most; 0 where that is decided while running.
+    """The number of iterations of a loop, or its maximum; 0 if it is known only at run time.
 
-    TPU does not write it down: the counter, its start, step and limit do.
+    TPU does not state the number; it follows from the counter's start, step and limit.
     """
     if known := loop.attribute(r"known_trip_count[^0-9]*(\d+)"):
         return int(known)
@@ -199,7 +199,7 @@ def _turns(loop: Op, around: Computation, program: dict[str, Computation]) -> in
 
 
 _Scalar = tuple[int | None, int]
-"""A number as a loop's counter, by its place in the loop's tuple, and what is added to it."""
+"""A number as a loop counter (its index in the loop's tuple, or None) plus a constant."""
 
 
 def _scalar(
@@ -208,12 +208,12 @@ def _scalar(
     program: dict[str, Computation],
     arguments: list[_Scalar | None] | None = None,
 ) -> _Scalar | None:
-    """An integer that is constant, or a counter and a constant; None of any other."""
+    """An integer that is a constant, or a counter plus a constant; None for any other value."""
     op = part.ops.get(name)
     if op is None:
         return None
     if op.kind == "constant":
-        number = op.operands.strip("{}")  # perhaps in an array of one
+        number = op.operands.strip("{}")  # may be an array with one element
         return (None, int(number)) if number.isdigit() else None
     if op.kind in ("copy", "bitcast", "convert", "reshape"):
         return _scalar(op.inputs[0], part, program, arguments)
@@ -225,7 +225,7 @@ def _scalar(
         inner = program[op.attribute(r"calls=%?([\w.\-]+)")]
         return _scalar(inner.root, inner, program, [_scalar(n, part, program, arguments) for n in op.inputs])
     if op.kind == "minimum":
-        # Of what is decided while running, and of what it can be at most: the latter.
+        # The minimum of a value known only at run time and its upper bound: use the bound.
         known = [_scalar(n, part, program, arguments) for n in op.inputs]
         return min((one for one in known if one and one[0] is None), key=lambda one: one[1], default=None)
     if op.kind == "add":

@@ -41,15 +41,15 @@ def compile_on(
     where: str = "",
     keep: str | Path = "",
 ) -> Report:
-    """Compile one program for the devices of a mesh, absent or not, and read what came out.
+    """Compile one program for the devices of a mesh, absent or not, and analyse the result.
 
     Args:
       run: the config.
-      mesh: as the run would make it.
-      program: of `PROGRAMS`.
+      mesh: the mesh that the run would create.
+      program: a name in `PROGRAMS`.
       decoding: sizes for `prefill` and `decode`.
       target: what to build for, if not for the mesh's devices.
-      where: what to call the devices.
+      where: name of the devices in the report.
       keep: see `compile_for`.
     """
     decoding = decoding or Decoding()
@@ -57,7 +57,7 @@ def compile_on(
     head: Any = (program, where or kind, kind, {axis: n for axis, n in mesh.shape.items() if n > 1})
     function, arguments = _program(
         run, mesh, target or Target.of(mesh), program, decoding
-    )  # while new arrays still live here
+    )  # before the mesh is set, while new arrays are still created on this machine
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):
         traced = function.trace(*arguments)
@@ -105,7 +105,7 @@ def compile_on(
 
 
 def _wanted(message: str) -> float:
-    """Bytes that a program wanted, if this is a compiler's word that they were too many."""
+    """Bytes that a program needs, if this is a compiler's out-of-memory message; else 0."""
     # libtpu says "Used 147G of 95.7G hbm" or "required for HLO temporaries (52G) exceeds available HBM".
     used = re.search(r"(?:[Uu]sed |required [^(]*\()([\d.]+)([KMGT]?)", message)
     if "RESOURCE_EXHAUSTED" not in message or used is None:
@@ -116,7 +116,7 @@ def _wanted(message: str) -> float:
 def _program(
     run: Run, mesh: jax.sharding.Mesh, target: Target, program: str, decoding: Decoding
 ) -> tuple[Any, tuple[Any, ...]]:
-    """What the loop or the sampler calls, and shapes in place of the arrays it is called with."""
+    """The function that the loop or the sampler calls, and the shapes of its arguments."""
     if program in ("train", "eval"):
         parts = make_program(run, mesh, target)
         objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
@@ -144,7 +144,7 @@ def _program(
 
 
 def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.sharding.Mesh) -> Any:
-    """Parameters in the form decoding wants, as `sample.program.prepare` makes them."""
+    """Parameters in decoding form, as made by `sample.program.prepare`."""
     trained = nnx.to_pure_dict(abstract_model(run.model, run.compute, target)[1])
     shapes = jax.eval_shape(functools.partial(sampling.prepare, run.model, compute, target), trained)
     layout = param_shardings(sampling.decoder(run.model, compute, target)[1], mesh)
@@ -152,7 +152,7 @@ def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.shardi
 
 
 def _rows(decoding: Decoding, mesh: jax.sharding.Mesh) -> sampling.Rows:
-    """A call's prompts and settings."""
+    """The prompts and settings of a call."""
 
     def column(dtype: Any, *more: int) -> Any:
         return jax.ShapeDtypeStruct(
@@ -166,7 +166,7 @@ def _rows(decoding: Decoding, mesh: jax.sharding.Mesh) -> sampling.Rows:
 
 
 def _laid_out(shapes: Any, layout: Any) -> Any:
-    """Shapes with their layout: a tree alike, or one for all."""
+    """Shapes with shardings: a tree of the same structure, or one sharding for all."""
     if isinstance(layout, NamedSharding):
         layout = jax.tree.map(lambda _: layout, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)

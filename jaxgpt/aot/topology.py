@@ -1,6 +1,6 @@
-"""Devices that are not here, by name: what XLA's compilers must be told to compile for them.
+"""Absent devices by name: what XLA's compilers must know to compile for them.
 
-libtpu knows TPU slices by their sides, the GPU compiler takes the facts of a GPU as text.
+libtpu identifies TPU slices by their side lengths; the GPU compiler takes a GPU's properties as text.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from jaxgpt.errors import require, require_known
 
 @dataclass(frozen=True)
 class Chip:
-    """What a compiler must be told of a device.
+    """What a compiler must know about a device.
 
     Attributes:
-      platform: of jax, `tpu` or `cuda`.
-      title: TPU: what accelerator types of this kind are called. GPU: the device's own name.
-      cores: TPU: cores that an accelerator type counts for each chip.
-      memory: bytes. XLA knows TPUs' own.
-      bandwidth: of the memory, bytes a second. GPU alone.
+      platform: jax's platform, `tpu` or `cuda`.
+      title: TPU: the prefix of its accelerator types. GPU: the device's name.
+      cores: TPU: number of cores per chip that an accelerator type counts.
+      memory: bytes. XLA knows the memory of TPUs itself.
+      bandwidth: of the memory, bytes per second. Only for GPUs.
     """
 
     platform: str
@@ -46,10 +46,10 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Devices that are not here: `v5p:4x4x4`, a TPU slice by its sides; `h100:2x8`, nodes by GPUs of each.
+    """Absent devices: `v5p:4x4x4` is a TPU slice with its side lengths, `h100:2x8` is nodes x GPUs per node.
 
     Raises:
-      UserError: there is no such chip, or no such form.
+      UserError: the chip is unknown, or the name is malformed.
     """
 
     name: str
@@ -70,17 +70,17 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """Of each device."""
+        """The chip of each device."""
         return CHIPS[self.name.partition(":")[0]]
 
     @property
     def devices(self) -> int:
-        """In all."""
+        """The number of devices."""
         return math.prod(map(int, self.name.partition(":")[2].split("x")))
 
     @property
     def environment(self) -> dict[str, str]:
-        """What must be set before jax is imported."""
+        """Environment variables that must be set before jax is imported."""
         if self.chip.platform == "cuda":
             return {}
         quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled"}
@@ -88,18 +88,18 @@ class Topology:
         return quiet | place | {"TPU_ACCELERATOR_TYPE": f"{self.chip.title}-{self.chip.cores * self.devices}"}
 
     def describe(self) -> list[jax.Device]:
-        """The absent devices, for a mesh. Only in a process with this environment."""
+        """The absent devices, for a mesh. Works only in a process with this `environment`."""
         if self.chip.platform == "tpu":
             return topologies.get_topology_desc(self.name, platform="tpu").devices
         nodes, gpus = self.name.partition(":")[2].split("x")
-        # XLA's form is domains of fast links x nodes in each x GPUs in each: one node is one domain.
+        # XLA's format: fast-interconnect domains x nodes per domain x GPUs per node. One node is one domain.
         return topologies.get_topology_desc(
             platform="cuda", topology=f"{nodes}x1x{gpus}", target_config=gpu_description(self.chip)
         ).devices
 
 
 def gpu_description(chip: Chip) -> str:
-    """A Hopper GPU as XLA's compiler wants it (`stream_executor.GpuTargetConfigProto` as text).
+    """A Hopper GPU in the format of XLA's compiler (`stream_executor.GpuTargetConfigProto` as text).
 
     Figures: NVIDIA H100 and H200 data sheets, and the CUDA programming guide's table of compute
     capability 9.0.

@@ -1,4 +1,4 @@
-"""Lines in SVG: an axis that chooses its own marks, curves thinned to what an eye can tell apart."""
+"""Line charts in SVG: an axis that chooses its ticks, and curves thinned to the visible resolution."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Point, Record, NAN = tuple[float, float], dict[str, Any], float("nan")
 
 
 def axis(values: Sequence[float], start: float, end: float, zero: bool = False) -> tuple[Any, ...]:
-    """The map from values to pixels, some round values to mark, and whether it is logarithmic:
-    it is where the values span a factor of 3 or more, but never where it must begin at `zero`.
+    """The map from values to pixels, round values for ticks, and whether the axis is logarithmic.
+    It is if the values span a factor of 3 or more, but never if it must start at `zero`.
     """
     low, high = min(values, default=0.0), max(values, default=1.0)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
@@ -36,19 +36,19 @@ def axis(values: Sequence[float], start: float, end: float, zero: bool = False) 
 
 
 def points(records: Iterable[Record], metric: str, factor: float = 1) -> list[Point]:
-    """(step, value) of the records that have the metric; NaN where it cannot be drawn."""
+    """(step, value) of the records that have the metric; NaN if the value cannot be drawn."""
     return [(r["step"], factor * drawable(r[metric])) for r in records if metric in r]
 
 
 def _runs(line: Sequence[Point]) -> list[list[Point]]:
-    """The stretches of a line between its gaps."""
+    """The segments of a line between its gaps."""
     return [list(g) for gap, g in groupby(line, key=lambda p: math.isnan(p[1])) if not gap]
 
 
 def smooth(line: Sequence[Point], half: int) -> list[Point]:
-    """Running mean over `half` points either side, at some 300 places; gaps stay gaps.
+    """Running mean over `half` points on either side, at about 300 positions; gaps stay gaps.
 
-    The window shrinks evenly at the start, where curves are steep, and is one-sided at the end.
+    The window shrinks symmetrically at the start, where curves are steep, and is one-sided at the end.
     """
     means = []
     for run in _runs(line):
@@ -61,7 +61,7 @@ def smooth(line: Sequence[Point], half: int) -> list[Point]:
 
 
 def downsample(line: Sequence[Point], most: int = 600) -> list[Point]:
-    """Some `most` of the points: the first, the last, and each bucket's lowest and highest."""
+    """About `most` points: the first, the last, and the lowest and highest of each bucket."""
     size, kept = 1 + 2 * len(line) // most, {0, len(line) - 1}
     for start in range(0, len(line), size):
         values = [y for _, y in line[start : start + size]]
@@ -75,8 +75,8 @@ def _tag(name: str, kind: str, inside: str = "", **values: str | float) -> str:
 
 
 def chart(title: str, lines: Mapping[str, Sequence[Point]], zero: bool = False) -> Html:
-    """An SVG chart over steps: `raw` a faint line, `mean` a line with its last value, `dots` points
-    with the lowest named as the best, `skips` steps marked at the bottom; `zero` as of `axis`.
+    """An SVG chart over steps: `raw` is a faint line, `mean` a line with its last value, `dots` points
+    with the lowest marked as the best, `skips` steps marked at the bottom; `zero` as in `axis`.
     """
     runs = {name: _runs(line) for name, line in lines.items() if name != "skips"}
     x, x_ticks, _ = axis([a for line in lines.values() for a, _ in line], 52, 608, zero=True)

@@ -1,4 +1,4 @@
-"""A confusion matrix for `report.html`: a heat map that stays readable from 2 to 40 labels."""
+"""A confusion matrix for `report.html`: a heat map that is readable with 2 to 40 labels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jaxgpt.errors import require
 from jaxgpt.report.page import Html, escaped, figure, shown
 
 LONGEST = 22
-"""Characters of a label that are drawn; the whole of it is in the cells' tooltips."""
+"""Maximum number of characters drawn per label; the cells' tooltips have the full label."""
 
 
 def confusion_picture(labels: Sequence[str], counts: np.ndarray) -> Html:
-    """The heat map of [labels, labels] counts, rows gold and columns predicted.
+    """The heat map of [labels, labels] counts, with gold labels as rows and predictions as columns.
 
-    A cell's colour is its share of its row, so that rare labels show as well as common ones; its
-    number is the count (none for 0), whose exact value and share a tooltip gives.
+    A cell's colour is its fraction of the row, so that rare labels are as visible as common ones. Its number
+    is the count (none for 0); a tooltip gives the exact count and fraction.
 
     Raises:
-      UserError: counts of another shape, or no label.
+      UserError: the counts have another shape, or there is no label.
     """
     n = len(labels)
     require(
         n > 0 and counts.shape == (n, n),
-        f"counts have the shape {counts.shape} for {n} labels; give one row and one column a label.",
+        f"counts have the shape {counts.shape} for {n} labels; give one row and one column per label.",
     )
     side = max(27.0, min(64.0, 640 / n))
     names = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in labels]
@@ -54,7 +54,7 @@ def confusion_picture(labels: Sequence[str], counts: np.ndarray) -> Html:
     style = f"width:{width:.0f}px;min-width:{width:.0f}px"
     box = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{style}" role="img">{"".join(parts)}</svg>'
     right_ones = int(np.trace(counts))
-    words = f"{right_ones:,} of {int(counts.sum()):,} on the diagonal; colour: share of the gold label's row"
+    words = f"{right_ones:,} of {int(counts.sum()):,} on the diagonal; colour: fraction of the row"
     return Html(figure("Confusion matrix", words, box))
 
 
@@ -81,14 +81,14 @@ def _text(
     turn: int = 0,
     ink: str = "var(--ink)",
 ) -> str:
-    """SVG text; its style is its own because the page's rules are for charts that shrink."""
+    """SVG text with inline style, because the page's rules are for charts that shrink."""
     style = f"font-size:{size:g}px;fill:{ink};text-anchor:{anchor}" + (";font-weight:600" if bold else "")
     turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{turned} style="{style}">{escaped(words)}</text>'
 
 
 def _short(count: int) -> str:
-    """A count in at most four characters (below a thousand millions)."""
+    """A count in at most four characters (below a billion)."""
     if count < 1000:
         return str(count)
     size, unit = (10**6, "M") if count >= 999_500 else (10**3, "k")
@@ -96,5 +96,5 @@ def _short(count: int) -> str:
 
 
 def _width(words: str) -> float:
-    """About how many pixels a label of 12 pixels' height is wide."""
+    """Approximate width in pixels of a label in a 12-pixel font."""
     return sum(12.5 if unicodedata.east_asian_width(c) in "WF" else 7.4 for c in words)

@@ -11,13 +11,13 @@ from jaxgpt.report.page import Html, escaped
 
 
 def mask_picture(examples: Iterable[Mapping], piece: Callable | None = None) -> Html:
-    """Packed rows as text: trained tokens highlighted, the others dimmed, segments apart.
+    """Packed rows as text: trained tokens highlighted, the others dimmed, segments separated.
 
-    `examples` are those of `jaxgpt.data.show.examples`, with `piece` from a token's id to the name
-    (str) of a control token or the bytes of another; or hold a list `pieces` in place of `tokens`.
+    `examples` come from `jaxgpt.data.show.examples`. `piece` maps a token's id to the name (str) of a control
+    token or to the bytes of another token. Instead of `tokens`, examples may have a list `pieces`.
     """
-    parts = ["<p><mark>Highlighted</mark> tokens are learned, the dimmed ones are only read. Each "]
-    parts.append("bar at the left is one segment: attention never crosses into another.</p>")
+    parts = ["<p><mark>Highlighted</mark> tokens are trained; dimmed tokens are only context. Each "]
+    parts.append("bar on the left is one segment: attention never crosses into another.</p>")
     for number, row in enumerate(examples, 1):
         pieces = [piece(token) for token in row["tokens"]] if piece else row["pieces"]
         names = (isinstance(p, str) and p[:2] == "<|" for p in pieces)
@@ -36,7 +36,7 @@ def mask_picture(examples: Iterable[Mapping], piece: Callable | None = None) -> 
 
 
 def _words(pieces: Sequence[Any], named: bool) -> str:
-    """Tokens as text; whitespace shows where it would be missed: at an edge, doubled, tabs."""
+    """Tokens as text; whitespace is made visible where it is easy to miss: at edges, doubled, tabs."""
     if named:
         return "".join(f"<kbd>{escaped(name)}</kbd>" for name in pieces)
     data = b"".join(p if isinstance(p, bytes) else p.encode("utf-8", "replace") for p in pieces)

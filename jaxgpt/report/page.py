@@ -1,6 +1,6 @@
-"""A page without network or script: each part is a function that returns `Html`; `write` puts them together.
+"""A page without network access or scripts: functions return parts as `Html`, and `write` joins them.
 
-What is not `Html` is escaped, so a prompt that holds markup shows as the text it is.
+Strings that are not `Html` are escaped, so a prompt that contains markup is shown as text.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ background:var(--bar)}@media (max-width:600px){text{font-size:18px}}"""
 
 
 class Html(str):
-    """Markup that goes onto the page as it is; every other string is escaped first."""
+    """Markup that is inserted into the page unchanged; every other string is escaped first."""
 
 
 def escaped(value: Any) -> str:
-    """A value as markup: `Html` as it is, the rest escaped and without what cannot be written."""
+    """A value as markup: `Html` unchanged, the rest escaped and without unprintable characters."""
     if isinstance(value, Html):
         return value
-    whole = str(value).encode("utf-8", "replace").decode()  # lone surrogates cannot be written
+    whole = str(value).encode("utf-8", "replace").decode()  # UTF-8 cannot encode lone surrogates
     return escape(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", whole))
 
 
 def drawable(value: Any) -> float:
-    """The number that can be drawn: NaN for what is none, is infinite or is absurdly large."""
+    """The value as a number that can be drawn: NaN if it is not a number, infinite or absurdly large."""
     if not isinstance(value, int | float) or not -1e30 < value < 1e30:
         return float("nan")
     return float(value) if abs(value) > 1e-30 else 0.0
 
 
 def shown(value: Any) -> str:
-    """A value as a person would write it, escaped."""
+    """A value formatted for people, escaped."""
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         return escaped(value)
     whole, size = isinstance(value, int), abs(drawable(value))
@@ -88,19 +88,19 @@ def shown(value: Any) -> str:
 
 
 def text(*paragraphs: str) -> Html:
-    """Paragraphs; words in `backticks` become code."""
+    """Paragraphs; text in `backticks` becomes code."""
     coded = (re.sub("`([^`]+)`", r"<code>\1</code>", escaped(p)) for p in paragraphs)
     return Html("".join(f"<p>{p}</p>" for p in coded))
 
 
 def commands(*lines: str) -> Html:
-    """Shell commands, each in a box that one click selects whole; `# words` become a paragraph."""
+    """Shell commands, each in a box that one click selects entirely; `# text` becomes a paragraph."""
     box = '<pre class="card" tabindex="0">{}</pre>'.format
     return Html("".join(text(s[1:]) if s[:1] == "#" else box(escaped(s)) for s in lines))
 
 
 def facts(values: Mapping[str, Any]) -> Html:
-    """Key figures as tiles: name to a value, or to a pair of a value and a note."""
+    """Key figures as tiles: from names to values, or to pairs of a value and a note."""
     tiles = []
     for name, value in values.items():
         value, note = value if isinstance(value, tuple) else (value, "")
@@ -112,7 +112,7 @@ def facts(values: Mapping[str, Any]) -> Html:
 def table(rows: Sequence[Mapping[str, Any]], caption: str, shares: Sequence[str] = ()) -> Html:
     """A table of rows (column to value); columns in `shares` are fractions, shown with a bar.
 
-    A column without a value in any row is left out.
+    A column without a value in any row is omitted.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row if row[name] is not None))
     numbers = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}
@@ -132,8 +132,8 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, shares: Sequence[str]
 
 
 def dialogues(items: Iterable[Sequence[Mapping] | Mapping]) -> Html:
-    """Dialogues as bubbles: lists of messages (`role`, `content`), or mappings with such a list
-    as `messages` and, where wanted, `title`, `ok` (True, False) and `expected` (the answer).
+    """Dialogues as chat bubbles: lists of messages (`role`, `content`), or mappings with such a list
+    as `messages` and optionally `title`, `ok` (True, False) and `expected` (the answer).
     """
     parts = []
     for item in items:
@@ -153,7 +153,7 @@ def dialogues(items: Iterable[Sequence[Mapping] | Mapping]) -> Html:
 
 
 def figure(title: str, words: str, svg: str) -> str:
-    """A picture under its title, with smaller words beside that."""
+    """A picture under its title, with a smaller note next to the title."""
     return f'<figure class="card"><figcaption>{title} <small>{words}</small></figcaption>{svg}</figure>'
 
 
