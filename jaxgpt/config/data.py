@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxgpt.config.check import check_types
 from jaxgpt.errors import require
@@ -29,7 +30,9 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Instruction data: JSON or JSONL files of dialogues, packed first-fit, loss on answers only."""
+    """Instruction data: files of dialogues (JSON, JSONL, CSV, TSV, Parquet), packed first-fit, with the loss
+    on answers only.
+    """
 
     train: tuple[str, ...]
     """Files, folders or globs."""
@@ -41,6 +44,15 @@ class Chat:
     """A tokenizer folder; empty means that of the run named by init_from."""
     length: int | None = None
     """Tokens a row; None means model.context. Longer dialogues are cut, and counted."""
+    prompt: str = ""
+    """Field or column of what is given (a path such as `a.b[0].c` reaches into objects and lists), where it
+    is not one of the usual names; goes with completion."""
+    completion: str = ""
+    """Field or column of the answer; goes with prompt."""
+    template: Literal["auto", "none"] = "auto"
+    """How a dialogue is written: `auto` with the tokenizer's chat template, `none` as plain text, the prompt
+    and then its completion. Text of `none` is joined as it stands, so a space or a line between the two must
+    be in one of them."""
     bins: int = 64
     """Rows that first-fit packing keeps open at a time."""
     workers: int = 0
@@ -48,7 +60,12 @@ class Chat:
 
     def __post_init__(self) -> None:
         check_types(self, "data")
-        require(len(self.train) > 0, "data.train is empty; name at least one JSON or JSONL file.")
+        require(len(self.train) > 0, "data.train is empty; name at least one file.")
+        require(
+            bool(self.prompt) == bool(self.completion),
+            f"data.prompt is {self.prompt!r} and data.completion {self.completion!r}; name both fields or "
+            "neither.",
+        )
         require(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction is {self.validation_fraction}; it must be between 0 and 1.",

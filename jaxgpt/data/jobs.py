@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.data.sources import Report, Span, read_span
+from jaxgpt.data.documents import Span, read_span
+from jaxgpt.data.sources import Report
 from jaxgpt.errors import UserError
 from jaxgpt.files import write_bytes, write_json
 from jaxgpt.text.load import load_tokenizer

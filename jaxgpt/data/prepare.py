@@ -27,7 +27,8 @@ import numpy as np
 import tyro
 
 from jaxgpt.data import jobs
-from jaxgpt.data.sources import Report, Span, cut, expand
+from jaxgpt.data.documents import Span, cut
+from jaxgpt.data.sources import Report, expand
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import write_json
 from jaxgpt.text.load import load_tokenizer

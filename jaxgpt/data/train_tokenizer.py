@@ -10,7 +10,8 @@ from typing import Literal
 
 import tyro
 
-from jaxgpt.data.sources import expand, read_documents, total_size
+from jaxgpt.data.documents import read_documents
+from jaxgpt.data.sources import expand, total_size
 from jaxgpt.errors import require
 from jaxgpt.files import require_writable
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer, saved_meta

@@ -24,7 +24,8 @@ import numpy as np
 
 from jaxgpt.config import TransformerXL
 from jaxgpt.data.corpus import Corpus
-from jaxgpt.data.sources import kind_of, open_source, read_documents
+from jaxgpt.data.documents import read_documents
+from jaxgpt.data.sources import kind_of, read_all
 from jaxgpt.errors import UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import Row, Scored, Scorer, progress, require_finite
@@ -112,8 +113,7 @@ def read_texts(files: Iterable[str], tokenizer: Tokenizer, bos: bool | None = No
 
 
 def _read(path: str) -> str:
-    with open_source(path) as stream:
-        data = stream.read()
+    data = read_all(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

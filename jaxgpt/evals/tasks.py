@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.data.sources import as_object, check_text, expand, numbered_lines, parse_line
+from jaxgpt.data.lines import as_object, check_text, numbered_lines, parse_line
+from jaxgpt.data.sources import expand
 from jaxgpt.errors import UserError, nearest, require
 from jaxgpt.evals.perplexity import exponential
 from jaxgpt.evals.scoring import Score, Scorer

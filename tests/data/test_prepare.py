@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxgpt.data import documents as documents_of
 from jaxgpt.data import jobs, sources
 from jaxgpt.data.corpus import Corpus
 from jaxgpt.data.prepare import prepare
@@ -86,21 +87,21 @@ def test_byte_ranges_cover_every_line_once_and_number_bad_ones(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))  # no newline at the end
     whole = sources.Report()
-    expected = list(sources.read_span(sources.cut(str(path), 10**9)[0], "text", whole))
+    expected = list(documents_of.read_span(documents_of.cut(str(path), 10**9)[0], "text", whole))
     for size in (1, 7, 64, 1000):
         report = sources.Report()
-        spans = sources.cut(str(path), size)
-        assert [t for s in spans for t in sources.read_span(s, "text", report)] == expected
+        spans = documents_of.cut(str(path), size)
+        assert [t for s in spans for t in documents_of.read_span(s, "text", report)] == expected
         assert report == whole
     assert whole.bad == 1
     assert whole.examples[0].startswith(f"{path}:58: not JSON")
 
 
 def test_a_large_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(documents_of, "DOCUMENT_BYTES", 1000)
     text = "你好 世界 hello\n" * 300 + "é" * 3001
     (tmp_path / "a.txt").write_text(text, "utf-8")
-    parts = list(sources.read_documents([str(tmp_path / "a.txt")]))
+    parts = list(documents_of.read_documents([str(tmp_path / "a.txt")]))
     assert "".join(parts) == text
     assert len(parts) > 5
     assert all(len(p.encode()) <= 1000 for p in parts)

@@ -1,192 +1,132 @@
-"""Dialogues: the file shapes that they come in, what is held out of them, and their rows."""
+"""Dialogues: the files that they come in, what is held out of them, and their rows."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxgpt.alive import alive
 from jaxgpt.config import Chat, Classifier
+from jaxgpt.data.lines import kind_name
 from jaxgpt.data.packing import Item, PackedExamples, Rows
-from jaxgpt.data.sources import (
-    Report,
-    as_object,
-    check_text,
-    expand,
-    field_of,
-    open_source,
-    parse_line,
-    read_lines,
-)
-from jaxgpt.errors import UserError, nearest, require
-from jaxgpt.text.chat import Dialogue, Example, render, truncate
-from jaxgpt.text.chat_template import ROLES
+from jaxgpt.data.readers.dialogues import KNOWN, Shape, questions_of, shape_of, to_dialogue
+from jaxgpt.data.readers.turns import METADATA
+from jaxgpt.data.records import SUFFIXES, RecordReport, read_records
+from jaxgpt.data.sources import Report, expand, say_once
+from jaxgpt.errors import UserError, require
+from jaxgpt.text.chat import Dialogue, Example, render, render_plain, truncate
 from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
-
-_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-
-
-# -------------------------------------------------------------------------------------- the shapes
+MAX_BAD = 0.01
+"""Share of bad records above which a command fails."""
+_FIX = "mend them or leave the file out"
 
 
-def _turns(value: Any, role_key: str, text_key: str) -> Dialogue:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"a non-empty list of turns was expected, not {type(value).__name__}")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
-            raise ValueError(f"a turn needs {role_key!r} and {text_key!r}")
-        name = check_text(turn[role_key], role_key)
-        role = _ALIASES.get(name, name)
-        if role not in ROLES:
-            raise ValueError(f"role {name!r} is unknown{nearest(name, ROLES)}")
-        turns.append({"role": role, "content": check_text(turn[text_key], text_key)})
-    return turns
+class Placed(NamedTuple):
+    """A dialogue and where it stands: FILE:LINE, or the number of its record."""
 
-
-def _alpaca(record: dict[str, Any]) -> Dialogue:
-    turns: Dialogue = []
-    if record.get("system"):
-        turns.append({"role": "system", "content": check_text(record["system"], "system")})
-    for pair in record.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError("history is not a list of [question, answer] pairs")
-        turns.append({"role": "user", "content": check_text(pair[0], "history")})
-        turns.append({"role": "assistant", "content": check_text(pair[1], "history")})
-    question = check_text(record["instruction"], "instruction")
-    if given := check_text(record.get("input") or "", "input"):
-        question = f"{question}\n{given}" if question else given
-    turns.append({"role": "user", "content": question})
-    turns.append({"role": "assistant", "content": check_text(record["output"], "output")})
-    return turns
-
-
-def _completion(record: dict[str, Any]) -> Dialogue:
-    turns: Dialogue = []
-    for key, role in (("prompt", "user"), ("completion", "assistant")):
-        value = record[key]
-        if isinstance(value, list):
-            turns += _turns(value, "role", "content")
-        else:
-            turns.append({"role": role, "content": check_text(value, key)})
-    return turns
-
-
-_SHAPES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Dialogue]]] = {
-    "messages": (("messages",), lambda r: _turns(r["messages"], "role", "content")),
-    "conversations": (("conversations",), lambda r: _turns(r["conversations"], "from", "value")),
-    "instruction/input/output": (("instruction", "output"), _alpaca),
-    "prompt/completion": (("prompt", "completion"), _completion),
-}
-
-
-def shape_of(record: Any) -> str | None:
-    """The name of the shape whose fields the record has, or None."""
-    if not isinstance(record, dict):
-        return None
-    fits = (name for name, (keys, _) in _SHAPES.items() if all(k in record for k in keys))
-    return next(fits, None)
-
-
-def to_dialogue(record: Any, shape: str) -> Dialogue:
-    """The dialogue of one record; `ValueError` with a short reason where it is not one."""
-    keys, read = _SHAPES[shape]
-    for key in keys:
-        field_of(as_object(record), key)
-    turns = read(record)
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise ValueError("no assistant turn, so nothing to learn")
-    if any(turn["role"] == "assistant" and not turn["content"] for turn in turns):
-        raise ValueError("an assistant turn is empty")
-    return turns
-
-
-# --------------------------------------------------------------------------------------- the files
+    place: str
+    dialogue: Dialogue
 
 
 @dataclass
-class ChatReport(Report):
+class ChatReport(RecordReport):
     """What reading dialogues found; `shapes` names the shape of each file."""
 
     shapes: dict[str, str] = field(default_factory=dict)
 
 
-def read_dialogues(paths: Iterable[str | Path], max_bad: float = 0.01) -> tuple[list[Dialogue], ChatReport]:
-    """The dialogues of JSON and JSONL files, folders or globs, and what was found in them.
+def read_dialogues(
+    paths: Iterable[str | Path], max_bad: float = MAX_BAD, prompt: str = "", completion: str = ""
+) -> tuple[list[Placed], ChatReport]:
+    """The dialogues of files, folders or globs, and what was found in them.
 
     The shape of a file is that of its first record that has one, and is logged; a record of
-    another shape in the same file is bad. Bad records are logged with file and line.
+    another shape in the same file is bad. Bad records are logged with file and line; fields that nobody
+    reads are named once per file.
+
+    Args:
+      paths: of files with one of `records.SUFFIXES`.
+      max_bad: largest share of bad records.
+      prompt: field of what is given, where it cannot be told by its name; goes with `completion`.
 
     Raises:
       UserError: a file that cannot be read or has no known shape; a share of bad records above
         `max_bad`; no dialogue at all.
     """
-    report, dialogues = ChatReport(), list[Dialogue]()
+    report, dialogues = ChatReport(), list[Placed]()
     for path in expand(paths, SUFFIXES):
-        dialogues += _read_file(path, report)
-    report.check(max_bad, "mend them or leave the file out")
+        dialogues += _read_file(path, report, prompt, completion)
+        _tell_unread(path, report.unread.get(path, Counter()))
+    report.check(max_bad, _FIX)
     require(bool(dialogues), "the instruction files hold no dialogue; name files that do.")
     return dialogues, report
 
 
-def _read_file(path: str, report: ChatReport) -> Iterator[Dialogue]:
+def _tell_unread(path: str, unread: Counter[str]) -> None:
+    known = {f"field {name!r} around the records" for name in METADATA}
+    named = [f"{name} ({count})" for name, count in unread.most_common() if name not in known]
+    if named:
+        say_once(f"{path}: not read, so that nothing of it is learned: {', '.join(named[:20])}")
+
+
+def _read_file(path: str, report: ChatReport, prompt: str, completion: str) -> Iterator[Placed]:
     shape, early = None, list[tuple[str, Any]]()
-    for where, record in _records(path, report):
+    for where, record in _records(path, report, prompt, completion):
         if shape is None:
-            shape = shape_of(record)
+            shape = shape_of(record, prompt, completion)
             if shape is None:
                 early.append((where, record))
                 continue
-            report.shapes[path] = shape
-            log.info("%s: dialogues in the shape %s", path, shape)
-        yield from _checked(where, record, shape, report)
+            report.shapes[path] = shape.name
+            log.info("%s: dialogues in the shape %s", path, shape.name)
+        yield from _checked(path, where, record, shape, report)
     if shape is None:
+        report.check(MAX_BAD, _FIX)
         first = early[0][1] if early else None
-        keys = ", ".join(map(str, first)) if isinstance(first, dict) else type(first).__name__
-        raise UserError(
-            f"{path} has no known shape (its first record has: {keys}); use {', '.join(_SHAPES)}."
-        )
+        keys = ", ".join(map(str, first)) if isinstance(first, dict) else kind_name(first)
+        fix = "data.prompt and data.completion name other fields" if not prompt else "mend their names"
+        wanted = f"fields {prompt} and {completion}" if prompt else f"known shape ({KNOWN})"
+        raise UserError(f"{path} has no {wanted}; its first record has: {keys:.300}; {fix}.")
     for where, record in early:
-        yield from _checked(where, record, shape, report)
+        yield from _checked(path, where, record, shape, report)
 
 
-def _checked(where: str, record: Any, shape: str, report: ChatReport) -> Iterator[Dialogue]:
+def _checked(path: str, where: str, record: Any, shape: Shape, report: ChatReport) -> Iterator[Placed]:
     try:
-        yield to_dialogue(record, shape)
+        dialogue, unread = to_dialogue(record, shape)
     except ValueError as error:
-        report.add_bad(where, str(error))
+        report.add_bad(where, str(error).removesuffix("."))
+    else:
+        report.add_unread(path, unread)
+        yield Placed(where, dialogue)
 
 
-def _records(path: str, report: ChatReport) -> Iterator[tuple[str, Any]]:
-    """(where it stands, JSON value) of each record; lines that are not JSON are counted bad."""
-    if not path.lower().endswith(".json"):
-        yield from read_lines(path, report, parse_line)
-        return
-    with open_source(path) as stream:
-        data = stream.read()
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (offset {error.start}); convert it with iconv.") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); a file of one object a line is named .jsonl."
-        ) from None
-    if isinstance(value, dict):  # {"data": [...]} as some exports have it
-        value = next((v for v in value.values() if isinstance(v, list)), value)
-    require(isinstance(value, list), f"{path} holds {type(value).__name__}; a list was expected.")
-    for i, record in enumerate(value):
-        report.lines += 1
-        yield f"{path}: record {i + 1}", record
+def _records(path: str, report: ChatReport, prompt: str, completion: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, JSON value) of each record, and of each question of a file of SQuAD's."""
+
+    def is_record(value: Any) -> bool:
+        return shape_of(value, prompt, completion) is not None
+
+    for where, record in read_records(path, report, is_record):
+        try:
+            questions = questions_of(record)
+        except ValueError as error:
+            report.add_bad(where, str(error))
+            continue
+        if questions is None:
+            yield where, record
+            continue
+        report.lines += len(questions) - 1
+        yield from ((f"{where}, question {i}", question) for i, question in enumerate(questions, 1))
 
 
 # ---------------------------------------------------------------------------------------- the rows
@@ -214,27 +154,33 @@ def _examples(data: Chat, tokenizer: Tokenizer, length: int, split: str) -> list
     """The examples of a split; remembered while the files stay as they are."""
     apart = bool(data.validation)  # validation has files of its own: the others need no reading
     files = expand(data.validation if apart and split == "validation" else data.train, SUFFIXES)
+    if apart and split == "validation" and (both := set(files) & set(expand(data.train, SUFFIXES))):
+        say_once(f"data.validation and data.train share {len(both)} files, such as {min(both)}")
     stats = [(f, Path(f).stat()) for f in files]
     stamp = tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats)
-    return _read_examples(stamp, split if apart else "", data.validation_fraction, tokenizer, length)[split]
+    return _read_examples(stamp, split if apart else "", data, tokenizer, length)[split]
 
 
 @lru_cache(maxsize=2)  # the files of training, and those of validation where they are others
 def _read_examples(
-    stamp: tuple[tuple[str, int, int], ...], only: str, share: float, tokenizer: Tokenizer, length: int
+    stamp: tuple[tuple[str, int, int], ...], only: str, data: Chat, tokenizer: Tokenizer, length: int
 ) -> dict[str, list[Example]]:
     """Examples by split: all for the split `only`, or where it is empty, a share held out of them."""
-    dialogues, _ = read_dialogues(path for path, _, _ in stamp)
-    if only:
-        parts = {only: dialogues}
-    else:
-        parts = dict(zip(("train", "validation"), hold_out(dialogues, share), strict=True))
-    return {name: _fit(part, tokenizer, length, name) for name, part in parts.items()}
+    with alive("reading dialogues and writing them as tokens"):
+        files = (path for path, _, _ in stamp)
+        dialogues, report = read_dialogues(files, prompt=data.prompt, completion=data.completion)
+        if only:
+            parts = {only: dialogues}
+        else:
+            kept, held = hold_out(dialogues, data.validation_fraction)
+            parts = {"train": kept, "validation": held}
+        rendered = _render(parts, data, tokenizer, report)
+        return {name: _fit(part, length, name) for name, part in rendered.items()}
 
 
-def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
+def hold_out(dialogues: list[Placed], share: float) -> tuple[list[Placed], list[Placed]]:
     """(kept, held out): the held-out dialogues are chosen by a hash, and copies stay together."""
-    keys = [hashlib.sha256(repr(d).encode("utf-8")).digest() for d in dialogues]
+    keys = [hashlib.sha256(repr(d.dialogue).encode("utf-8")).digest() for d in dialogues]
     order = sorted(set(keys))
     require(
         len(order) >= 2,
@@ -247,28 +193,44 @@ def hold_out(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], l
     return kept, [d for d, key in zip(dialogues, keys, strict=True) if key in chosen]
 
 
-def _fit(dialogues: list[Dialogue], tokenizer: Tokenizer, length: int, name: str) -> list[Example]:
-    """Rendered and cut to the row; those left without a trained token are counted and dropped."""
-    examples, cut = list[Example](), 0
-    for dialogue in dialogues:
-        rendered = render(dialogue, tokenizer)
-        if (example := truncate(rendered, length)) is not None:
-            examples.append(example)
-            cut += sum(example.weights) < sum(rendered.weights)
-    dropped = len(dialogues) - len(examples)
-    if dropped:
+def _render(
+    parts: dict[str, list[Placed]], data: Chat, tokenizer: Tokenizer, report: ChatReport
+) -> dict[str, list[Example]]:
+    """The dialogues of each split as tokens. What the template or the tokenizer refuses is a bad record."""
+    write = render_plain if data.template == "none" else render
+    late, rendered = Report(lines=report.lines, bad=report.bad), dict[str, list[Example]]()
+    for name, part in parts.items():
+        rendered[name] = []
+        for place, dialogue in part:
+            try:
+                rendered[name].append(write(dialogue, tokenizer))
+            except UserError as error:
+                late.add_bad(place, str(error).removesuffix("."))
+                if late.bad > MAX_BAD * late.lines:  # as good as sure: the others need not be tried
+                    break
+    if late.examples:
+        late.check(MAX_BAD, _FIX)
+    return rendered
+
+
+def _fit(rendered: list[Example], length: int, name: str) -> list[Example]:
+    """Cut to the row; those left without a trained token are counted and dropped."""
+    cuts = [truncate(example, length) for example in rendered]
+    examples = [example for example in cuts if example is not None]
+    cut = sum(c is not None and sum(c.weights) < sum(e.weights) for c, e in zip(cuts, rendered, strict=True))
+    if dropped := len(rendered) - len(examples):
         log.warning(
             "%d of %d dialogues (%s) have no answer within %d tokens and were dropped",
-            dropped, len(dialogues), name, length,
+            dropped, len(rendered), name, length,
         )  # fmt: skip
     if cut:
         log.warning(
             "%d of %d dialogues (%s) lose the end of an answer beyond %d tokens; lengthen data.length",
-            cut, len(dialogues), name, length,
+            cut, len(rendered), name, length,
         )  # fmt: skip
     require(
         bool(examples),
-        f"none of the {len(dialogues)} dialogues ({name}) has an answer within {length} tokens; "
+        f"none of the {len(rendered)} dialogues ({name}) has an answer within {length} tokens; "
         "lengthen data.length.",
     )
     return examples

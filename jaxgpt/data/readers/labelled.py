@@ -5,8 +5,6 @@ Template: `<|bos|> text <|eos|>`, and `pair <|eos|>` after it where there is a s
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,25 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxgpt.config import Classifier, Labelled
+from jaxgpt.data.lines import as_object, check_text, field_of, parse_line, read_lines
 from jaxgpt.data.packing import Item
 from jaxgpt.data.readers.labels import check_labels, split_files
-from jaxgpt.data.sources import (
-    DOCUMENT_BYTES,
-    Report,
-    as_object,
-    check_text,
-    expand,
-    field_of,
-    open_source,
-    parse_line,
-    read_lines,
-)
-from jaxgpt.errors import UserError, require, require_known
+from jaxgpt.data.sources import Report, endings, expand
+from jaxgpt.data.tables import TABLES, table_rows
+from jaxgpt.errors import require, require_known
 from jaxgpt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".jsonl.gz")
+SUFFIXES = (*TABLES, *endings(".jsonl", ".ndjson"))
 Names = tuple[str, str, str]
 """The fields of text, pair ("" for none) and label."""
 
@@ -113,8 +103,8 @@ def read_labelled(
     names = (text_field, pair_field, label_field)
     require(bool(text_field and label_field), "text_field and label_field cannot be empty; name the fields.")
     for path in expand(paths, SUFFIXES):
-        json = path.lower().endswith((".jsonl", ".jsonl.gz"))
-        records = read_lines(path, report, parse_line) if json else _table(path, names, report)
+        table = path.lower().endswith(TABLES)
+        records = _table(path, names, report) if table else read_lines(path, report, parse_line)
         for where, record in records:
             try:
                 examples.append(_example(record, names))
@@ -145,10 +135,8 @@ def _example(record: Any, names: Names) -> LabelledText:
 
 def _table(path: str, names: Names, report: Report) -> Iterator[tuple[str, dict[str, str]]]:
     """(where it stands, field to cell) of each row but the header."""
-    csv_file = path.lower().endswith(".csv")
-    rows = _csv_rows(path, report) if csv_file else read_lines(path, report, _cells)
     columns, headed, labels = list[str](), True, list[str]()
-    for where, cells in rows:
+    for where, cells in table_rows(path, report):
         if not columns:
             columns, headed = _columns(path, cells, names)
             if headed:
@@ -183,43 +171,6 @@ def _columns(path: str, cells: list[str], names: Names) -> tuple[list[str], bool
         "(text_field, pair_field, label_field), or give two columns, text and label, without one.",
     )
     return [names[0], names[2]], False
-
-
-def _cells(line: bytes | None) -> list[str]:
-    """The cells of a .tsv file's line."""
-    if line is None:
-        raise ValueError(f"the line is longer than {DOCUMENT_BYTES >> 20} MiB")
-    try:
-        return line.decode("utf-8").rstrip("\r\n").split("\t")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x})") from None
-
-
-def _csv_rows(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
-    """(where it begins, cells) of each row; what a broken quote swallows counts as bad lines."""
-    with open_source(path) as stream:
-        data = stream.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line} is not UTF-8; convert the file, as with iconv.") from None
-    csv.field_size_limit(max(csv.field_size_limit(), DOCUMENT_BYTES))  # csv's own is 128 KiB
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        start = reader.line_num
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            report.lines += reader.line_num - start
-            report.bad += reader.line_num - start - 1
-            report.add_bad(f"{path}:{start + 1}", f"not CSV ({error})")
-            continue
-        if cells is None:
-            return
-        report.lines += reader.line_num - start
-        if any(cells):
-            yield f"{path}:{start + 1}", cells
 
 
 # --------------------------------------------------------------------------------------- the splits

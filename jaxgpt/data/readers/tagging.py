@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.config import Classifier, Tagged
+from jaxgpt.data.lines import numbered_lines
 from jaxgpt.data.packing import Item
 from jaxgpt.data.readers.labels import check_labels, split_files
-from jaxgpt.data.sources import expand, numbered_lines
+from jaxgpt.data.sources import expand
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.text.tokenizer import Tokenizer
 

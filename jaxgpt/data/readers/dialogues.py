@@ -1,0 +1,169 @@
+"""The shapes that dialogues come in: from a record of a file to turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from jaxgpt.data.lines import as_object, check_text, field_of
+from jaxgpt.data.readers.turns import PREFERENCES, Record, is_turns, left_over, read_turns, take_text
+from jaxgpt.text.chat import Dialogue
+
+_TURNS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+_ANSWERS = ("output", "completion", "response", "answer", "answers")
+KNOWN = "messages, conversations, instruction/output, prompt/completion, question/answer"
+"""The commonest shapes, for messages."""
+
+
+class Shape(NamedTuple):
+    """What the records of a file are; made by `shape_of`."""
+
+    name: str
+    read: Callable[[Record, list[str]], Dialogue]
+    """Takes the fields that it reads out of a record, and adds to the names of what else it finds."""
+    named: bool = False
+    """Whether the config names the fields."""
+
+
+def shape_of(record: Any, prompt: str = "", completion: str = "") -> Shape | None:
+    """The shape of a record by its fields, or None.
+
+    Args:
+      record: JSON value.
+      prompt: field of what is given, or a path such as `a.b`; with `completion`, that of the answer, these
+        are all that is looked for.
+    """
+    if prompt:
+        fits = isinstance(record, dict) and all(_has(record, name) for name in (prompt, completion))
+        return Shape(f"{prompt}/{completion}", partial(_pair, [prompt], [completion]), True) if fits else None
+    if is_turns(record):
+        return Shape("list of turns", lambda r, unread: read_turns(r.pop(""), unread, "turns"))
+    if not isinstance(record, dict):
+        return None
+    if name := next((name for name in _TURNS if name in record), ""):
+        return Shape(name, partial(_conversation, name))
+    questions = [name for name in _QUESTIONS if record.get(name) is not None]
+    answers = [name for name in _ANSWERS if record.get(name) is not None]
+    if len(questions) > 1 and "input" in questions:
+        questions.remove("input")  # beside another, it is what that one is about
+    if not questions or not answers:
+        pairs = any(record.get(name) is not None for name in PREFERENCES)  # `left_over` refuses them
+        return Shape("preference pairs", lambda r, unread: []) if pairs else None
+    return Shape("+".join(questions) + "/" + "+".join(answers), partial(_pair, questions, answers))
+
+
+def _has(record: Record, name: str) -> bool:
+    try:
+        field_of(record, name)
+    except ValueError:
+        return False
+    return True
+
+
+def to_dialogue(record: Any, shape: Shape) -> tuple[Dialogue, list[str]]:
+    """The dialogue of one record, and what in it nobody read.
+
+    Raises:
+      ValueError: it is none, with a short reason.
+    """
+    unread: list[str] = []
+    rest = {"": record} if is_turns(record) else dict(as_object(record))
+    turns = shape.read(rest, unread)
+    unread += left_over(rest, named=shape.named)
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    if not answers:
+        raise ValueError("no assistant turn, so nothing to learn")
+    if all(turn.get("learn") is False for turn in answers):
+        raise ValueError("no assistant turn is to be trained, so nothing to learn")
+    if any(not turn["content"] and "tool_calls" not in turn for turn in answers):
+        raise ValueError("an assistant turn is empty")
+    return turns, unread
+
+
+def _conversation(name: str, record: Record, unread: list[str]) -> Dialogue:
+    turns = read_turns(field_of(record, name), unread, name)
+    del record[name]
+    return _after_system(record, turns)
+
+
+def _after_system(record: Record, turns: Dialogue) -> Dialogue:
+    """The turns behind the record's own system text, if it has one."""
+    texts = [text for name in ("system", "system_prompt") if (text := take_text(record, name))]
+    if len(texts) + (turns[0]["role"] == "system") > 1:
+        raise ValueError("the record has two system texts; leave one")
+    return [*({"role": "system", "content": text} for text in texts), *turns]
+
+
+def _pair(questions: list[str], answers: list[str], record: Record, unread: list[str]) -> Dialogue:
+    """The turns of a question and an answer, with what they are about and what was said before."""
+    for names in (questions, answers):
+        if len(names) > 1:
+            raise ValueError(
+                f"the record has {' and '.join(names)}, and nothing says which is meant; name the fields "
+                "with data.prompt and data.completion"
+            )
+    (question,), (answer,) = questions, answers
+    asked, given = field_of(record, question), field_of(record, answer)
+    for name in (question, answer):
+        record.pop(name if name in record else name.replace("[", ".").split(".")[0], None)
+    about = [text for name in ("input", "context") if (text := take_text(record, name))]
+    if len(about) > 1:
+        raise ValueError("the record has both 'input' and 'context'; leave one")
+    turns = _history(record)
+    if is_turns(asked):
+        if about:
+            raise ValueError(f"{question!r} is a list of turns, so what it is about cannot stand beside it")
+        before = read_turns(asked, unread, question)  # given, so none of it is learned
+        turns += [turn | {"learn": False} if turn["role"] == "assistant" else turn for turn in before]
+    else:
+        text = "\n".join(filter(None, [check_text(asked, question), *about]))
+        turns.append({"role": "user", "content": text})
+    given = _person_said(given, unread) if answer == "answers" else given
+    if is_turns(given):
+        turns += read_turns(given, unread, answer)
+    else:
+        turns.append({"role": "assistant", "content": check_text(given, answer)})
+    return _after_system(record, turns)
+
+
+def _history(record: Record) -> Dialogue:
+    turns, pairs = Dialogue(), record.pop("history", None) or []
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("history is not a list of [question, answer] pairs")
+        turns.append({"role": "user", "content": check_text(pair[0], "history")})
+        turns.append({"role": "assistant", "content": check_text(pair[1], "history")})
+    return turns
+
+
+# ------------------------------------------------------------------------------------------- SQuAD
+
+
+def _person_said(answers: Any, unread: list[str]) -> str:
+    """The first of SQuAD's answers to a question, in either of its layouts; each is one person's."""
+    texts = answers.get("text") if isinstance(answers, dict) else answers
+    if not isinstance(texts, list) or not texts:
+        raise ValueError("field 'answers' holds no answer; leave the question out, or write what to answer")
+    spelled = [check_text(t.get("text") if isinstance(t, dict) else t, "answers") for t in texts]
+    unread += ["answers beyond the first"] * (len(set(spelled)) > 1)
+    return spelled[0]
+
+
+def questions_of(record: Any) -> list[Record] | None:
+    """The questions of an article of SQuAD, each with its context; None for any other record.
+
+    Raises:
+      ValueError: a paragraph has no questions.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("paragraphs"), list):
+        return None
+    made = []
+    for paragraph in map(as_object, record["paragraphs"]):
+        asked = paragraph.get("qas")
+        if not isinstance(asked, list):
+            raise ValueError("a paragraph has no list 'qas'")
+        around = {name: v for name, v in (record | paragraph).items() if name not in ("paragraphs", "qas")}
+        made += [around | as_object(question) for question in asked]
+    return made
