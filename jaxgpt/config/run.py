@@ -313,8 +313,9 @@ class Run:
             else "data.contiguous is True but this model has no memory to carry; set it to False.",
         )
         require(
-            not (isinstance(model, GPT) and model.prefix) or isinstance(data, Chat),
-            "model.prefix is True but plain text has no prompts; set it to False or data to Chat(...).",
+            not (isinstance(model, GPT) and model.prefix) or self.templated,
+            "model.prefix is True but plain text has no prompts; set it to False, or data to Chat(...) "
+            "with a template.",
         )
 
     @property
@@ -326,6 +327,11 @@ class Run:
     def task(self) -> Classifier | None:
         """The model, where it tells labels apart."""
         return self.model if isinstance(self.model, Classifier) else None
+
+    @property
+    def templated(self) -> bool:
+        """Whether it reads dialogues by a chat template, so that its model answers turns."""
+        return isinstance(self.data, Chat) and self.data.template != "none"
 
     @property
     def typed(self) -> bool:

@@ -137,7 +137,7 @@ def _run(target: Path, model: Any, words: Any, dtypes: set[str]) -> Run:
 def _verb(run: Run) -> str:
     if isinstance(run.objective, MaskedLM):
         return "info"
-    return "chat" if isinstance(run.data, Chat) else "sample"
+    return "chat" if run.templated else "sample"
 
 
 def _remember(source: Path, folder: Path, config: dict[str, Any], same: bool) -> None:
@@ -214,7 +214,7 @@ def export(
         tuned = origin is None or origin.parent.resolve() != source.resolve()
         _write_configs(work, origin, family, model, dtype, words, tuned=tuned)
         files.write_model(work, entries, most, done)
-        tokenizers.write(work, words, source / "tokenizer", dialogues=isinstance(held.data, Chat))
+        tokenizers.write(work, words, source / "tokenizer", dialogues=held.templated)
     print(f"{target}: {family.model_type}, {len(entries)} tensors")
 
 

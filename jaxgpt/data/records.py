@@ -98,7 +98,7 @@ def _records(path: str, value: Any, report: RecordReport, is_record: Callable[[A
 
 
 def _columns(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of columns that are lists, or objects by index as pandas writes them; none of other objects."""
+    """The rows of columns: lists, or objects by index as pandas writes them; none of another object."""
     columns = list(value.values())
     if all(isinstance(c, dict) for c in columns) and len({tuple(c) for c in columns}) == 1:
         columns = [list(c.values()) for c in columns]

@@ -118,7 +118,7 @@ def _inside(source: str, suffixes: tuple[str, ...]) -> dict[str, str]:
             _check_regular(info, source)
             require(
                 path.lower().endswith(suffixes),
-                f"{source} is of a kind that this command does not read; use {spoken(suffixes)}.",
+                f"{source} is of a kind this command does not read; use {spoken(suffixes)}.",
             )
             return {path: ""}
         return dict(_walk(path, suffixes, set()))
@@ -204,8 +204,8 @@ def _each_once(found: list[str]) -> list[str]:
         if kept.setdefault((info.st_dev, info.st_ino), name) != name or named[name] > 1:
             again.append(name)
     if again:
-        few = ", ".join(again[:3]) + (", ..." if len(again) > 3 else "")
-        say_once(f"{len(again)} files are named more than once and are read once: {few}")
+        few = ", ".join(again[:3]) + (f" and {len(again) - 3} more" if len(again) > 3 else "")
+        say_once(f"named more than once and read once: {few}")
     return list(kept.values())
 
 
@@ -226,7 +226,8 @@ def open_source(path: str) -> IO[bytes]:
     if not packing:
         return raw
     raw.close()
-    return gzip.open(path, "rb") if packing == ".gz" else _zstd(path).open(path, "rb")
+    opened: Any = gzip.open(path, "rb") if packing == ".gz" else _zstd(path).open(path, "rb")  # noqa: SIM115
+    return opened
 
 
 def read_all(path: str) -> bytes:

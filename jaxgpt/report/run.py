@@ -112,7 +112,7 @@ def run_report(folder: str | Path) -> Path | None:
             config = _left_out_if_damaged(path, dict[str, Any]) or {}
         told, place = to_json(config), shlex.quote(str(folder))
         words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
-        if '"kind": "Chat"' in told:
+        if '"kind": "Chat"' in told and '"template": "none"' not in told:
             words = f"jaxgpt chat {place}"
         elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
             words = f"jaxgpt eval {place}"

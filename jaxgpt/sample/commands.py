@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxgpt.config import ONE_DEVICE, Chat, Mesh, load_run
+from jaxgpt.config import ONE_DEVICE, Mesh, load_run
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import to_json
 from jaxgpt.sample.settings import Asked, Sampling
@@ -88,7 +88,7 @@ def sample(
     require(0 <= seed <= 2**32 - n, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - n}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     require(not (bos and no_bos), "--bos and --no-bos exclude each other; drop one.")
-    as_chat = isinstance(load_run(run).data, Chat) and not raw
+    as_chat = load_run(run).templated and not raw
     require(as_chat or not system, "system is given but this run continues plain text; drop it.")
     require(
         not (as_chat and (bos or no_bos)),
@@ -215,7 +215,7 @@ def chat(
         f"`jaxgpt chat` talks to one process, but {jax.process_count()} were started; start it once, "
         "without the launcher of the cluster.",
     )
-    if not isinstance(load_run(run).data, Chat):
+    if not load_run(run).templated:
         _note("this run was not tuned on dialogues, so its answers may make no sense")
     _check(max_new_tokens=max_new_tokens)
     require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jaxgpt.checkpoint import load_params
-from jaxgpt.config import ONE_DEVICE, ROW_AXES, Chat, Mesh, Run, load_run
+from jaxgpt.config import ONE_DEVICE, ROW_AXES, Mesh, Run, load_run
 from jaxgpt.sharding import make_mesh
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
@@ -34,10 +34,10 @@ class Trained(NamedTuple):
     def bos(self) -> bool:
         """Whether a text begins with `<|bos|>`, as those that the model was trained on.
 
-        Text that `jaxgpt data prepare` wrote does. A model that was imported and not trained here (step 0),
-        or on dialogues alone, knows its tokenizer's custom.
+        Text that `jaxgpt data prepare` wrote does, and so does a prompt without a template. A model that was
+        imported and not trained here (step 0), or on dialogues alone, knows its tokenizer's custom.
         """
-        prepared = self.step > 0 and not isinstance(self.run.data, Chat)
+        prepared = self.step > 0 and not self.run.templated
         return prepared or self.tokenizer.adds_bos
 
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxgpt.errors import require, require_known
+from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.text.chat_template import MARK, OWN_KEYS
-from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.tokenizer import Tokenizer, text_ids
 
 Dialogue = list[dict[str, Any]]
 """Turns in order. Each has `role` (one of `chat_template.ROLES`) and `content`; `learn: False` where an
@@ -68,6 +68,40 @@ def _parts(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[tup
         weight = float(role == "assistant" and message.get("learn", True))
         parts += [(f"<|{role}|>", True, 0.0), (message["content"], False, weight), ("<|end|>", True, weight)]
     return parts
+
+
+def render_plain(messages: Dialogue, tokenizer: Tokenizer) -> Example:
+    """The tokens and weights of a prompt and its completion as plain text, without a template.
+
+    `<|bos|>`, the prompt, the completion, `<|eos|>`; the last two are trained. A model is asked with
+    `text_ids(tokenizer, prompt, bos=True)`, the same tokens: none reaches over the border, and all together
+    are the two texts joined, white space as it stands in them.
+
+    Raises:
+      UserError: the dialogue is no such pair, or the tokenizer cannot write the completion by itself.
+    """
+    roles = [message["role"] for message in messages]
+    require(
+        roles == ["user", "assistant"] and all(m.keys() == {"role", "content"} for m in messages),
+        f"data.template is 'none', which writes a prompt and its completion alone, but the turns are: "
+        f"{', '.join(roles)}; set it to 'auto' or write all that is given into the prompt.",
+    )
+    prompt, completion = (message["content"] for message in messages)
+    given = text_ids(tokenizer, prompt, bos=True)
+    learned = [*_continuation(completion, given, tokenizer), tokenizer.control["<|eos|>"]]
+    return Example([*given, *learned], [0.0] * len(given) + [1.0] * len(learned))
+
+
+def _continuation(text: str, given: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The ids that add a text, as the tokenizer writes it, to the ids before it."""
+    said = tokenizer.decode(tokenizer.encode(text))
+    for before in ("", "\n", "."):  # some tokenizers put a space before a text, but not inside one
+        head, ids = tokenizer.encode(before) if before else [], tokenizer.encode(before + text)
+        if ids[: len(head)] == head and tokenizer.decode(ids[len(head) :], given) == said:
+            return ids[len(head) :]
+    raise UserError(
+        f"this tokenizer cannot write {text[:40]!r} behind another text; use data.template='auto'."
+    )
 
 
 def prompt_ids(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:

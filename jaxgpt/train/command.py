@@ -7,7 +7,7 @@ import math
 import sys
 
 from jaxgpt import config
-from jaxgpt.config import CausalLM, Chat, Run
+from jaxgpt.config import CausalLM, Run
 from jaxgpt.errors import UserError
 
 
@@ -50,7 +50,7 @@ def train(args: list[str]) -> int:
         return 3
     stopped = result.reason not in ("finished", "patience")
     writes = isinstance(run.objective, CausalLM)
-    talk = "eval" if not writes else "chat" if isinstance(run.data, Chat) else "sample"
+    talk = "eval" if not writes else "chat" if run.templated else "sample"
     test = " --split test" if getattr(run.data, "test", ()) else ""
     then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}{test}`"
     measured = math.isfinite(result.best)

@@ -118,7 +118,7 @@ def _pair(questions: list[str], answers: list[str], record: Record, unread: list
         before = read_turns(asked, unread, question)  # given, so none of it is learned
         turns += [turn | {"learn": False} if turn["role"] == "assistant" else turn for turn in before]
     else:
-        text = "\n".join(filter(None, [check_text(asked, question), *about]))
+        text = "\n".join(part for part in (check_text(asked, question), *about) if part)
         turns.append({"role": "user", "content": text})
     given = _person_said(given, unread) if answer == "answers" else given
     if is_turns(given):

@@ -7,6 +7,7 @@ name can be told; one that would change what is learned and cannot be honoured i
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NotRequired, TypedDict
 
 from jaxgpt.data.lines import check_text, kind_name
@@ -32,87 +33,24 @@ _FLAGS = {  # of a turn -> whether a true one says that the turn is trained
 }  # fmt: skip
 PREFERENCES = ("chosen", "rejected", "preferred_output", "non_preferred_output", "kto_tag")
 """Fields of what preference tuning learns from."""
-_REFUSED = frozenset(
-    ("tools", "functions", "documents", "images", "image", "videos", "video", "audios", "audio", "weights")
-    + ("loss_weights", "train_detail", "training_detail")
+_REFUSED = (
+    *("audio", "audios", "documents", "functions", "image", "images", "tools", "video", "videos"),
+    *("loss_weights", "train_detail", "training_detail", "weights"),
 )
 _NOTHING = (None, "", [], {}, "[]", "{}")
 METADATA = frozenset(
-    [
-        "__index_level_0__",
-        "_id",
-        "annotator",
-        "author",
-        "category",
-        "categories",
-        "conversation_id",
-        "create_time",
-        "created",
-        "created_at",
-        "dataset",
-        "date",
-        "dialogue_id",
-        "difficulty",
-        "domain",
-        "extra_info",
-        "generator",
-        "guid",
-        "hash",
-        "id",
-        "idx",
-        "index",
-        "is_impossible",
-        "lang",
-        "lang_code",
-        "language",
-        "length",
-        "level",
-        "licence",
-        "license",
-        "link",
-        "message_id",
-        "meta",
-        "metadata",
-        "model",
-        "model_name",
-        "num_tokens",
-        "num_turns",
-        "origin",
-        "parent_id",
-        "prompt_id",
-        "quality_score",
-        "question_id",
-        "rank",
-        "rating",
-        "reward",
-        "score",
-        "scores",
-        "session_id",
-        "source",
-        "sources",
-        "split",
-        "subject",
-        "subset",
-        "tag",
-        "tags",
-        "task",
-        "task_type",
-        "time",
-        "timestamp",
-        "title",
-        "token_count",
-        "tokens",
-        "topic",
-        "turn",
-        "turn_id",
-        "type",
-        "uid",
-        "updated_at",
-        "url",
-        "uuid",
-        "version",
-        "worker_id",
-    ]
+    re.findall(
+        r"\w+",
+        """
+        __index_level_0__ _id annotator author category categories conversation_id create_time
+        created created_at dataset date dialogue_id difficulty domain extra_info generator guid hash
+        id idx index is_impossible lang lang_code language length level licence license link
+        message_id meta metadata model model_name num_tokens num_turns origin parent_id prompt_id
+        quality_score question_id rank rating reward score scores session_id source sources split
+        subject subset tag tags task task_type time timestamp title token_count tokens topic turn
+        turn_id type uid updated_at url uuid version worker_id
+        """,
+    )
 )
 """Fields that say where a record is from, or how good it is, and nothing about what is learned."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import Chat
 from jaxgpt.data.readers import rows_of
-from jaxgpt.data.readers.chat import hold_out, read_dialogues
+from jaxgpt.data.readers.chat import Placed, hold_out, read_dialogues
 from jaxgpt.errors import UserError
 from jaxgpt.text.chat import prompt_ids, render, truncate
 from jaxgpt.text.tokenizer import ByteTokenizer
@@ -74,7 +74,7 @@ SHAPES = {
             {"from": "gpt", "value": "hi"},
         ]
     },
-    "instruction/input/output": {"instruction": "Say hi", "input": "<|end|>", "output": "hi"},
+    "instruction/output": {"instruction": "Say hi", "input": "<|end|>", "output": "hi"},
     "prompt/completion": {"prompt": "Say hi\n<|end|>", "completion": "hi"},
 }
 
@@ -88,10 +88,11 @@ def test_every_shape_gives_the_same_dialogue(shape, ending, tmp_path, caplog):
     path = tmp_path / f"a{ending}"
     path.write_bytes(gzip.compress(lines.encode()) if ending.endswith("gz") else lines.encode())
     dialogues, report = read_dialogues([path])
-    assert dialogues == [SAME] * 3
+    assert [d.dialogue for d in dialogues] == [SAME] * 3
+    assert dialogues[1].place == (f"{path}: record 2" if ending == ".json" else f"{path}:2")
     assert report.shapes == {str(path): shape}
     assert f"in the shape {shape}" in caplog.text
-    example = render(dialogues[0], ByteTokenizer())
+    example = render(dialogues[0].dialogue, ByteTokenizer())
     end = ByteTokenizer().control["<|end|>"]
     assert [t for t, w in zip(example.tokens, example.weights, strict=True) if w] == [*b"hi", end]
 
@@ -101,7 +102,7 @@ def test_alpaca_history_and_system_are_turns(tmp_path):
         "system": "s", "history": [["q1", "a1"]], "instruction": "q2", "input": "", "output": "a2",
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps([record]))
-    turns = read_dialogues([tmp_path / "a.json"])[0][0]
+    turns = read_dialogues([tmp_path / "a.json"])[0][0].dialogue
     assert [(t["role"][0], t["content"]) for t in turns] == [
         ("s", "s"), ("u", "q1"), ("a", "a1"), ("u", "q2"), ("a", "a2"),
     ]  # fmt: skip
@@ -134,8 +135,8 @@ def test_a_bad_line_is_named_counted_and_left_out(line, tmp_path, caplog):
 
 
 def test_a_file_of_no_known_shape_says_what_it_has(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
-    with pytest.raises(UserError, match=r"question, answer.*prompt/completion"):
+    (tmp_path / "a.jsonl").write_text('{"title": "q", "body": "a"}\n')
+    with pytest.raises(UserError, match=r"prompt/completion.*first record has: title, body.*data\.prompt"):
         read_dialogues([tmp_path / "a.jsonl"])
     with pytest.raises(UserError, match="does not exist"):
         read_dialogues([tmp_path / "b.jsonl"])
@@ -154,10 +155,10 @@ def test_truncation_cuts_or_drops(messages, length):
 
 
 def test_copies_are_held_out_together():
-    dialogues = [[{"role": "user", "content": str(i % 10)}] for i in range(40)]
+    dialogues = [Placed(str(i), [{"role": "user", "content": str(i % 10)}]) for i in range(40)]
     kept, held = hold_out(dialogues, 0.3)
     assert (len(kept), len(held)) == (28, 12)
-    assert not {d[0]["content"] for d in kept} & {d[0]["content"] for d in held}
+    assert not {d.dialogue[0]["content"] for d in kept} & {d.dialogue[0]["content"] for d in held}
 
 
 def test_examples_without_a_trained_token_are_dropped_and_counted(tmp_path, caplog):

@@ -94,7 +94,7 @@ def test_a_header_read_as_an_example_is_told(tmp_path, caplog):
         ("a.tsv", b"a\t0\nb\n", r"a\.tsv:2: 1 columns, not the 2 of the first"),
         ("a.tsv", b"a\t0\n \t0\n", r"a\.tsv:2: field 'text' is empty"),
         ("a.tsv", b"a\t0\nb\t\n", r"a\.tsv:2: field 'label' is empty"),
-        ("a.tsv", b"a\t0\n\nb\xff\t0\n", r"a\.tsv:3: not UTF-8 \(byte 0xff\)"),
+        ("a.tsv", b"a\t0\n\nb\xff\t0\n", r"a\.tsv:3: not UTF-8 \(byte 0xff at column 2\)"),
         ("a.csv", b'a,0\n"b,0\nc,0\n', r"3 lines are bad.*a\.csv:2: not CSV \(unexpected end of data\)"),
         ("a.csv", b'a,0\n"b\nc",0,1\n', r"a\.csv:2: 3 columns, not the 2"),
         ("a.jsonl", b'{"text": "a"}\n', r"a\.jsonl:1: no field 'label'; allowed: text"),
