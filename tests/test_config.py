@@ -215,7 +215,7 @@ def test_json_without_a_name_or_of_another_shape_is_refused() -> None:
         (Text, {"path": ""}, "data.path is empty; give a folder made by `jaxgpt data prepare`."),
         (Text, {"path": "x", "length": 1}, "data.length is 1; it must be at least 2."),
         (Text, {"path": "x", "workers": -1}, "data.workers is -1; it must be at least 0."),
-        (Chat, {"train": ()}, "data.train is empty; name at least one JSON or JSONL file."),
+        (Chat, {"train": ()}, "data.train is empty; name at least one file."),
         (Chat, {"train": ("x",), "length": 0}, "data.length is 0; it must be at least 2."),
         (Chat, {"train": ("x",), "bins": 0}, "data.bins is 0; it must be at least 1."),
         (Chat, {"train": ("x",), "validation_fraction": 1.0}, "data.validation_fraction is 1.0; it must be"),

@@ -194,14 +194,19 @@ def _check_regular(info: os.stat_result, said: str) -> None:
     require(kind is None, f"{said} is {kind}, not a file; write what it gives into a file first.")
 
 
+def file_key(path: str) -> tuple[int, int]:
+    """What is the same for all names of one file."""
+    info = Path(path).stat()
+    return info.st_dev, info.st_ino
+
+
 def _each_once(found: list[str]) -> list[str]:
     """The files sorted, one for each that there is on the disk; checks that something is in each."""
     kept, again, named = dict[tuple[int, int], str](), list[str](), Counter(found)
     for name in sorted(named):
         with open_raw(name) as stream:
-            info = os.fstat(stream.fileno())
-        require(info.st_size > 0, f"{name} is empty; remove it or fill it.")
-        if kept.setdefault((info.st_dev, info.st_ino), name) != name or named[name] > 1:
+            require(bool(stream.read(1)), f"{name} is empty; remove it or fill it.")
+        if kept.setdefault(file_key(name), name) != name or named[name] > 1:
             again.append(name)
     if again:
         few = ", ".join(again[:3]) + (f" and {len(again) - 3} more" if len(again) > 3 else "")

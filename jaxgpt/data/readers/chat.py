@@ -18,7 +18,7 @@ from jaxgpt.data.packing import Item, PackedExamples, Rows
 from jaxgpt.data.readers.dialogues import KNOWN, Shape, questions_of, shape_of, to_dialogue
 from jaxgpt.data.readers.turns import METADATA
 from jaxgpt.data.records import SUFFIXES, RecordReport, read_records
-from jaxgpt.data.sources import Report, expand, say_once
+from jaxgpt.data.sources import Report, expand, file_key, say_once
 from jaxgpt.errors import UserError, require
 from jaxgpt.text.chat import Dialogue, Example, render, render_plain, truncate
 from jaxgpt.text.tokenizer import Tokenizer
@@ -154,8 +154,10 @@ def _examples(data: Chat, tokenizer: Tokenizer, length: int, split: str) -> list
     """The examples of a split; remembered while the files stay as they are."""
     apart = bool(data.validation)  # validation has files of its own: the others need no reading
     files = expand(data.validation if apart and split == "validation" else data.train, SUFFIXES)
-    if apart and split == "validation" and (both := set(files) & set(expand(data.train, SUFFIXES))):
-        say_once(f"data.validation and data.train share {len(both)} files, such as {min(both)}")
+    if apart and split == "validation":
+        trained = {file_key(f) for f in expand(data.train, SUFFIXES)}
+        if both := [f for f in files if file_key(f) in trained]:
+            say_once(f"data.train names files of data.validation too, so that is no held-out text: {both[0]}")
     stats = [(f, Path(f).stat()) for f in files]
     stamp = tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats)
     return _read_examples(stamp, split if apart else "", data, tokenizer, length)[split]
