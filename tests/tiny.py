@@ -62,9 +62,16 @@ def mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
     return make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
 
 
-@cache
 def sharp_params(model: GPT) -> dict:
-    """Random parameters large enough that attention is not flat, none of them 0 or 1."""
+    """Random parameters large enough that attention is not flat, none of them 0 or 1.
+
+    The arrays are made once and shared; the dict around them is the caller's to change.
+    """
+    return jax.tree.map(lambda leaf: leaf, _sharp_params(model))
+
+
+@cache
+def _sharp_params(model: GPT) -> dict:
     shapes = jax.eval_shape(lambda: init_params(model, FLOAT32, HERE, jax.random.key(0)))
     random = np.random.default_rng(1)
 
