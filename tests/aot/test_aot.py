@@ -1,9 +1,9 @@
-"""Programs compiled for hardware that is not here, and what is read of them.
+"""Programs compiled for absent hardware, and their analysis.
 
-The first part compiles for the simulated CPU devices, where the same counts hold. The tests marked
+The first part compiles for simulated CPU devices, where the same counts hold. The tests marked
 `aot` compile for a TPU slice and need libtpu: `pytest -m aot -n 0`.
 
-Shapes: V vocabulary, D width.
+Shapes: V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def small(axes: Mapping[str, int] = MappingProxyType({"fsdp": 8}), **parts: Any)
 
 @functools.cache
 def report(program: str, **axes: int) -> aot.Report:
-    """Its program on 8 v5e.
+    """The program of `config` on 8 v5e.
 
-    XLA hides a gather behind a product by taking both apart into a ring of N + 1 sends in place of
-    N - 1, a quarter more of 8: kept whole here, since what is tested is what there is to send.
+    XLA hides a gather behind a product by splitting both into a ring of N + 1 sends instead of N - 1, a
+    quarter more for 8 devices. It is kept whole here, because the test is about the bytes that must be sent.
     """
     decoding = aot.Decoding(rows=8, prompt=256, slots=LENGTH)
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def dims_of(collective) -> set[tuple[int, ...]]:
     return {tuple(n for n in array.dims if n > 1) for array in collective.whole}
 
 
-# On the CPU's devices --------------------------------------------------------------------------------
+# On CPU devices --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("program", aot.PROGRAMS)
@@ -77,14 +77,14 @@ def test_every_program_compiles_for_a_mesh(program):
     assert found.fits and found.product_flops > 0
     assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
     assert found.memory["arguments"] > 0 and found.needed == sum(found.memory.values())
-    # What is decoded until all rows are done is a loop whose turns only the run decides.
+    # Decoding until all rows are done is a loop whose iterations are known only at run time.
     assert found.unknown_loops == (program == "decode")
     assert {axis for one in found.collectives for axis in one.axes} <= set(MIXED)
     assert aot.Report.of(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
 def test_evaluation_is_a_forward_pass_and_a_step_is_three():
-    """By hand, a token: 12 D^2 of a layer's matrices, 2 T D of its attention, V D of the projection."""
+    """By hand, per token: 12 D^2 for a layer's matrices, 2 T D for its attention, V D for the projection."""
     layers, width, length, one = 2, 64, 64, mesh(dict.fromkeys(MIXED, 1))
     model = GPT(vocab_size=128, context=length, layers=layers, width=width, heads=4)
     run = make_run(model, train=Train(batch_size=8))
@@ -93,12 +93,12 @@ def test_evaluation_is_a_forward_pass_and_a_step_is_three():
     assert programs.compile_on(run, one, "eval").product_flops == forward
     step = programs.compile_on(run, one, "train")
     assert step.product_flops == 3 * forward
-    assert step.model_flops == pytest.approx(3 * forward, rel=0.02)  # it counts biases and norms, too
+    assert step.model_flops == pytest.approx(3 * forward, rel=0.02)  # it also counts biases and norms
 
 
 def test_a_topology_is_a_chip_and_a_shape():
     assert (Topology("v5p:4x4x4").devices, Topology("h100:64x8").devices) == (64, 512)
-    # v4 and v5p are named by cores, two of them a chip.
+    # v4 and v5p are named by cores, two per chip.
     assert Topology("v5p:4x4x4").environment["TPU_ACCELERATOR_TYPE"] == "v5p-128"
     assert Topology("v5e:16x16").environment["TPU_ACCELERATOR_TYPE"] == "v5litepod-256"
     assert Topology("h200:1x8").environment == {}
@@ -149,12 +149,12 @@ class TestTraining:
         inside = [c for c in found.collectives if c.depth and any(rows & set(d) for d in dims_of(c))]
         assert inside == []
 
-    def test_what_is_gathered_is_of_the_compute_type_never_the_optimizers_state(self, axes):
+    def test_gathered_arrays_have_the_compute_type_and_never_are_optimizer_state(self, axes):
         found = report("train", **axes)
         gathered = [a for c in found.collectives if c.kind == "all-gather" for a in c.whole]
         assert [str(a) for a in gathered if a.dtype == "f32" and a.nbytes >= 4 * D * D] == []
 
-    def test_bytes_are_within_a_tenth_of_the_least(self, axes):
+    def test_bytes_are_within_a_tenth_of_the_lower_bound(self, axes):
         found = report("train", **axes)
         least = aot.step_traffic(small(axes), dict.fromkeys(MIXED, 1) | axes)
         assert found.sent == pytest.approx(least, rel=0.1), traffic(found.collectives)
@@ -162,23 +162,23 @@ class TestTraining:
     def test_attention_is_the_kernel_in_every_layer_and_holds_no_scores(self, axes):
         found = report("train", **axes)
         kernels = {name.split("_segmented")[0]: runs for name, runs in found.kernels.items()}
-        # Forward twice, since full remat runs it again.
+        # Forward twice, because full remat recomputes it.
         assert kernels == {"splash_mha_fwd": 2 * LAYERS, "splash_mha_dkv": LAYERS, "splash_mha_dq": LAYERS}
         assert found.squares == ()
 
-    def test_flops_are_the_models_and_a_forward_pass_of_the_layers_more(self, axes):
+    def test_flops_are_the_models_plus_a_forward_pass_of_the_layers(self, axes):
         found = report("train", **axes)
-        # The loss takes 3 x 2VD of a token's FLOPs, and attention's gradients 7 products instead of 4.
+        # The loss takes 3 x 2VD FLOPs per token, and attention's gradients 7 products instead of 4.
         assert 1.1 < found.flops_ratio < 4 / 3 + 0.1
 
 
 @pytest.mark.aot
 @needs_libtpu
 class TestDecoding:
-    def test_a_token_moves_sums_alone_two_a_layer_and_three_more(self):
+    def test_a_token_sends_only_sums_two_per_layer_and_three_more(self):
         found = report("decode", tensor=8)
         inside = [c for c in found.collectives if c.depth]
-        # Logits of the 8 rows may come together before one is chosen; nothing else has a reason to.
+        # Only the logits of the 8 rows may be gathered, before one is chosen.
         gathered = [a for c in inside if c.kind == "all-gather" for a in c.whole if a.size != 8 * V]
         assert gathered == [], "a parameter or the cache is gathered"
         assert sum(c.runs for c in inside if c.kind == "all-reduce") <= 2 * LAYERS + 3

@@ -1,6 +1,6 @@
-"""Counts read from compiled programs equal what is known by hand of programs this small.
+"""Counts read from small compiled programs equal those derived by hand.
 
-Shapes: B rows, D width, T length.
+Shapes: B rows, D hidden size, T length.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SIZES = MIXED | {"fsdp": 4, "data": 1}  # fsdp 4, tensor 2
 
 
 def compiled(function, *arguments, sizes=None):
-    """What is read of a function compiled for one device, or for a mesh of these sizes."""
+    """The analysis of a function compiled for one device, or for a mesh of these sizes."""
     text = jax.jit(function).lower(*arguments).compile().as_text()
     return hlo.read(text, sizes or {"data": 1})
 
 
 def spread(function, *arguments):
-    """What is read of a function of (array shape, its layout) pairs, one program a device."""
+    """The analysis of a function of (array shape, its sharding) pairs, one program per device."""
     on, layouts = mesh(SIZES), [spec for _, spec in arguments]
     run = jax.shard_map(function, mesh=on, in_specs=tuple(layouts), out_specs=P(), check_vma=False)
     shapes = [
@@ -46,7 +46,7 @@ def repeat(body, x, turns=LOOPS):
     return jax.lax.scan(lambda c, _: (body(c), None), x, None, length=turns)[0]
 
 
-def test_products_are_counted_and_multiplied_by_the_turns_of_nested_loops():
+def test_products_are_counted_and_multiplied_by_the_iterations_of_nested_loops():
     x_BD, w_DD = jnp.zeros((B, D)), jnp.zeros((D, D))
     once = 2 * B * D * D
     assert compiled(lambda x, w: x @ w, x_BD, w_DD).product_flops == once
@@ -57,8 +57,8 @@ def test_products_are_counted_and_multiplied_by_the_turns_of_nested_loops():
 
 
 @pytest.mark.parametrize(("start", "stop", "step", "turns"), [(0, 5, 1, 5), (0, 8, 2, 4), (3, 12, 4, 3)])
-def test_turns_are_read_from_counters_where_the_compiler_does_not_write_them(start, stop, step, turns):
-    """As on TPU, where loops over the parts of a product go by twos."""
+def test_iterations_are_read_from_counters_if_the_compiler_does_not_state_them(start, stop, step, turns):
+    """As on TPU, where loops over the parts of a product advance by two."""
 
     def program(x, w):
         turn = lambda carry: (carry[0] + step, jnp.sin(carry[1] @ w))  # noqa: E731
@@ -91,7 +91,7 @@ def test_a_convolution_is_2_x_results_x_window_x_channels():
 
 
 def test_a_backward_pass_is_twice_the_forward_pass_and_remat_adds_one():
-    # The products' inputs are what differentiation would keep, so the weights differ by layer.
+    # Differentiation would keep the products' inputs, so the weights differ by layer.
     x_BD, w_LDD = jnp.zeros((B, D)), jnp.zeros((LOOPS, D, D))
     forward = LOOPS * 2 * B * D * D
 
@@ -103,7 +103,7 @@ def test_a_backward_pass_is_twice_the_forward_pass_and_remat_adds_one():
     assert (plain.product_flops, remat.product_flops) == (3 * forward, 4 * forward)
 
 
-def test_a_loop_whose_turns_are_data_is_counted_once_and_named_so():
+def test_a_loop_whose_iterations_depend_on_data_is_counted_once_and_reported():
     w_DD = jnp.zeros((D, D))
     found = compiled(
         lambda n, x, w: jax.lax.fori_loop(0, n, lambda _, x: x @ w, x), 3, jnp.zeros((B, D)), w_DD
@@ -120,8 +120,8 @@ def test_a_loop_that_most_rows_do_not_enter_is_left_out():
     assert (found.unknown_loops, found.product_flops) == (0, 0)
 
 
-def test_a_loop_whose_turns_have_a_bound_is_counted_as_often():
-    """As that over the blocks of experts."""
+def test_a_loop_whose_iterations_have_a_bound_is_counted_as_often():
+    """Like the loop over the blocks of experts."""
 
     def run(n, x, w):
         more = lambda state: state[0] < jnp.minimum(n, LOOPS)  # noqa: E731
@@ -144,7 +144,7 @@ def test_each_collective_has_its_axis_its_runs_and_what_a_device_sends():
         return jax.lax.psum(repeat(body, x), ("fsdp", "tensor"))
 
     found = spread(program, ((4 * B, D), P("fsdp")), ((D, D), P(None, "tensor")))
-    x, w = 4 * B * D, 4 * D * D  # bytes of a device's [B, D], and of the whole [D, D]
+    x, w = 4 * B * D, 4 * D * D  # bytes of the [B, D] on one device, and of the whole [D, D]
     expected = {
         ("all-gather", "tensor", LOOPS): w / 2,
         ("all-reduce", "fsdp", LOOPS): 2 * x * 3 / 4,
@@ -191,7 +191,7 @@ def test_every_form_of_groups_gives_the_same_axes(axes):
 
 
 def test_a_part_of_a_mesh_axis():
-    """`(4)2`: of 8 devices in 4 groups, 2 next to each other."""
+    """`(4)2`: 8 devices in 4 groups of 2 neighbours."""
     groups = hlo.device_groups("replica_groups=mesh['a'=8] {'a':(4)2}", 8)
     assert np.array_equal(groups, [[0, 1], [2, 3], [4, 5], [6, 7]])
     groups = hlo.device_groups("replica_groups=mesh['a'=8] {'a':(1)2}", 8)
@@ -209,7 +209,7 @@ replica_groups=[2,4]<=[4,2]T(1,0), dimensions={1}, use_global_device_ids=true
 
 
 def test_a_collective_in_two_halves_is_one():
-    """As GPUs write them, cut from such a program."""
+    """In the form of GPUs, cut from such a program."""
     (one,) = hlo.read(STARTED, SIZES).collectives
     assert (one.kind, one.where, str(one.whole[0])) == ("all-gather", "fsdp", "bf16[64,32]")
     assert one.sent == 64 * 32 * 2 * 3 / 4

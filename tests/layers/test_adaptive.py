@@ -1,6 +1,6 @@
-"""The adaptive softmax: normalised, equal to the plain one by hand, and the same in chunks.
+"""The adaptive softmax: normalised, equal to the definition by hand, and the same in chunks.
 
-Shapes: N places, D width, V ids.
+Shapes: N positions, D hidden size, V ids.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ forms = pytest.mark.parametrize("name", FORMS)
 
 @cache
 def parts(name: str) -> tuple[Tables, AdaptiveSoftmax, jax.Array]:
-    """Embedding and softmax with large random weights, biases included; features."""
+    """Embedding and softmax with large random weights and biases; features."""
     model, keys = FORMS[name], jax.random.split(jax.random.key(0), 3)
     modules = Tables(keys[0], model, FLOAT32, HERE), AdaptiveSoftmax(keys[1], model, FLOAT32, HERE)
     for module in modules:
@@ -44,7 +44,7 @@ def parts(name: str) -> tuple[Tables, AdaptiveSoftmax, jax.Array]:
 
 
 def plain(name: str, embed: Tables, softmax: AdaptiveSoftmax, x_ND: np.ndarray) -> np.ndarray:
-    """Probabilities [N, V] by the definition: a cluster's, times the id's within it."""
+    """Probabilities [N, V] by the definition: the cluster's times the id's within the cluster."""
     tables, model = softmax.tables or embed, FORMS[name]
 
     def logits(i: int) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_probabilities_are_those_by_hand_and_sum_to_one(name: str) -> None:
 
 
 @forms
-def test_the_targets_alone_have_the_same_values_and_gradients(name: str) -> None:
+def test_scoring_only_the_targets_gives_the_same_values_and_gradients(name: str) -> None:
     embed, softmax, x_ND = parts(name)
     targets_N = jnp.asarray([0, 9, 10, 17, 18, V - 1])  # both ends of each cluster
 

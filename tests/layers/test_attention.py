@@ -1,6 +1,6 @@
 """The layer: projections around a kernel; an empty cache; extra keys.
 
-Shapes: B batch, T queries, P extra keys, D width, G key-value heads, K head width.
+Shapes: B batch, T queries, P extra keys, D hidden size, G key-value heads, K head size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODEL = GPT(vocab_size=8, context=T, layers=2, width=12, heads=4, kv_heads=2, he
 
 
 def build(model: GPT) -> Attention:
-    """An attention layer whose parameters are all random: biases and scales too."""
+    """An attention layer whose parameters are all random, including biases and scales."""
     layer = Attention(jax.random.key(0), model, FLOAT32, HERE)
     graphdef, state = nnx.split(layer)
     leaves, tree = jax.tree.flatten(state)
@@ -72,7 +72,7 @@ def test_the_module_is_projections_around_attention(model: GPT) -> None:
 
 
 def test_an_empty_cache_is_filled_and_not_read() -> None:
-    """What prefill asks: the result is that of whole rows, and of a cache read back."""
+    """As prefill requires: the result equals that of whole rows, and that of reading the cache."""
     layer, x_BTD = build(MODEL), normal(1, B, T, 12)
     index_BT, slot_1S = jnp.broadcast_to(jnp.arange(T), (B, T)), jnp.arange(T + 3)[None]
     ones_BT, ones_1S = jnp.ones_like(index_BT), jnp.ones_like(slot_1S)
@@ -87,8 +87,8 @@ def test_an_empty_cache_is_filled_and_not_read() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_extra_keys_count_in_a_cache_too_and_their_absence_is_none() -> None:
-    """A query in a cache sees them as the last one of whole rows does."""
+def test_extra_keys_count_in_a_cache_too_and_their_absence_changes_nothing() -> None:
+    """A query in a cache sees them like the last query of whole rows."""
     layer, x_BTD, ones_BT = build(MODEL), normal(1, B, T, 12), jnp.ones((B, T), jnp.int32)
     extra = (normal(2, 1, 3, 2, 6), normal(3, 1, 3, 2, 6))
     index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))

@@ -1,6 +1,6 @@
-"""The key-value cache: every row is appended to at its own place.
+"""The key-value cache: every row is appended to at its own slot.
 
-Shapes: B batch, T new tokens, S slots, G key-value heads, K head width.
+Shapes: B batch, T new tokens, S slots, G key-value heads, K head size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 6), min_size=B, max_size=B), st.sampled_from([1, 3]), st.integers(0, 99))
-def test_appending_at_each_rows_own_place_is_concatenation(starts: list[int], new: int, seed: int) -> None:
+def test_appending_at_each_rows_own_slot_is_concatenation(starts: list[int], new: int, seed: int) -> None:
     old_k, old_v = normal(seed, B, S, G, K), normal(seed + 1, B, S, G, K)
     cache, rows = LayerCache(jnp.asarray(old_k), jnp.asarray(old_v)), [list(a) for a in (old_k, old_v)]
     rows = [[row[:start] for row, start in zip(part, starts, strict=True)] for part in rows]
@@ -50,15 +50,15 @@ def test_appending_at_each_rows_own_place_is_concatenation(starts: list[int], ne
     for slots, part, old in zip(cache, rows, (old_k, old_v), strict=True):
         for b, row in enumerate(part):
             np.testing.assert_array_equal(slots[b, : len(row)], row)
-            np.testing.assert_array_equal(slots[b, len(row) :], old[b, len(row) :])  # nothing else moved
+            np.testing.assert_array_equal(slots[b, len(row) :], old[b, len(row) :])  # nothing else changed
 
 
-def test_a_new_cache_is_apart_for_each_layer_and_keeps_its_type() -> None:
+def test_a_new_cache_is_separate_for_each_layer_and_keeps_its_type() -> None:
     cache = init_cache(MODEL, HERE, B, S, jnp.dtype("bfloat16"))
     assert len(cache) == MODEL.layers
     assert all(a.shape == (B, S, G, K) and a.dtype == jnp.bfloat16 for layer in cache for a in layer)
     assert not any(a.any() for layer in cache for a in layer)
-    new = jnp.full((B, 1, G, K), 1 + 2**-12)  # of float32, as projections on a CPU are
+    new = jnp.full((B, 1, G, K), 1 + 2**-12)  # float32, like projections on a CPU
     layer = APPEND(cache[0], new, new, jnp.zeros(B, jnp.int32))
     assert layer.k_BSGK.dtype == layer.v_BSGK.dtype == jnp.bfloat16
     assert (layer.k_BSGK[:, 0] == 1).all()
@@ -66,7 +66,7 @@ def test_a_new_cache_is_apart_for_each_layer_and_keeps_its_type() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, S), min_size=B, max_size=B), st.sampled_from([1, 3]), st.integers(0, 2))
-def test_a_layer_of_a_stack_is_appended_to_as_one_apart_and_no_other_is(
+def test_appending_to_a_stacked_layer_is_like_an_unstacked_one_and_changes_no_other(
     starts: list[int], new: int, layer: int
 ) -> None:
     stack = StackedCache(normal(0, 3, B, G, S, K), normal(1, 3, B, G, S, K))

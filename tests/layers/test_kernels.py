@@ -1,6 +1,6 @@
-"""Attention against its definition; every kernel that runs here against the plain one; which is picked.
+"""Attention against its definition; every kernel that runs here against plain attention; the choice.
 
-Shapes: B batch, T queries, S keys, P extra keys, H heads, G key-value heads, K head width, M documents.
+Shapes: B batch, T queries, S keys, P extra keys, H heads, G key-value heads, K head size, M documents.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def definition(
 ) -> np.ndarray:
     """Softmax attention, one query of one head at a time, in float64 and without jax.
 
-    The query heads h of a group, H / G neighbours, share one key-value head.
+    The H / G neighbouring heads of a group share one key-value head.
     """
     q, k, v = (np.asarray(a, np.float64) for a in (q_BTHK, k_BSGK, v_BSGK))
     y = np.zeros(q.shape)
@@ -122,7 +122,7 @@ def test_scores_and_softmax_stay_float32_in_half_precision() -> None:
 def both(
     mask: Mask, scores: Scores, kernel: str, arrays: Any, sizes: dict[str, int] | None = None
 ) -> tuple[jax.Array, Any]:
-    """Values and gradients by queries, keys, values and, where there are any, extra ones."""
+    """Values and gradients by queries, keys, values and extra keys and values, if there are any."""
     *given, dy = arrays
 
     @jax.jit
@@ -157,8 +157,8 @@ def assert_near(found: Any, expected: Any) -> None:
 def test_splash_attention_equals_the_plain_one(
     causal: bool, window: int, cap: float | None, width: int, sizes: dict[str, int]
 ) -> None:
-    """The TPU kernel itself, interpreted: values and gradients, a length that is no multiple of its
-    tiles, documents, grouped queries, rows and heads spread over a mesh.
+    """The TPU kernel itself in interpret mode: values and gradients, a length that is not a multiple of its
+    tiles, documents, grouped queries, rows and heads sharded over a mesh.
     """
     long = 150
     mask = replace(documents(4, long, causal), window=window)
@@ -173,7 +173,7 @@ def slopes(back_BTS: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("bias", [None, slopes], ids=["", "bias"])
 def test_attention_by_chunks_of_queries_is_attention(bias: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As accelerators compute `xla`; the last chunk is no whole one."""
+    """As accelerators compute `xla`; the last chunk is incomplete."""
     monkeypatch.setattr(base, "PAIRS", 1)
     mask = replace(documents(2, 300), window=50)
     arrays = [normal(i, 2, 300, heads, K) for i, heads in enumerate((4, 2, 2, 4))]
@@ -186,8 +186,8 @@ def test_attention_by_chunks_of_queries_is_attention(bias: Any, monkeypatch: pyt
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
 @pytest.mark.parametrize("sizes", [{}, MIXED], ids=["one device", "eight"])
-def test_extra_keys_are_keys_that_all_see(kernel: str, sizes: dict[str, int]) -> None:
-    """Attended to apart and merged: values and all gradients as if they stood before the others."""
+def test_extra_keys_are_keys_that_every_query_sees(kernel: str, sizes: dict[str, int]) -> None:
+    """Attended to separately and merged: values and all gradients as if they preceded the other keys."""
     long, P = 140, 3
     mask = documents(4, long)
     q, k, v, dy = (normal(i, 4, long, heads, 16) for i, heads in enumerate((4, 2, 2, 4)))
@@ -209,7 +209,7 @@ def test_extra_keys_are_keys_that_all_see(kernel: str, sizes: dict[str, int]) ->
 
 
 def test_cudnns_packed_layout_is_where_we_look_for_it() -> None:
-    """A private function: this test says which version of jax moves it, on both ends of the range."""
+    """A private function: this test shows, at both ends of the version range, which jax moves it."""
     module, problem = packed_attention()
     assert not problem
     assert module.MaskType.PADDING_CAUSAL.name == "PADDING_CAUSAL"
@@ -217,7 +217,7 @@ def test_cudnns_packed_layout_is_where_we_look_for_it() -> None:
 
 @pytest.mark.parametrize("most", [2, 5])
 def test_documents_as_cudnn_reads_them(most: int) -> None:
-    """By JAX's own function: of all rows in one list, the tokens of each document and no others."""
+    """By JAX's own function: the tokens of each document and no others, with all rows in one list."""
     segments = jnp.asarray([[1, 1, 2, 3, 3, 3, 0, 0], [1] * 8, [4, 4, 4, 4, 5, 6, 7, 7]])
     rows, length = segments.shape
     found = Documents.of(segments, most)
@@ -239,7 +239,7 @@ def test_documents_as_cudnn_reads_them(most: int) -> None:
 
 
 class Cudnn:
-    """What JAX documents of its cuDNN function with offsets, on a CPU; NaN where cuDNN writes nothing."""
+    """JAX's cuDNN function with offsets as documented, on a CPU; NaN where cuDNN writes nothing."""
 
     MaskType = packed_attention()[0].MaskType
 
@@ -280,7 +280,7 @@ class Cudnn:
 def test_rows_of_any_number_of_documents_are_exact(
     causal: bool, window: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two documents at a time: values and gradients as by the plain kernel, one document a row or twelve."""
+    """Two documents at a time: values and gradients as in plain attention, with one or twelve per row."""
     monkeypatch.setattr(gpu, "DOCUMENTS", 2)
     monkeypatch.setattr(gpu, "packed_attention", lambda: (Cudnn, ""))
     segments = [[1] * 12, [1] * 5 + [2] * 7, [1, 1, 2, 3, 3, 3, 4, 4, 4, 5, 0, 0], list(range(1, 13))]
@@ -296,7 +296,7 @@ MODEL = GPT(vocab_size=8, context=T, layers=2, width=12, heads=4, kv_heads=2, he
 
 @pytest.fixture
 def _fresh():
-    """The choice is made, and said, once a process."""
+    """The choice is made and logged once per process."""
     pick_kernel.cache_clear()
     yield
     pick_kernel.cache_clear()
@@ -320,7 +320,7 @@ def _fresh():
         ("xla", None, ""),
     ],
 )
-def test_the_kernel_is_picked_once_and_said(
+def test_the_kernel_is_picked_and_logged_once(
     asked: str, level: int | None, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "jaxgpt")

@@ -1,4 +1,4 @@
-"""The seam of all products, the tables around the layers, and the cap on logits."""
+"""The seam of all products, the tables around the layers, and the soft-cap on logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF, SINGLE = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
 
 def wide(x: jax.Array) -> np.ndarray:
-    """What a value is once it is rounded to half precision, in float64."""
+    """A value rounded to half precision, as float64."""
     return np.asarray(jnp.asarray(x, HALF), np.float64)
 
 
@@ -40,7 +40,7 @@ def test_half_precision_products_and_their_gradients(
     for ours, plain, size in (
         (y, np.tensordot(wide(x), wide(w), axes), rounding),
         (dx, plain_dx, rounding),
-        (dw, plain_dw, 1e-6),  # never rounded to half precision: it is what the optimizer adds up
+        (dw, plain_dw, 1e-6),  # never rounded to half precision: the optimizer sums it
     ):
         np.testing.assert_allclose(np.asarray(ours, np.float64), plain, atol=2 * size * np.abs(plain).max())
     assert (dw != dw.astype(HALF).astype(SINGLE)).any()
@@ -70,7 +70,7 @@ def test_a_linear_layer_starts_with_its_spread_and_no_bias() -> None:
 
 
 def test_an_exact_product_says_so_in_every_direction() -> None:
-    """TPUs make float32 products of bfloat16 factors unless told not to: a router would choose others."""
+    """By default TPUs compute float32 products with bfloat16 factors: a router would choose other experts."""
     x, w = normal(0, 4, 8), normal(1, 8, 2)
     both = jax.value_and_grad(
         lambda x, w: contract(x, w, 1, SINGLE, HERE, jax.lax.Precision.HIGHEST).sum(), (0, 1)
@@ -79,7 +79,7 @@ def test_an_exact_product_says_so_in_every_direction() -> None:
     assert text.count("dot_general") == text.count("precision = [HIGHEST, HIGHEST]") == 3
 
 
-def test_an_embedding_reads_rows_and_its_gradient_adds_up_where_a_row_is_read_twice() -> None:
+def test_an_embedding_reads_rows_and_its_gradient_is_summed_if_a_row_is_read_twice() -> None:
     table = Embedding(jax.random.key(0), 6, 4, std=1.0)
     graphdef, state = nnx.split(table)
     params, ids = nnx.to_pure_dict(state), jnp.asarray([[0, 3, 3], [5, 3, 0]])
@@ -99,7 +99,7 @@ def test_an_embedding_reads_rows_and_its_gradient_adds_up_where_a_row_is_read_tw
 
 
 def test_an_id_beyond_the_table_reads_its_last_row() -> None:
-    """As of a padded position beyond the context: whatever it is, it must not be NaN."""
+    """As at a padded position beyond the context: any value will do, but not NaN."""
     table = Embedding(jax.random.key(0), 6, 4, std=1.0)
     np.testing.assert_array_equal(table(jnp.asarray([9]), SINGLE)[0], table.weight[...][5])
 
@@ -113,7 +113,7 @@ def test_logits_are_accumulated_and_returned_in_float32() -> None:
     assert (half != half.astype(HALF).astype(SINGLE)).any()
 
 
-def test_softcap_bounds_keeps_order_and_leaves_what_is_small() -> None:
+def test_softcap_bounds_keeps_order_and_leaves_small_values() -> None:
     x = jnp.linspace(-200.0, 200.0, 401)
     y = np.asarray(softcap(x, 30.0))
     np.testing.assert_allclose(y, 30 * np.tanh(np.asarray(x, np.float64) / 30), rtol=1e-5, atol=1e-5)
@@ -137,8 +137,8 @@ def test_contract_is_tensordot(x_shape: tuple[int, ...], w_shape: tuple[int, ...
     )
 
 
-def test_bfloat16_product_rounds_its_factors_alone() -> None:
-    """Result and gradients stay float32: only what is multiplied is rounded, once."""
+def test_bfloat16_product_rounds_only_its_factors() -> None:
+    """Result and gradients stay float32: only the factors are rounded, once."""
     x, w, dy = normal(0, 64, 32), normal(1, 32, 16), normal(2, 64, 16)
     y, back = jax.vjp(lambda x, w: product(x, w, jnp.dtype("bfloat16"), HERE), x, w)
     x16, w16, dy16 = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, w, dy))
@@ -153,8 +153,8 @@ def test_barriers_change_no_value() -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.jit(HERE.pin)(tree), tree)
 
 
-def test_rows_before_a_document_stand_in_for_those_of_its_first_ids() -> None:
-    """Prompt tuning's seam: at the first P places of every document; gradients there reach the vectors."""
+def test_rows_before_a_document_replace_those_of_its_first_ids() -> None:
+    """For prompt tuning: the first P positions of every document; their gradients reach the vectors."""
     table = Embedding(jax.random.key(0), 6, 4, std=1.0)
     ids, places = jnp.asarray([[0, 3, 3, 1, 2]]), jnp.asarray([[0, 1, 2, 0, 1]])  # two documents
     vectors_PD = normal(1, 2, 4)
@@ -173,10 +173,10 @@ def test_rows_before_a_document_stand_in_for_those_of_its_first_ids() -> None:
 
 
 @pytest.mark.parametrize("sizes", [ONE, ONE | {"tensor": 2}, MIXED], ids=["one", "tensor=2", "mixed"])
-def test_a_table_split_over_devices_is_looked_up_where_its_rows_lie(sizes: dict[str, int]) -> None:
-    """Values and gradients on every mesh, ids beyond the table included.
+def test_a_sharded_table_is_looked_up_where_its_rows_are(sizes: dict[str, int]) -> None:
+    """Values and gradients on every mesh, including ids beyond the table.
 
-    In float32 where rows are split: XLA for CPUs aborts on a sum over devices in bfloat16.
+    In float32 if rows are split: XLA for CPUs aborts on a bfloat16 sum over devices.
     """
     dtype = SINGLE if sizes["tensor"] > 1 else HALF
     table, ids = normal(0, 64, 8), jnp.asarray(np.random.default_rng(0).integers(0, 70, (8, 5)))

@@ -1,4 +1,4 @@
-"""Who sees whom, one pair at a time.
+"""The attention mask, one pair of query and key at a time.
 
 Shapes: B batch, T queries, S keys.
 """
@@ -24,8 +24,10 @@ from jaxgpt.layers.mask import LayerFacts, Mask, RowFacts, document_starts
     st.integers(0, 10),
     st.booleans(),
 )
-def test_a_mask_says_who_sees_whom(segments: list[int], index: list[int], window: int, causal: bool) -> None:
-    """Of queries and keys that are not the same tokens, as in decoding with a cache."""
+def test_a_mask_says_which_keys_a_query_sees(
+    segments: list[int], index: list[int], window: int, causal: bool
+) -> None:
+    """For queries and keys that are not the same tokens, as in decoding with a cache."""
     q_index, k_index, q_segments, k_segments = index[:2], index[2:], segments[:2], segments[2:]
     arrays = (jnp.asarray([a]) for a in (q_index, k_index, q_segments, k_segments))
     mask = Mask(*arrays, causal=causal, window=window)

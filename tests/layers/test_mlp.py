@@ -53,14 +53,14 @@ def test_the_mlp_is_its_formula(model: GPT) -> None:
 
 
 def test_gelu_is_near_the_exact_one() -> None:
-    """x times the normal distribution function, of which the tanh form is an approximation."""
+    """x times the normal distribution function, which the tanh form approximates."""
     x = np.linspace(-6, 6, 101)
     exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
     np.testing.assert_allclose(gelu(jnp.float32(x)), exact, atol=5e-4)
 
 
 def test_output_projections_start_smaller_in_deeper_models() -> None:
-    """GPT-2, section 2.3: by the square root of twice the number of layers."""
+    """GPT-2, section 2.3: by a factor of the square root of twice the number of layers."""
     sizes = []
     for layers in (1, 16):
         model = GPT(vocab_size=8, width=64, heads=2, layers=layers)

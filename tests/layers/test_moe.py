@@ -1,6 +1,6 @@
 """Experts: nothing dropped, sparse, the same on every mesh and in several rounds; the balance by hand.
 
-Shapes: B batch, T length, D width, E experts, K experts a token.
+Shapes: B batch, T length, D hidden size, E experts, K experts per token.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ forms = pytest.mark.parametrize("model", [PLAIN, MIXTRAL, QWEN], ids=["plain", "
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks and buffers small enough that a few rows need several."""
+    """Blocks and buffers so small that a few rows need several."""
     monkeypatch.setattr(dispatch, "SMALLEST", 2)
 
 
@@ -56,7 +56,7 @@ def features(seed: int = 1) -> jax.Array:
 
 
 def dense_sum(model: GPT, params: dict, x_BTD: jax.Array) -> np.ndarray:
-    """The definition: every expert on every token, weighted by 0 where it was not chosen."""
+    """The definition: every expert on every token, with weight 0 if it was not chosen."""
     x = np.asarray(x_BTD, np.float64)
 
     def get(*path: str) -> np.ndarray:
@@ -100,14 +100,14 @@ def test_no_token_is_dropped_when_all_go_to_one_expert() -> None:
 
 
 def one_expert(params: dict, x_BTD: jax.Array) -> tuple[dict, jax.Array]:
-    """A router that sends all tokens to experts 2 and 3, which lie on one device of four."""
+    """A router that sends all tokens to experts 2 and 3, which are on one device of four."""
     router = jnp.zeros((D, E)).at[0, 2].set(50.0).at[0, 3].set(49.0).at[1].set(1.0)
     return params | {"router": {"weight": router}}, x_BTD.at[..., 0].set(1.0)
 
 
 @cache
 def gradients(model: GPT) -> Callable[..., Any]:
-    """Of parameters and features by everything the layer returns; and its outputs."""
+    """Gradients of everything the layer returns by parameters and features; and its outputs."""
     graphdef, _ = build(model)
 
     def loss(params: dict, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
@@ -129,7 +129,7 @@ def gradients(model: GPT) -> Callable[..., Any]:
     ids=["expert=8", "expert=4,tensor=2", "on one device", "qwen,all axes but tensor", "plain,fsdp=4"],
 )
 def test_experts_on_eight_devices_equal_one(model: GPT, sizes: dict[str, int], crowded: bool) -> None:
-    """Values and the gradients of everything, also where buffers are filled several times."""
+    """Values and the gradients of everything, also when buffers are filled several times."""
     params, x_BTD = build(model)[1], features()
     if crowded:
         params, x_BTD = one_expert(params, x_BTD)
@@ -145,7 +145,7 @@ def test_experts_on_eight_devices_equal_one(model: GPT, sizes: dict[str, int], c
 
 
 def test_gradients_are_those_of_the_dense_sum() -> None:
-    """By automatic differentiation of every expert on every token."""
+    """Against automatic differentiation of every expert on every token."""
     _, params = build(MIXTRAL)
 
     def dense(params: dict, x_BTD: jax.Array) -> jax.Array:
@@ -162,9 +162,9 @@ def test_gradients_are_those_of_the_dense_sum() -> None:
 
 
 def test_gradients_in_bfloat16_are_those_in_float32() -> None:
-    """Of an accelerator's program, whose rows and hidden values are bfloat16; weights' are summed wider."""
+    """An accelerator's program has bfloat16 rows and hidden activations; sums are wider."""
     _, params = build(MIXTRAL)
-    x_BTD = features().astype(jnp.bfloat16)  # the router reads the same in both
+    x_BTD = features().astype(jnp.bfloat16)  # the router's input is the same in both
     target = Target("tpu", "TPU v5p")
     graphdef, _ = nnx.split(Experts(jax.random.key(0), MIXTRAL, Compute(dtype="bfloat16"), target))
 
@@ -191,9 +191,9 @@ def test_padding_goes_to_no_expert() -> None:
 
 @pytest.mark.parametrize("sizes", [[0, 0, 0], [7, 0, 1], [4, 4, 4], [1, 1, 1], [0, 30, 2]], ids=str)
 @pytest.mark.parametrize("block", [1, 4])
-def test_blocks_hold_every_row_once_and_at_most_one_an_expert_is_not_full(sizes: list, block: int) -> None:
-    """So the work is that of the rows and of less than a block an expert, however they are spread."""
-    expert_R = np.random.default_rng(0).permutation(np.repeat(range(4), [*sizes, 5]))  # 5 places are empty
+def test_blocks_hold_every_row_once_and_at_most_one_per_expert_is_not_full(sizes: list, block: int) -> None:
+    """So the work is that of the rows plus less than one block per expert, for any distribution."""
+    expert_R = np.random.default_rng(0).permutation(np.repeat(range(4), [*sizes, 5]))  # 5 slots are empty
     blocks = Blocks.of(jnp.asarray(expert_R), 3, block)
     used = int(blocks.last_E[-1])
     assert used == sum(-(-size // block) for size in sizes) <= blocks.most
@@ -220,11 +220,11 @@ def test_even_routing_takes_one_round_and_little_padding(
     per_expert = rows // plan.experts
     assert -(-per_expert // plan.block) * plan.block <= 1.15 * per_expert
     decoding = Plan.of(2, experts, 1)
-    assert decoding.block == 2  # a step of one row reads the experts it goes to, once
+    assert decoding.block == 2  # a step with one row reads each of its experts once
 
 
 def test_memory_falls_with_the_axis_expert() -> None:
-    """Temporaries of the gradient's program: gathered weights and their gradients, of one device."""
+    """Temporaries of the gradient's program: gathered weights and their gradients, on one device."""
     model = replace(MIXTRAL, width=64, mlp_width=512)
     variables = nnx.eval_shape(lambda: nnx.state(Experts(jax.random.key(0), model, FLOAT32, HERE)))
     graphdef = nnx.split(nnx.eval_shape(lambda: Experts(jax.random.key(0), model, FLOAT32, HERE)))[0]
@@ -249,7 +249,7 @@ def test_memory_falls_with_the_axis_expert() -> None:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRank:
-    """A weight that is no array."""
+    """A weight that is not an array."""
 
     whole: jax.Array
     down: jax.Array
@@ -277,8 +277,8 @@ def test_a_weight_of_another_kind_takes_the_place_of_an_array() -> None:
         assert_close(wanted, grads, 1e-5)
 
 
-def test_accumulation_equals_the_full_batch_but_for_the_balance() -> None:
-    """Which is each microbatch's own; how full the buffers were is on record."""
+def test_accumulation_equals_the_full_batch_except_for_the_balance() -> None:
+    """The balance is computed per microbatch; the metrics record how full the buffers were."""
     (batch,) = text_batches(1, 8)
     model = replace(GPT2, layers=1, mlp_width=16, moe=MoE(experts=4, balance=0.5))
     params = init_params(model, FLOAT32, HERE, jax.random.key(0))

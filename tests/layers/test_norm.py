@@ -15,7 +15,7 @@ WIDTH = 12
 
 
 def make(kind: str, eps: float = 1e-5, *, bias: bool) -> Norm:
-    """A norm with a random scale, and a random bias where it has one."""
+    """A norm with a random scale, and a random bias if it has one."""
     norm, random = Norm(WIDTH, kind, eps, HERE, bias=bias), np.random.default_rng(0)
     graphdef, state = nnx.split(norm)
     state = jax.tree.map(lambda leaf: jnp.float32(random.standard_normal(leaf.shape)), state)
@@ -23,7 +23,7 @@ def make(kind: str, eps: float = 1e-5, *, bias: bool) -> Norm:
 
 
 def plain(norm: Norm, x: np.ndarray) -> np.ndarray:
-    """What the papers define, over the last axis."""
+    """The definitions of the papers, over the last axis."""
     x = x.astype(np.float64)
     if norm.kind == "layernorm":
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + norm.eps)
@@ -35,7 +35,7 @@ def plain(norm: Norm, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 @pytest.mark.parametrize(("kind", "bias"), [("layernorm", True), ("layernorm", False), ("rmsnorm", False)])
-def test_a_norm_is_what_its_paper_defines(kind: str, bias: bool, eps: float) -> None:
+def test_a_norm_equals_the_definition_of_its_paper(kind: str, bias: bool, eps: float) -> None:
     norm, x = make(kind, eps, bias=bias), 3 + 2 * np.random.default_rng(1).standard_normal((2, 5, WIDTH))
     y = jax.jit(lambda x: norm(x))(jnp.float32(x))
     np.testing.assert_allclose(y, plain(norm, x), rtol=1e-4, atol=1e-4)
@@ -55,7 +55,7 @@ def test_a_new_norm_scales_by_one_and_rmsnorm_has_no_bias() -> None:
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
 def test_half_precision_is_normalised_in_float32(kind: str) -> None:
-    """Values near 300 whose neighbours in bfloat16 are 2 away: a mean computed in it would be far off."""
+    """Near 300, bfloat16 values are 2 apart: a mean computed in bfloat16 would be far off."""
     norm = make(kind, bias=kind == "layernorm")
     x = jnp.asarray(300 + 2 * np.random.default_rng(2).integers(-3, 4, (4, WIDTH)), jnp.bfloat16)
     y = norm(x)

@@ -1,6 +1,6 @@
-"""Rotary positions: scores depend on the distance alone.
+"""Rotary embedding: scores depend only on the distance.
 
-Shapes: B batch, T length, H heads, K head width.
+Shapes: B batch, T length, H heads, K head size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
 def test_rotation_is_multiplication_by_a_complex_number(theta: float) -> None:
-    """Features i and i + K/2 are the parts of one number, turned by position / theta^(2i/K)."""
+    """Features i and i + K/2 are the parts of one number, rotated by position / theta^(2i/K)."""
     x_BTHK = normal(0, 2, T, 3, K)
     positions_BT = jnp.stack([jnp.arange(T), jnp.arange(T)[::-1] % 7])
     y = np.asarray(ROTATE(x_BTHK, positions_BT, theta))
@@ -41,7 +41,7 @@ def test_rotation_is_multiplication_by_a_complex_number(theta: float) -> None:
         np.testing.assert_allclose(y[..., i + K // 2], turned.imag, atol=1e-4)
 
 
-def test_scores_depend_on_the_distance_alone() -> None:
+def test_scores_depend_only_on_the_distance() -> None:
     q, k = (jnp.broadcast_to(normal(seed, K), (1, T, 1, K)) for seed in (0, 1))
     places = jnp.arange(T)[None]
     scores_TS = np.asarray(jnp.einsum("bthk,bshk->ts", ROTATE(q, places, THETA), ROTATE(k, places, THETA)))

@@ -1,4 +1,4 @@
-"""What joins a branch to the stream: an adapter changes the branch alone, and its absence changes nothing."""
+"""Adding a branch to the residual stream: an adapter changes only the branch; its absence, nothing."""
 
 from __future__ import annotations
 

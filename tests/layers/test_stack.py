@@ -1,6 +1,6 @@
-"""Stacked layers under scan are a loop over layers, under every remat policy and however unrolled.
+"""Stacked layers under scan equal a loop over layers, with every remat policy and unrolling.
 
-Shapes: B batch, T length, D width, L layers.
+Shapes: B batch, T length, D hidden size, L layers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from jaxgpt.layers.stack import run_layers, stacked, unstack
 L, D = 4, 6
 KEY = jax.random.key(0)
 ROWS = jnp.float32([0.9, 1.1])[:, None, None]
-"""What all layers are told of the rows."""
+"""Inputs about the rows, common to all layers."""
 
 
 class Layer(nnx.Module):
-    """Small, but with what a block has: parameters of two kinds, a product, and what differs by layer."""
+    """A small block with the essentials: parameters of two kinds, a product, and per-layer inputs."""
 
     def __init__(self, key: jax.Array) -> None:
         self.norm = Norm(D, "rmsnorm", 1e-5, HERE)
@@ -41,7 +41,7 @@ class Layer(nnx.Module):
 
 
 WINDOWS = (4, 0)
-"""What differs in kind, as windows do: a Python number in a layer's call."""
+"""What differs in kind, like windows: a Python number in a layer's call."""
 
 
 def call(
@@ -54,7 +54,7 @@ def call(
 
 @cache
 def inputs() -> tuple[dict, jax.Array, dict]:
-    """Parameters of all layers, x, and what differs by layer: all of it random."""
+    """Parameters of all layers, x, and per-layer inputs, all random."""
     random = np.random.default_rng(0)
     params = nnx.to_pure_dict(nnx.split(stacked(Layer, KEY, L))[1])
     params = jax.tree.map(lambda p: jnp.float32(random.standard_normal(p.shape)), params)
@@ -110,7 +110,7 @@ def test_scan_is_a_loop_in_value_and_gradients(remat: str, unroll: int | None, p
 
 
 @pytest.mark.parametrize("period", [2, 3])
-def test_what_layers_give_beside_x_is_in_their_order(period: int) -> None:
+def test_extra_results_of_layers_are_in_their_order(period: int) -> None:
     params, x_BTD, own = inputs()
     how = (own, call, Compute(unroll=1), HERE)
     stack, graphdef = nnx.merge(GRAPH, params), nnx.split(Layer(KEY))[0]
@@ -122,7 +122,7 @@ def test_what_layers_give_beside_x_is_in_their_order(period: int) -> None:
 
 
 def products(jaxpr: Any) -> int:
-    """Matrix products in a jaxpr and in all that it calls."""
+    """Number of matrix products in a jaxpr, including everything it calls."""
     count = 0
     for equation in jaxpr.eqns:
         count += equation.primitive.name == "dot_general"
@@ -133,8 +133,8 @@ def products(jaxpr: Any) -> int:
     return count
 
 
-def test_remat_computes_again_what_its_policy_says() -> None:
-    """One product forward and two backward; again in the backward pass unless its result was kept."""
+def test_remat_recomputes_what_its_policy_says() -> None:
+    """One product forward and two backward; one more in the backward pass unless its result was kept."""
     counts = {}
     for remat in ("none", "dots", "full"):
         gradient = jax.grad(by_scan(Compute(remat=remat, unroll=1)), (0, 1))
@@ -162,7 +162,7 @@ def test_stacking_names_the_new_axis() -> None:
 
 @pytest.mark.parametrize("unroll", [1, L], ids=["scanned", "unrolled"])
 def test_remat_keeps_less_also_between_unrolled_layers(unroll: int) -> None:
-    """The compiler would find what is computed again, and keep the first."""
+    """Otherwise the compiler would detect the recomputation and keep the first result."""
     if unroll > 1 and jax.__version_info__ < (0, 11):
         pytest.skip("XLA for CPUs in jax 0.10 drops barriers first: remat needs compute.unroll=1 there")
     graphdef, state = nnx.split(stacked(WideLayer, KEY, L))
@@ -184,7 +184,7 @@ def test_remat_keeps_less_also_between_unrolled_layers(unroll: int) -> None:
 
 
 class WideLayer(nnx.Module):
-    """A residual branch of eight times the stream's width."""
+    """A residual branch with eight times the hidden size."""
 
     def __init__(self, key: jax.Array) -> None:
         how = {"bias": False, "std": 0.5, "dtype": jnp.dtype("float32"), "target": HERE}

@@ -1,6 +1,6 @@
 """The chunked loss against optax's and log-probabilities, by value and gradient; on a mesh; as compiled.
 
-Shapes: B rows, T tokens a row, D width, V vocabulary.
+Shapes: B rows, T tokens per row, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def summed(option: str, chunk: int, w_VD, bias_V, x_BTD) -> tuple[jax.Array, Any
 
 
 def preference(logprobs_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """As DPO's: of the difference between the documents' log-probabilities, row by row."""
+    """Like DPO: a loss on the difference between the documents' log-probabilities, row by row."""
     score_B = jnp.sum(weights_BT * logprobs_BT, axis=1)
     return -jax.nn.log_sigmoid(0.1 * (score_B[::2] - score_B[1::2])).sum()
 
@@ -85,7 +85,7 @@ LOSSES = {"summed": summed, "preferred": preferred}
 
 @cache
 def expected(loss: str, option: str) -> Any:
-    """Value, rest and gradients of the plain form in float32."""
+    """Value, auxiliary outputs and gradients of the plain form in float32."""
     *trained, targets_BT, weights_BT = inputs()
 
     def plain(w_VD, bias_V, x_BTD):
@@ -104,9 +104,9 @@ def gradient(loss: str, option: str, chunk: int = CHUNK) -> Any:
 
 @options
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("chunk", [1, 5 * B, B * T, 10**6])  # five places a row do not divide 16
+@pytest.mark.parametrize("chunk", [1, 5 * B, B * T, 10**6])  # five positions per row do not divide 16
 def test_it_is_the_plain_form(loss: str, option: str, chunk: int) -> None:
-    """Values and gradients, a bias's (BERT, labels) and the features' included."""
+    """Values and gradients, including those of a bias (BERT, labels) and of the features."""
     assert_close(gradient(loss, option, chunk)(*inputs()[:3]), expected(loss, option), 1e-6)
 
 
@@ -123,7 +123,7 @@ def test_eight_devices_equal_one(loss: str, option: str, name: str) -> None:
 
 @pytest.mark.parametrize(("form", "sizes"), [("div=1 tied=False", ONE), ("div=2 tied=True", MIXED)])
 def test_the_adaptive_softmax_has_the_same_core(form: str, sizes: dict[str, int]) -> None:
-    """Sums and log-probabilities by chunks; also on a mesh that does not divide its clusters."""
+    """Sums and log-probabilities in chunks; also on a mesh that does not divide the clusters."""
     embed, softmax, _ = parts(form)
     head, ids = softmax.over(embed), FORMS[form].vocab_size
     random = np.random.default_rng(0)
@@ -147,8 +147,8 @@ def test_the_adaptive_softmax_has_the_same_core(form: str, sizes: dict[str, int]
         assert_close(both(ours), wanted, 1e-5)
 
 
-def test_a_length_without_divisors_is_filled_up_and_not_cut_into_single_tokens() -> None:
-    """13 tokens a row, 5 at a time: three chunks, the values and gradients of one."""
+def test_a_length_without_divisors_is_padded_and_not_split_into_single_tokens() -> None:
+    """13 tokens per row, 5 at a time: three chunks have the values and gradients of one."""
     w_VD, _, x_BTD, targets_BT, weights_BT = inputs()
     rows = x_BTD[:, :13], targets_BT[:, :13], weights_BT[:, :13]
 
@@ -212,7 +212,7 @@ def test_rows_that_do_not_divide_the_mesh_have_the_same_loss() -> None:
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of an HLO text, by its name."""
+    """The lines of each computation in an HLO text, by name."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if start := re.match(r"(?:ENTRY )?%(\S+) .*\{$", line):
@@ -223,7 +223,7 @@ def computations(text: str) -> dict[str, list[str]]:
 
 
 def collectives(text: str) -> tuple[list[str], list[str]]:
-    """Collectives (kind and shape) outside of loops, and those in a loop's body or what it calls."""
+    """Collectives (kind and shape) outside of loops, and those in a loop's body or its callees."""
     parts, inside = computations(text), set[str]()
     todo = [n for lines in parts.values() for line in lines for n in re.findall(r"body=%([\w.\-]+)", line)]
     while todo:
@@ -243,7 +243,7 @@ def collectives(text: str) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("name", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_projection_is_gathered_once_and_its_gradient_scattered_once(name: str, accumulate: int) -> None:
-    """Of a step of gradient descent, whatever the number of chunks; once a microbatch."""
+    """In a step of gradient descent, for any number of chunks; once per microbatch."""
     on, sizes = mesh(SIZES[name]), SIZES[name]
     _, _, x_BTD, targets_BT, weights_BT = inputs()
     rows = NamedSharding(on, spec(("batch",)))
@@ -274,7 +274,7 @@ def test_the_projection_is_gathered_once_and_its_gradient_scattered_once(name: s
     assert scatters == [f"reduce-scatter f32[{V // sizes['tensor']},{D // sizes['fsdp']}]"]
     if accumulate == 1:
         assert not [c for c in inside if f"[{V}" in c or size in c]
-    # The program as it is asked for: bfloat16 crosses devices (a CPU's compiler widens it).
+    # The program before optimization: bfloat16 is sent between devices (a CPU's compiler widens it).
     asked = re.findall(r'"stablehlo.all_gather".*?-> tensor<(\S+)>', lowered.as_text(), re.DOTALL)
     assert len(asked) == 1
     assert asked[0].endswith("bf16")

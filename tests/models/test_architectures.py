@@ -1,7 +1,7 @@
-"""Every architecture: who sees whom, cached = uncached, eight devices = one, a golden loss.
+"""Every architecture: which tokens see which, cached = uncached, eight devices = one, a golden loss.
 
-The plain forms have tests of their own in test_gpt.py; here is what a config can make of a decoder
-beside them, and the encoder. Shapes: B rows, T tokens a row, V vocabulary.
+The plain forms have their own tests in test_gpt.py. This file tests the other variants of the decoder, and
+the encoder. Shapes: B rows, T tokens per row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ GOLDEN = {
     "prefix": 4.13279,
     "bert": 4.22311,
 }
-"""Loss of step 20, as found on one device with jax 0.12.0 on 2026-11-25: a change of it needs a reason."""
+"""Loss of step 20, measured on one device with jax 0.12.0 on 2026-11-25: a change needs a reason."""
 architectures = pytest.mark.parametrize("name", MODELS)
 decoders = pytest.mark.parametrize("name", [name for name in MODELS if name != "bert"])
 PROMPT = 5
 
 
 def prompted(tokens_BT: jax.Array) -> Batch:
-    """Rows whose first `PROMPT` tokens are given and whose others are an answer."""
+    """Rows whose first `PROMPT` tokens are a prompt and the others an answer."""
     batch = plain(tokens_BT)
     given_T = jnp.arange(T) < PROMPT - 1  # the last token of the prompt predicts the answer's first
     return replace(batch, weights_BT=jnp.where(given_T, 0.0, batch.weights_BT))
@@ -110,7 +110,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, V - 1, (2, T)))
 
 
 @architectures
-def test_a_token_reaches_those_after_it_and_no_other_but_by_design(name: str) -> None:
+def test_a_token_influences_only_later_tokens_except_by_design(name: str) -> None:
     before = logits(name)(TOKENS)
     for place in (2, 9):
         changed = logits(name)(TOKENS.at[:, place].set(V - 1 - TOKENS[:, place]))
@@ -124,7 +124,7 @@ def test_a_token_reaches_those_after_it_and_no_other_but_by_design(name: str) ->
 
 @decoders
 def test_decoding_with_a_cache_equals_the_whole(name: str) -> None:
-    """The prompt at once, the rest token by token; rows of padding beside it change nothing."""
+    """The prompt at once, the rest token by token; additional rows of padding change nothing."""
     model = MODELS[name]
     graphdef = abstract_model(model, FLOAT32, HERE, scanned=False)[0]
     params = decoding_params(model, sharp_params(model))

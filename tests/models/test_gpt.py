@@ -1,4 +1,4 @@
-"""The decoder: who may see whom, by gradient; packing; sizes. Golden numbers: tests/convert."""
+"""The decoder: which tokens see which, by gradient; packing; sizes. Golden numbers: tests/convert."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ meshes = pytest.mark.parametrize("sizes", [ONE, MIXED], ids=["one device", "eigh
 
 
 def reach(model: GPT, sizes: dict[str, int], segments: list[int]) -> np.ndarray:
-    """[T, T]: size of the gradient of the loss at place t by the input vector at place s."""
+    """[T, T]: magnitude of the gradient of the loss at position t by the input vector at position s."""
     on, gradients = _reach(model, tuple(sizes.items()))
     with jax.set_mesh(on):
         return np.abs(np.asarray(gradients(jnp.asarray([segments])))).max(-1)
@@ -49,9 +49,9 @@ def reach(model: GPT, sizes: dict[str, int], segments: list[int]) -> np.ndarray:
 
 @cache
 def _reach(model: GPT, sizes: tuple) -> tuple[jax.sharding.Mesh, Callable[[jax.Array], jax.Array]]:
-    # Every token occurs once, so that a row of the embedding is one place of the input. Positions
-    # are 0, 1, ... through the whole row, so that a row of their table is one too where there is
-    # one. The targets lie beyond the inputs, so that no gradient comes by the output projection.
+    # Every token occurs once, so a row of the embedding corresponds to one input position. Positions are
+    # 0, 1, ... through the whole row, so the same holds for the position table, if there is one. The targets
+    # are different ids than the inputs, so no gradient comes through the output projection.
     tokens, positions = jnp.arange(1, T + 1)[None], jnp.arange(T)[None]
     table, rows = ("position", slice(T)) if model.position == "learned" else ("embed", slice(1, T + 1))
     on, params = place(model, sharp_params(model), dict(sizes))
@@ -80,7 +80,7 @@ def test_a_token_sees_itself_and_what_came_before(model: GPT, sizes: dict[str, i
 
 @meshes
 @forms
-def test_a_token_sees_its_own_document_alone(model: GPT, sizes: dict[str, int]) -> None:
+def test_a_token_sees_only_its_own_document(model: GPT, sizes: dict[str, int]) -> None:
     segments = np.array([1] * 6 + [2] * 5 + [3] * 5)
     size_TT = reach(model, sizes, segments.tolist())
     seen = np.tri(16, dtype=bool) & (segments[:, None] == segments)
@@ -89,15 +89,15 @@ def test_a_token_sees_its_own_document_alone(model: GPT, sizes: dict[str, int]) 
 
 
 @forms
-def test_a_window_hides_what_lies_further_back(model: GPT) -> None:
+def test_a_window_hides_tokens_further_back(model: GPT) -> None:
     size_TT = reach(replace(model, layers=1, windows=(4,)), ONE, [1] * 16)
     back_TT = np.arange(16)[:, None] - np.arange(16)
     assert (size_TT[(back_TT < 0) | (back_TT >= 4)] == 0).all()
     assert (size_TT[(back_TT >= 0) & (back_TT < 4)] > 1e-6).all()
 
 
-def test_windows_go_by_layer() -> None:
-    # Two layers of 4 reach 7 tokens with the token itself; (4, 0) reaches all.
+def test_windows_differ_by_layer() -> None:
+    # Two layers with window 4 reach 7 tokens, including the token itself; (4, 0) reaches all.
     size_TT = reach(replace(MODERN, windows=(4,)), ONE, [1] * 16)
     back_TT = np.arange(16)[:, None] - np.arange(16)
     assert (size_TT[back_TT >= 7] == 0).all()
@@ -149,7 +149,7 @@ def test_packed_equals_unpacked(model: GPT, sizes: dict[str, int]) -> None:
 
 
 def unpacked(batch: Batch) -> Batch:
-    """Every document in a row of its own, rows of padding added to a multiple of eight."""
+    """Every document in its own row, with rows of padding up to a multiple of eight."""
     rows: list[dict[str, np.ndarray]] = []
     names = ("tokens_BT", "targets_BT", "weights_BT", "segments_BT", "positions_BT")
     columns = {name: np.asarray(getattr(batch, name)) for name in names}
@@ -166,7 +166,7 @@ def unpacked(batch: Batch) -> Batch:
 
 
 @forms
-def test_layers_scanned_and_apart_agree(model: GPT) -> None:
+def test_scanned_and_unstacked_layers_agree(model: GPT) -> None:
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
     apart = nnx.merge(abstract_model(model, FLOAT32, HERE, scanned=False)[0], decoding_params(model, params))
     whole = model_of(model)(params)
@@ -190,8 +190,8 @@ def test_dropout_needs_a_key_and_differs_by_layer_and_key() -> None:
 
 @forms
 @pytest.mark.parametrize("windows", [(), (5,), (4, 0)], ids=["full", "window", "alternating"])
-def test_the_kernel_of_tpus_changes_nothing(model: GPT, windows: tuple[int, ...]) -> None:
-    """Three layers, scanned: with alternating windows a period and a remainder."""
+def test_the_tpu_kernel_changes_nothing(model: GPT, windows: tuple[int, ...]) -> None:
+    """Three scanned layers: with alternating windows, one period and a remainder."""
     model = replace(model, windows=windows, layers=3)
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
     tpu, compute = Target("tpu", "TPU v5p", interpret=True), replace(FLOAT32, attention="splash", strict=True)
@@ -204,7 +204,7 @@ def test_the_kernel_of_tpus_changes_nothing(model: GPT, windows: tuple[int, ...]
 
 
 @forms
-def test_half_precision_runs_and_is_near(model: GPT) -> None:
+def test_half_precision_runs_and_is_close(model: GPT) -> None:
     batch, params = packed([(9, 7)] * 2), sharp_params(model)
 
     def logits(compute: Compute) -> np.ndarray:
@@ -225,7 +225,7 @@ def test_gpt2_has_its_published_size() -> None:
     assert parameter_counts(GPT(vocab_size=50257, layers=48, width=1600, heads=25))["total"] == 1_557_611_200
 
 
-def test_the_modern_form_has_llamas_published_size() -> None:
+def test_the_current_form_has_llamas_published_size() -> None:
     llama3 = GPT(
         vocab_size=128_256, context=8192, layers=32, width=4096, heads=32, kv_heads=8,
         mlp_width=14_336, position="rope", norm="rmsnorm", mlp="swiglu", bias=False, tied=False,

@@ -1,6 +1,6 @@
-"""Heads over labels: pooling, packing, a frozen backbone, and beginning from a pretrained one.
+"""Heads over labels: pooling, packing, a frozen backbone, and initialisation from a pretrained one.
 
-Shapes: B rows, T tokens a row, C labels.
+Shapes: B rows, T tokens per row, C labels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def classifier(backbone: Any = BERT, **fields: Any) -> Classifier:
 
 
 def labelled_batch() -> Batch:
-    """Two documents a row, whose labels follow from the tokens."""
+    """Two documents per row, whose labels follow from the tokens."""
     batch = packed([(9, 7)] * 4)
     return replace(batch, targets_BT=batch.tokens_BT % 3, weights_BT=(batch.segments_BT > 0) * 1.0)
 
@@ -54,7 +54,7 @@ def run_of(model: Classifier, optim: Optim | None = None) -> Run:
 
 
 def train(run: Run, params: dict | None = None, count: int = 20) -> tuple[dict, dict, list[float]]:
-    """(parameters before, after, losses) of steps on one batch."""
+    """(parameters before, after, losses) of some steps on one batch."""
     program = make_program(run, mesh(ONE))
     state, step, losses = init_state(run, program, params), compile_step(run, program), []
     before = state.params
@@ -85,7 +85,7 @@ def test_a_whole_model_learns_its_labels_from_the_backbone_it_is_given() -> None
 
 @pytest.mark.parametrize("backbone", [BERT, GPT2], ids=["bert", "gpt"])
 @pytest.mark.parametrize("pool", ["token", "mean"])
-def test_packed_documents_are_labelled_as_alone(backbone: Any, pool: str) -> None:
+def test_packed_documents_are_labelled_like_unpacked_ones(backbone: Any, pool: str) -> None:
     model = classifier(backbone, pool=pool)
     build, params = model_of(model), sharp_params(model)
 

@@ -1,6 +1,6 @@
-"""Transformer-XL: golden numbers, the memory from segment to segment, what it sees and what not.
+"""Transformer-XL: golden numbers, the memory from segment to segment, what tokens see.
 
-Shapes: B batch, T length, M memory, S places, D width, H heads, V vocabulary.
+Shapes: B batch, T length, M memory, S positions, D hidden size, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ COMPUTE = replace(FLOAT32, unroll=1)  # compiles in half the time
 XL = TransformerXL(
     vocab_size=V, context=32, segment=T, memory=T, layers=2, width=16, heads=4, mlp_width=32, dropout=0.0
 )
-# Without ReLU, whose kink turns rounding into another gradient.
+# Without ReLU: at its kink, rounding changes the gradient.
 ADAPTIVE = replace(XL, cutoffs=(16,), mlp="gelu", div=2, shared_biases=True, norm_at="pre", width=32)
 OBJECTIVE = causal_lm(CausalLM(), VOCABULARY)
 
 
 @cache
 def forward(model: TransformerXL) -> Callable[[dict, Batch], tuple[jax.Array, Memory | None]]:
-    """Parameters and a batch to logits and the memory, compiled."""
+    """A compiled function from parameters and a batch to logits and the memory."""
 
     def run(params: dict, batch: Batch) -> tuple[jax.Array, Memory | None]:
         decoder = model_of(model, COMPUTE)(params)
@@ -69,7 +69,7 @@ def forward(model: TransformerXL) -> Callable[[dict, Batch], tuple[jax.Array, Me
 
 
 def in_turn(model: TransformerXL, params: dict, batch: Batch, length: int, memory: int) -> np.ndarray:
-    """Logits of a long batch in segments of this length, with a memory of this many tokens."""
+    """Logits of a long batch, in segments of this length with a memory of this many tokens."""
     kept = init_memory(replace(model, memory=memory), COMPUTE, HERE, len(batch.tokens_BT))
     logits = []
     for start in range(0, batch.tokens_BT.shape[1], length):
@@ -80,7 +80,7 @@ def in_turn(model: TransformerXL, params: dict, batch: Batch, length: int, memor
 
 
 def streams(rows: int, length: int, seed: int = 0, sizes: tuple[int, ...] = (5, 11, 3)) -> Batch:
-    """Rows of documents of these sizes in turn, numbered along the row, other cuts in each row."""
+    """Rows of documents with these sizes in alternation, numbered along the row, cut differently per row."""
     random = np.random.default_rng(seed)
     tokens = random.integers(1, V, (rows, length + 1))
     ends = np.cumsum(np.resize(sizes, length))
@@ -94,7 +94,7 @@ def streams(rows: int, length: int, seed: int = 0, sizes: tuple[int, ...] = (5, 
 
 
 def cut(batch: Batch, length: int = T) -> list[Batch]:
-    """A long batch as batches that go on from each other."""
+    """Split a long batch into consecutive batches."""
     starts = range(0, batch.tokens_BT.shape[1], length)
     return [jax.tree.map(lambda a, s=s: a[:, s : s + length], batch) for s in starts]
 
@@ -103,11 +103,11 @@ def cut(batch: Batch, length: int = T) -> list[Batch]:
 
 
 def golden_params(w: dict[str, np.ndarray], model: TransformerXL) -> dict:
-    """The authors' weights as ours."""
+    """The authors' weights in our format."""
     L, D, H, K = model.layers, model.width, model.heads, model.head
 
     def stack(name: str, *shape: int) -> np.ndarray:
-        arrays = [w[f"layers.{i}.{name}"].T for i in range(L)]  # a vector stays as it is
+        arrays = [w[f"layers.{i}.{name}"].T for i in range(L)]  # a vector is unchanged
         return np.stack([a.reshape(shape) if shape else a for a in arrays])
 
     def norm(name: str) -> dict:
@@ -130,7 +130,7 @@ def golden_params(w: dict[str, np.ndarray], model: TransformerXL) -> dict:
     bias = np.concatenate([v for k, v in sorted(w.items()) if "out_layers" in k])
     if not model.cutoffs:
         return params | {"embed": tables[0], "bias": bias}
-    # Theirs counts the clusters from the end.
+    # The authors' code counts the clusters from the end.
     gates = {"weight": w["crit.cluster_weight"][::-1]}
     adaptive: dict[str, Any] = {"gates": gates, "gates_bias": w["crit.cluster_bias"][::-1], "bias": bias}
     embed: dict[str, Any] = {"tables": tables}
@@ -152,7 +152,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_three_segments_equal_those_of_the_authors_code(name: str) -> None:
+def test_three_segments_equal_the_authors_code(name: str) -> None:
     model, stored = CASES[name], dict(np.load(GOLDENS / f"transformer_xl_{name}.npz"))
     tokens_BT, expected_BTV = jnp.asarray(stored.pop("tokens")), stored.pop("logprobs")
     params = jax.tree.map(jnp.asarray, golden_params(stored, model))
@@ -163,15 +163,15 @@ def test_three_segments_equal_those_of_the_authors_code(name: str) -> None:
 
 
 def test_it_has_its_published_size() -> None:
-    # 151M in the paper's table 1, with the 267,735 words of WikiText-103: their table with a bias,
-    # three gates with a bias, 16 layers of 5 square matrices, two norms and the MLP, and u and v.
+    # 151M in the paper's table 1, with the 267,735 words of WikiText-103: the table with a bias,
+    # three gates with a bias, 16 layers with 5 square matrices, two norms and the MLP, and u and v.
     base = TransformerXL(vocab_size=267_735, cutoffs=(20_000, 40_000, 200_000), shared_biases=True)
     layer = 5 * 410**2 + 4 * 410 + 2 * 410 * 2100 + 2100 + 410
     assert parameter_counts(base)["total"] == (267_735 + 3) * 411 + 16 * layer + 2 * 410 == 151_107_538
 
 
-def test_flops_count_keys_of_the_memory_and_the_product_by_distance() -> None:
-    layer = 4 * 16**2 + 4 * 16 + 2 * 16 * 32 + 32 + 16 + 2 * 16  # without the sinusoids' projection
+def test_flops_count_the_keys_in_memory_and_the_product_by_distance() -> None:
+    layer = 4 * 16**2 + 4 * 16 + 2 * 16 * 32 + 32 + 16 + 2 * 16  # without the projection of the sinusoids
     attention = 2 * 3 * 2 * 3 * 16 * (T + 5)  # layers, products, multiply and add, forward and backward
     assert flops_per_token(replace(XL, memory=5), T) == 6 * (2 * layer + V * 16 + V) + attention
 
@@ -216,7 +216,7 @@ def test_a_longer_memory_than_a_segment_reaches_two_segments_back() -> None:
     assert np.abs(shorter - whole)[:, 2 * T :].max() > 1e-2
 
 
-def test_the_gradient_does_not_cross_into_the_segment_before() -> None:
+def test_the_gradient_does_not_cross_into_the_previous_segment() -> None:
     first, second = cut(plain(streams(2, 2 * T).tokens_BT))
     params = sharp_params(XL)
 
@@ -238,11 +238,11 @@ def test_the_gradient_does_not_cross_into_the_segment_before() -> None:
     assert (np.asarray(by_memory.x_BLMD) == 0).all()
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(after))
     logits = [np.asarray(forward(XL)(params, replace(second, memory=m))[0]) for m in (None, memory)]
-    assert np.abs(logits[0] - logits[1]).max() > 1e-2  # though what is kept counts
+    assert np.abs(logits[0] - logits[1]).max() > 1e-2  # although the memory does matter
 
 
 def seen_places(model: TransformerXL, memory_segments: list[int], segments: list[int]) -> np.ndarray:
-    """[T, M + T]: whether the output at place t changes with the features at place s, of one layer."""
+    """[T, M + T]: whether a layer's output at position t changes with the features at position s."""
     M, D = len(memory_segments), model.width
     params = sharp_params(model)
     tokens = jnp.arange(1, T + 1)[None]
@@ -274,7 +274,7 @@ def test_a_token_sees_its_document_up_to_itself(same_length: bool) -> None:
     np.testing.assert_array_equal(seen_places(model, memory_segments, segments), expected)
 
 
-def test_same_length_sees_as_much_late_in_a_segment_as_early() -> None:
+def test_same_length_sees_as_many_tokens_late_in_a_segment_as_early() -> None:
     model = replace(XL, layers=1, same_length=True)
     seen = seen_places(model, [1] * 6, [1] * T)
     assert seen.sum(1).tolist() == [6] * T
@@ -310,11 +310,11 @@ BATCHES = cut(streams(8, 4 * T))
 
 @cache
 def stepper(sizes: str = "one", accumulate: int = 1) -> tuple[State, Callable[..., Any], jax.sharding.Mesh]:
-    """A fresh state and the compiled step of `ADAPTIVE` on a mesh."""
+    """An initial state and the compiled step of `ADAPTIVE` on a mesh."""
     run = make_run(
         ADAPTIVE,
         data=Text(path="none", contiguous=True),
-        # With Adam's own eps, signs of gradients that are rounding alone would count.
+        # With Adam's usual eps, the signs of gradients that are pure rounding error would matter.
         optim=Optim(peak_lr=1e-2, warmup_steps=2, eps=1e-3),
         train=Train(steps=20, batch_size=8, accumulate=accumulate),
         compute=COMPUTE,
@@ -327,7 +327,7 @@ def stepper(sizes: str = "one", accumulate: int = 1) -> tuple[State, Callable[..
     batch = Batch.abstract(8, T, batch_sharding(program.mesh))
     with jax.set_mesh(program.mesh):
         lowered = compile_step(run, program).lower(program.abstract, batch)
-    # It runs a few steps only: optimising it takes longer than what it then saves.
+    # It runs only a few steps: optimising it takes longer than it saves.
     return state, lowered.compile({"xla_backend_optimization_level": 0}), program.mesh
 
 
@@ -363,7 +363,7 @@ def test_eight_devices_equal_one(sizes: str) -> None:
     assert_equal_runs(four_steps(), four_steps(sizes))
 
 
-def test_a_bad_step_leaves_no_memory() -> None:
+def test_a_bad_step_leaves_the_memory_empty() -> None:
     bad = replace(BATCHES[0], weights_BT=BATCHES[0].weights_BT.at[0, 0].set(jnp.nan))
     state, seen = train([BATCHES[0], bad])
     assert seen[-1]["bad_steps"] == 1
@@ -372,8 +372,8 @@ def test_a_bad_step_leaves_no_memory() -> None:
 
 
 def test_twenty_steps_give_the_stored_losses() -> None:
-    # What this very test gave when it was written (jax 0.12.0.1, one CPU device): it guards against
-    # changes, not against mistakes made then. Five times through four segments.
+    # The losses of this test when it was written (jax 0.12.0.1, one CPU device): it guards against changes,
+    # not against bugs that existed then. Five passes over four segments.
     _, seen = train(BATCHES * 5)
     assert [seen[0]["loss"], seen[-1]["loss"]] == pytest.approx([5.5835, 4.0108], abs=2e-3)
 
@@ -420,8 +420,8 @@ def test_without_a_memory_decoding_sees_the_whole_row() -> None:
     np.testing.assert_allclose(apart.logits(x_BTD), expected, atol=2e-5)
 
 
-def test_greedy_generation_takes_the_likeliest_next_token_of_the_forward_pass() -> None:
-    """Of a model with adaptive softmax; of ids beyond the tokenizer's none."""
+def test_greedy_generation_takes_the_top_1_token_of_the_forward_pass() -> None:
+    """With a model with adaptive softmax; ids beyond the tokenizer's are never generated."""
     model = replace(ADAPTIVE, vocab_size=280, cutoffs=(100, 200), memory=4, context=32, layers=1)
     params, tokenizer = sharp_params(model), ByteTokenizer()
     prompts = [tokenizer.encode("ab"), tokenizer.encode("hello you")]
@@ -434,10 +434,10 @@ def test_greedy_generation_takes_the_likeliest_next_token_of_the_forward_pass() 
         assert len(completion.ids) == 5
 
 
-# ---------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------- rejected configs
 
 
-def test_impossible_configs_are_refused() -> None:
+def test_impossible_configs_are_rejected() -> None:
     with pytest.raises(UserError, match=r"eval_memory is 3 but model\.memory is 0"):
         replace(XL, memory=0, eval_memory=3)
     with pytest.raises(UserError, match="even"):
@@ -450,7 +450,7 @@ def test_impossible_configs_are_refused() -> None:
         jax.eval_shape(lambda batch: objective(decoder, batch, None).loss, BATCHES[0])
 
 
-def test_a_kernel_that_takes_no_bias_is_refused_under_strict() -> None:
+def test_a_kernel_that_supports_no_bias_is_rejected_under_strict() -> None:
     with pytest.raises(UserError, match="cannot run here"):
         Recurrent(XL, Compute(attention="splash", strict=True), HERE, jax.random.key(0))
 

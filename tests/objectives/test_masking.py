@@ -1,6 +1,6 @@
-"""Masked language modelling: how often, what instead, and never what must not be chosen.
+"""Masked language modelling: rates, replacements, and tokens that must never be chosen.
 
-Shapes: B rows, T tokens a row.
+Shapes: B rows, T tokens per row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxgpt.objectives.masking import mask_tokens
 from jaxgpt.text.vocabulary import Vocabulary
 
 V, B, T, SPECIAL, MASK = 50, 64, 256, (0, 1), 49
-# Ids 0, 1 and the mask stand for no text; every third id begins a word.
+# Ids 0, 1 and the mask token are not text; every third id begins a word.
 WORDS = Vocabulary(np.where(np.isin(np.arange(V), (*SPECIAL, MASK)), 0, 1), np.arange(V) % 3 == 0, MASK)
 PADDING = 16
 
@@ -55,11 +55,11 @@ def test_rates_of_choice_and_replacement_are_within_three_sigma() -> None:
     count, texts = chosen.sum(), V - 3
     assert within((after[chosen] == MASK).sum(), count, 0.8)
     kept = (after == before)[chosen].sum()
-    assert within(kept, count, 0.1 + 0.1 / texts)  # a random token may be the one that stood there
+    assert within(kept, count, 0.1 + 0.1 / texts)  # a random token may equal the original one
     assert within(count - (after[chosen] == MASK).sum() - kept, count, 0.1 * (1 - 1 / texts))
 
 
-def test_what_is_not_chosen_stays_and_special_tokens_and_padding_never_are() -> None:
+def test_other_tokens_stay_and_control_tokens_and_padding_are_never_chosen() -> None:
     before, after, chosen, eligible = masked(MaskedLM(rate=0.9))
     assert not chosen[~eligible].any()
     np.testing.assert_array_equal(after[~chosen], before[~chosen])
@@ -82,7 +82,7 @@ def test_keys_choose_anew_and_the_same_key_the_same() -> None:
 
 
 def test_only_chosen_tokens_carry_loss() -> None:
-    """A model that answers by the place alone: its loss is that of the chosen places, no other."""
+    """A model whose predictions depend only on the position: its loss is that of the chosen ones only."""
 
     class Model(Predictor):
         compute = FLOAT32
@@ -102,6 +102,6 @@ def test_only_chosen_tokens_carry_loss() -> None:
     assert sums.weight == chosen.sum()
 
 
-def test_a_tokenizer_without_a_mask_is_refused() -> None:
+def test_a_tokenizer_without_a_mask_token_is_rejected() -> None:
     with pytest.raises(UserError, match="needs a tokenizer with the control token"):
         masked_lm(MaskedLM(), replace(WORDS, mask=None))

@@ -1,4 +1,4 @@
-"""Objectives of whole models: chunks, and sums and their weights."""
+"""Objectives with whole models: chunks, sums and their weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxgpt.objectives import causal_lm
 
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_of_the_loss_change_neither_loss_nor_gradients(name):
-    """Of a whole model, a tied output projection and a soft-cap included."""
+    """With a whole model, including a tied output projection and a soft-cap."""
     model, batch, params = MODELS[name], packed([(9, 7)] * 4), sharp_params(MODELS[name])
     objective = causal_lm(CausalLM(z_loss=0.01), VOCABULARY)
 
@@ -27,7 +27,7 @@ def test_chunks_of_the_loss_change_neither_loss_nor_gradients(name):
     assert_close(whole(4 * T), whole(4 * 4), 1e-6)
 
 
-def test_sums_count_what_has_weight():
+def test_sums_count_only_targets_with_weight():
     batch = packed([(9, 7), (5,)])
     batch = replace(batch, weights_BT=batch.weights_BT.at[0, :4].set(0))
     bytes_V = np.arange(V)
