@@ -10,13 +10,55 @@ import json
 import threading
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import numpy as np
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import library_errors, require
+from jaxgpt.files import Count, check_json, read_json
 
+AGAIN = "run `jaxgpt data prepare --overwrite`"
 _READER = "readahead_buffer_size:0,max_parallelism:0"  # random reads: neither helps
+
+
+class Shard(TypedDict):
+    """One file of records."""
+
+    file: Annotated[str, msgspec.Meta(pattern=r"^\d{5,}\.arrayrecord$")]
+    records: Count
+    documents: Count
+    tokens: Count
+    bytes: Count
+
+
+class Part(TypedDict):
+    """One split: the totals of its shards."""
+
+    records: Count
+    documents: Count
+    tokens: Count
+    bytes: Count
+    shards: list[Shard]
+
+
+class _Parts(TypedDict):
+    train: Part
+    validation: Part
+
+
+class _Words(TypedDict):
+    kind: str
+    digest: str
+    vocab_size: Count
+
+
+class _Manifest(TypedDict):
+    version: int
+    tokenizer: _Words
+    dtype: Literal["uint16", "uint32"]
+    record_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    splits: _Parts
 
 
 class Sendable:
@@ -51,11 +93,12 @@ class Corpus(Sendable):
         self.record_tokens: int = self.manifest["record_tokens"]
         self.dtype = np.dtype(self.manifest["dtype"])
         path = self.folder / split / "lengths.npy"
-        require(path.is_file(), f"{path} is missing; run `jaxgpt data prepare --overwrite`.")
-        self.lengths_D = np.load(path)
+        self.lengths_D = read_lengths(path, part["documents"])
+        records = sum(shard["records"] for shard in part["shards"])
         require(
-            int(self.lengths_D.sum(dtype=np.int64)) == part["tokens"],
-            f"{path} does not match the manifest; run `jaxgpt data prepare --overwrite`.",
+            int(self.lengths_D.sum(dtype=np.int64)) == part["tokens"]
+            and int((-(-self.lengths_D.astype(np.int64) // self.record_tokens)).sum()) == records,
+            f"{path} does not match the manifest; {AGAIN}.",
         )
         records_D = -(-self.lengths_D.astype(np.int64) // self.record_tokens)
         self._first_D = np.cumsum(records_D) - records_D
@@ -82,13 +125,20 @@ class Corpus(Sendable):
         first, last = start // size, (stop - 1) // size
         record = int(self._first_D[document])
         parts = [self._record(record + i) for i in range(first, last + 1)]
-        joined = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), self.dtype)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        held = min(int(self.lengths_D[document]), (last + 1) * size) - first * size
+        require(
+            len(data) == held * self.dtype.itemsize,
+            f"{self.folder}/{self.split} is damaged (a record has {len(data)} bytes); {AGAIN}.",
+        )
+        joined = np.frombuffer(data, self.dtype)
         return joined[start - first * size : stop - first * size]
 
     def _record(self, number: int) -> bytes:
         shard = bisect_right(self._starts, number) - 1
         reader = self._readers[shard] or self._open(shard)
-        return reader.read([number - self._starts[shard]])[0]
+        with library_errors(f"{self._shards[shard]} is damaged", AGAIN):
+            return reader.read([number - self._starts[shard]])[0]
 
     def _open(self, shard: int) -> Any:
         from array_record.python import array_record_module
@@ -96,28 +146,54 @@ class Corpus(Sendable):
         with self._lock:
             if self._readers[shard] is None:
                 path = self._shards[shard]
-                require(Path(path).is_file(), f"{path} is missing; run `jaxgpt data prepare --overwrite`.")
-                reader = array_record_module.ArrayRecordReader(path, options=_READER)
-                require(
-                    reader.ok() and reader.num_records() == self._records[shard],
-                    f"{path} is damaged; run `jaxgpt data prepare --overwrite`.",
-                )
+                require(Path(path).is_file(), f"{path} is missing; {AGAIN}.")
+                with library_errors(f"{path} is damaged", AGAIN):
+                    reader = array_record_module.ArrayRecordReader(path, options=_READER)
+                    whole = reader.ok() and reader.num_records() == self._records[shard]
+                require(whole, f"{path} is damaged; {AGAIN}.")
                 self._readers[shard] = reader
             return self._readers[shard]
 
 
+def read_lengths(path: Path, documents: int) -> np.ndarray:
+    """[D] uint32: tokens of each document, as `jaxgpt data prepare` wrote them.
+
+    Raises:
+      UserError: the file is missing or damaged, or has not so many documents.
+    """
+    require(path.is_file(), f"{path} is missing; {AGAIN}.")
+    with library_errors(f"{path} is damaged", AGAIN):
+        mapped = np.load(path, mmap_mode="r")  # allocates nothing of what its header promises
+    require(
+        mapped.dtype == np.uint32 and mapped.shape == (documents,),
+        f"{path} is damaged ({mapped.dtype} of {mapped.shape}, not uint32 of {documents}); {AGAIN}.",
+    )
+    lengths_D = np.array(mapped)
+    require(bool((lengths_D > 0).all()), f"{path} is damaged (a document has no token); {AGAIN}.")
+    return lengths_D
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a prepared folder; `UserError` naming the command that writes one."""
+    """The manifest of a prepared folder, checked; `UserError` naming the command that writes one."""
     path = Path(folder) / "manifest.json"
     require(
         path.is_file(),
         f"{folder} holds no prepared text (no manifest.json); make it with "
         f"`jaxgpt data prepare SOURCES --out {folder}`.",
     )
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-        version = manifest["version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; run `jaxgpt data prepare --overwrite`.") from None
-    require(version == 1, f"{path} has version {version}; this jaxgpt reads 1: prepare it again.")
+    manifest = read_json(path, dict[str, Any], AGAIN)
+    version = manifest.get("version")
+    require(
+        not isinstance(version, int) or version == 1,
+        f"{path} has version {version}; this jaxgpt reads 1: prepare it again.",
+    )
+    check_json(manifest, _Manifest, path, AGAIN)
+    for name, part in manifest["splits"].items():
+        totals = {
+            key: sum(shard[key] for shard in part["shards"]) for key in Shard.__annotations__ if key != "file"
+        }
+        require(
+            totals == {key: part[key] for key in totals},
+            f"{path} is damaged (the shards of {name} are not its total); {AGAIN}.",
+        )
     return manifest

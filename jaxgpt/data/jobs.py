@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -20,14 +19,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from jaxgpt.alive import alive
 from jaxgpt.data.documents import Span, read_span
 from jaxgpt.data.sources import Report
 from jaxgpt.errors import UserError
-from jaxgpt.files import write_bytes, write_json
+from jaxgpt.files import Count, read_json, write_bytes, write_json
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -40,6 +40,23 @@ _WRITER = "group_size:1,uncompressed"  # one record a chunk, for random reads; i
 _WORTH_A_PROCESS = 4 << 20  # bytes of source: less takes no longer than starting another process
 _STOP = -(1 << 60)
 _SPLITS = ("train", "validation")
+
+
+class Counts(TypedDict):
+    """What a job wrote of one split."""
+
+    records: Count
+    documents: Count
+    tokens: Count
+    bytes: Count
+
+
+class JobReport(TypedDict):
+    """What a job found and wrote."""
+
+    train: Counts
+    validation: Counts
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,8 @@ class _Split:
             pending = np.concatenate([pending, ids, ends] if last else [pending, ids])
             keep = 0 if last else len(pending) % RECORD_TOKENS
             for at in range(0, len(pending) - keep, RECORD_TOKENS):
-                self._writer.write(pending[at : at + RECORD_TOKENS].tobytes())
+                with _on_disk():
+                    self._writer.write(pending[at : at + RECORD_TOKENS].tobytes())
                 self.records += 1
             length += len(pending) - keep
             pending = pending[len(pending) - keep :]
@@ -122,7 +140,8 @@ class _Split:
         if self._writer is not None:
             from array_record.python import array_record_module
 
-            self._writer.close()
+            with _on_disk():
+                self._writer.close()
             # The writer is silent about a full disk, so its work is counted again.
             reader = array_record_module.ArrayRecordReader(str(self._path))
             if reader.num_records() != self.records:
@@ -131,6 +150,15 @@ class _Split:
         np.save(self._path.with_suffix(".npy"), np.array(self.lengths, np.uint32))
         counts = {"records": self.records, "documents": len(self.lengths)}
         return {**counts, "tokens": sum(self.lengths), "bytes": self.bytes}
+
+
+@contextlib.contextmanager
+def _on_disk() -> Iterator[None]:
+    """Makes an OSError of what ArrayRecord raises where it cannot write."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error).partition(";")[0].removeprefix("write() failed: ")) from None
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
@@ -206,7 +234,7 @@ def _work(job: Job, index: int, spans: list[Span]) -> int:
     return index
 
 
-def run_all(job: Job, plan: list[list[Span]], workers: int, max_bad: float) -> list[dict[str, Any]]:
+def run_all(job: Job, plan: list[list[Span]], workers: int, max_bad: float) -> list[JobReport]:
     """Run the jobs that are not finished; the reports of all, in order.
 
     Raises:
@@ -215,12 +243,12 @@ def run_all(job: Job, plan: list[list[Span]], workers: int, max_bad: float) -> l
     work = Path(job.out) / ".work"
     for left in work.glob("job-*.part"):
         shutil.rmtree(left, ignore_errors=True)
-    todo = [i for i in range(len(plan)) if not (work / name_of(i) / "report.json").is_file()]
+    todo = [i for i in range(len(plan)) if not _whole(work, i)]
     if len(todo) < len(plan):
         log.info("%d of %d jobs were finished before", len(plan) - len(todo), len(plan))
     total = sum(s.size for spans in plan for s in spans)
     done = total - sum(s.size for i in todo for s in plan[i])
-    with _bar(total, done) as show:
+    with _bar(total, done) as show, alive("tokenizing"):
         useful = 1 + (total - done) // _WORTH_A_PROCESS
         finish = _finish(job, plan, todo, min(workers, len(todo), useful), show)
         with contextlib.closing(finish) as ended:  # so that an error here stops the pool
@@ -262,12 +290,24 @@ def _finish(
             raise
 
 
-def _report(work: Path, index: int) -> dict[str, Any]:
-    return json.loads((work / name_of(index) / "report.json").read_text("utf-8"))
+def _report(work: Path, index: int) -> JobReport:
+    return read_json(work / name_of(index) / "report.json", JobReport, "run the same command again")
 
 
-def _check_early(report: dict[str, Any], max_bad: float) -> None:
-    counts = Report(**report["report"])
+def _whole(work: Path, index: int) -> bool:
+    """Whether a job is finished; what is left of a damaged one is removed."""
+    try:
+        if (work / name_of(index)).is_dir():
+            _report(work, index)
+            return True
+    except UserError as error:
+        log.warning("%s", error)
+        shutil.rmtree(work / name_of(index), ignore_errors=True)
+    return False
+
+
+def _check_early(report: JobReport, max_bad: float) -> None:
+    counts = report["report"]
     if counts.lines >= 100 and counts.bad > max(max_bad, 0.5) * counts.lines:
         counts.check(max_bad)
 

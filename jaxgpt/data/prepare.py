@@ -15,7 +15,6 @@ any number of interruptions.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -27,10 +26,11 @@ import numpy as np
 import tyro
 
 from jaxgpt.data import jobs
+from jaxgpt.data.corpus import read_lengths
 from jaxgpt.data.documents import Span, cut
 from jaxgpt.data.sources import Report, expand
 from jaxgpt.errors import UserError, require, require_known
-from jaxgpt.files import write_json
+from jaxgpt.files import read_json, write_json
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 
@@ -58,13 +58,15 @@ def prepare(
     Running it again continues where it was stopped; a finished folder is left as it is.
 
     Args:
-      sources: .txt (a document each), .jsonl[.gz] or .parquet files, folders or globs.
+      sources: .txt (a document each), .jsonl or .parquet files (the first two also as .gz or .zst), folders
+        or globs.
       out: the folder to write.
       tokenizer: a folder written by `jaxgpt tokenizer train`, or `byte`.
       validation: share of the text held out for validation.
       split: what is held out: whole documents, chosen by a hash of their text so that copies stay
         together, or the tail of every document (for a corpus that is one file).
-      field: the field of a JSON line or the column of a Parquet file that holds the text.
+      field: the field of a JSON line or the column of a Parquet file that holds the text; a path such as
+        `a.b[0].c` reaches into objects and lists.
       max_bad: share of bad lines above which the command fails.
       workers: processes that tokenize; 0 means as many as there are cores.
       overwrite: write a finished folder anew, as when it is damaged or was made with other settings.
@@ -148,8 +150,10 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
     for path in (out / "manifest.json", out / ".work" / "settings.json"):
         if path.is_file():
             try:
-                held = json.loads(path.read_text("utf-8"))
-            except ValueError:
+                held = read_json(path, dict[str, Any], "pass --overwrite to write it anew")
+            except UserError:
+                if path.name == "manifest.json" and not overwrite:
+                    raise
                 held = {}
             break
     if held is None:
@@ -188,17 +192,18 @@ def _assemble(
     out: Path,
     settings: dict[str, Any],
     plan: list[list[Span]],
-    reports: list[dict[str, Any]],
+    reports: list[jobs.JobReport],
     max_bad: float,
 ) -> dict[str, Any]:
     """Check the counts, move the shards into place and write the manifest, which is the end."""
     report = Report()
     for r in reports:
-        report.merge(Report(**r["report"]))
+        report.merge(r["report"])
     report.check(max_bad)
     splits: dict[str, dict[str, Any]] = {}
     for split in ("train", "validation"):
-        shards = [{"job": i, **r[split]} for i, r in enumerate(reports) if r[split]["documents"]]
+        found: list[jobs.Counts] = [r["train"] if split == "train" else r["validation"] for r in reports]
+        shards: list[dict[str, Any]] = [{"job": i, **c} for i, c in enumerate(found) if c["documents"]]
         totals = {k: sum(s[k] for s in shards) for k in ("documents", "tokens", "bytes", "records")}
         splits[split] = {**totals, "shards": shards}
     try:
@@ -213,7 +218,7 @@ def _assemble(
         for shard in part["shards"]:
             work = out / ".work" / jobs.name_of(shard["job"])
             shard["file"] = f"{shard.pop('job'):05d}.arrayrecord"
-            lengths.append(np.load(work / f"{split}.npy"))
+            lengths.append(read_lengths(work / f"{split}.npy", shard["documents"]))
             if (work / f"{split}.arrayrecord").exists():  # else an earlier run moved it
                 os.replace(work / f"{split}.arrayrecord", out / split / shard["file"])
         jobs.write_npy(out / split / "lengths.npy", np.concatenate(lengths))

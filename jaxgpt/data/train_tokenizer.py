@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from jaxgpt.alive import alive
 from jaxgpt.data.documents import read_documents
 from jaxgpt.data.sources import expand, total_size
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
 from jaxgpt.files import require_writable
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer, saved_meta
 from jaxgpt.text.train import train_sentencepiece
@@ -48,6 +51,15 @@ def check_place(out: Path, model_type: str, vocab_size: int) -> None:
     require_writable(out.parent)
 
 
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"writing {out} failed ({why}); mend that and run the same command again.") from None
+
+
 def train_tokenizer(
     sources: tyro.conf.Positional[list[str]],
     out: Path,
@@ -61,22 +73,28 @@ def train_tokenizer(
     """Train a tokenizer on text files and save it in a folder.
 
     Args:
-      sources: .txt, .jsonl[.gz] or .parquet files, folders or globs.
+      sources: .txt, .jsonl or .parquet files (the first two also as .gz or .zst), folders or globs.
       out: the folder to write; one that holds another tokenizer is refused.
       vocab_size: entries, with the 256 byte tokens and the control tokens among them.
       model_type: byte-pair encoding, a unigram model, single characters (for tagging Chinese, say), or
         plain bytes (which need no training).
-      field: the field of a JSON line or the column of a Parquet file that holds the text.
+      field: the field of a JSON line or the column of a Parquet file that holds the text; a path such as
+        `a.b[0].c` reaches into objects and lists.
       sample_mb: megabytes of text to train on at most, spread evenly over the sources.
       max_bad: share of unreadable lines above which the command fails.
     """
     require(sample_mb >= 1, f"sample_mb is {sample_mb}; it must be at least 1.")
+    with _writing(out):  # found out before the work
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.absolute().parent).close()
     tokenizer: Tokenizer = ByteTokenizer()
     check_place(out, model_type, vocab_size)
     if model_type != "byte":
         texts = sample(sources, sample_mb << 20, field, max_bad)
-        tokenizer = train_sentencepiece(texts, vocab_size, model_type)
-    tokenizer.save(out)
+        with alive("training the tokenizer"):
+            tokenizer = train_sentencepiece(texts, vocab_size, model_type)
+    with _writing(out):
+        tokenizer.save(out)
     print(
         f"{out}: {tokenizer.kind} tokenizer of {tokenizer.vocab_size} entries, "
         f"digest {tokenizer.digest[:12]}",
