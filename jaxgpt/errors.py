@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -62,3 +63,20 @@ def library_errors(what: str, fix: str) -> Iterator[None]:
     except BaseException as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{what} ({why:.300}); {fix}.") from None
+
+
+_SPACE, _LIMIT = "free some space", "raise the limit of open files (`ulimit -n 65536`)"
+_AGAIN = "look at the file system, or try again"
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    errno.EFBIG: f"{_SPACE}, or raise the limit of a file's size (`ulimit -f`)",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _LIMIT),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EBUSY), _AGAIN),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its rights"),
+    errno.ENOMEM: "free some memory",
+}
+
+
+def system_fix(number: int | None) -> str:
+    """What to do about an error of the operating system, by its number."""
+    return _FIXES.get(number or 0, "check the path")

@@ -1,13 +1,8 @@
-"""Orbax checkpoints of a run: written whole or not at all, restored on any mesh.
-
-A checkpoint has three items: `params`, which sampling loads alone; `rest`, the optimizer and
-counters; `host`, the data position and the loop's memory as JSON.
-"""
+"""The checkpoints of a run's folder: which there are, saving one, and the newest or best that can be read."""
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import shutil
@@ -21,17 +16,18 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxgpt.checkpoint.checksum import make_sums, measure
+from jaxgpt.checkpoint.damage import Damaged, errno_of, first_line
+from jaxgpt.checkpoint.read import read_step, trusted_score
 from jaxgpt.config import Run
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, require, system_fix
 from jaxgpt.models import abstract_params
 from jaxgpt.sharding import param_shardings
 
 log = logging.getLogger(__name__)
-
-_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-"""What reading can raise that says nothing about the files: no reason to set a checkpoint aside."""
 
 
 @jax.tree_util.register_dataclass
@@ -106,6 +102,10 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute() / "checkpoints"
         _one_error()
+        require(
+            self.folder.is_dir() or not os.path.lexists(self.folder),
+            f"{self.folder} is not a folder; move it away.",
+        )
         _forget_damaged_scores(self.folder)
         newest = _NewestWhole(keep)
         best = policies.BestN(
@@ -153,11 +153,14 @@ class Checkpoints:
         Raises:
           SaveError: this save, or the one before it, could not be written.
         """
-        step = int(state.step)
-        items = {"params": ocp.args.StandardSave(state.params)}
-        if whole:
-            items |= {"rest": ocp.args.StandardSave(_rest(state)), "host": ocp.args.JsonSave(host)}
+        step, score = int(state.step), None if score is None else float(score)
         metrics = None if score is None else {"score": score} | ({} if whole else {ALONE: 1.0})
+        arrays = {"params": state.params} | ({"rest": _rest(state)} if whole else {})
+        sums = make_sums(
+            {name: measure(tree) for name, tree in arrays.items()}, host if whole else None, metrics
+        )
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items |= {"sums": ocp.args.JsonSave(sums)} | ({"host": ocp.args.JsonSave(host)} if whole else {})
         try:
             if step in set(self.steps()) - set(self.whole_steps()):  # of before this run was resumed
                 self.manager.delete(step)
@@ -189,62 +192,89 @@ class Checkpoints:
             self.manager.close()
 
     def _explain(self, error: Exception) -> SaveError:
-        whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / "rest").exists()]
+        whole = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and (p / "rest").exists()]
         last = f"the last whole one is step {max(whole)}" if whole else "there is no whole one yet"
-        return SaveError(
-            f"a checkpoint could not be written under {self.folder} ({_first(error)}); {last}: "
-            "free some space and run the same command again."
-        )
+        number, fix = errno_of(error), "run the same command again"
+        why = first_line(error) if number is None else os.strerror(number)
+        fix = fix if number is None else f"{system_fix(number)} and {fix}"
+        return SaveError(f"a checkpoint could not be written under {self.folder} ({why}); {last}: {fix}.")
 
-    def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
-        """The newest whole checkpoint in the layout of `abstract`, or None where there is none.
+    def restore(
+        self, abstract: State, host: Any = dict[str, Any], *, verify: bool = True
+    ) -> tuple[State, Any] | None:
+        """The newest whole checkpoint in the layout of `abstract`, or None where there is none at all.
 
-        A damaged one is moved to `damaged/` beside the checkpoints, with a warning.
+        Damaged ones that are newer are moved to `damaged/` beside the checkpoints, with a warning.
+
+        Args:
+          abstract: what to restore, with its shardings.
+          host: what the data's position and the loop's memory must be, a schema.
+          verify: compare checksums.
+
+        Raises:
+          UserError: checkpoints are there, and none can be resumed from; nothing is moved then.
         """
-        if self.steps() and not self.whole_steps():
-            log.warning("%s holds parameters alone and no state to resume from; starting over", self.folder)
+        targets, damaged = {"params": abstract.params, "rest": _rest(abstract)}, list[int]()
         for step in reversed(self.whole_steps()):
             try:
-                items = self.manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        params=ocp.args.StandardRestore(abstract.params),
-                        rest=ocp.args.StandardRestore(_rest(abstract)),
-                        host=ocp.args.JsonRestore(),
-                    ),
-                )
-            except _NOT_DAMAGE:
-                raise
-            except Exception as error:  # whatever a damaged file makes the readers raise
-                self._set_aside(step, error)
+                trees, known = read_step(self.folder / str(step), targets, host, verify=verify)
+            except Damaged as error:
+                _say_damaged(step, error)
+                damaged.append(step)
                 continue
-            return State(params=items["params"], **items["rest"]), items["host"]
+            self._set_aside(damaged, step)
+            return State(params=trees["params"], **trees["rest"]), known
+        self._require_none(damaged)
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        older = [s for s in self.whole_steps() if s < step]
-        log.warning(
-            "checkpoint %d is damaged (%s: %s); %s",
-            step,
-            type(error).__name__,
-            _first(error),
-            f"using step {older[-1]} instead" if older else "there is no older one, starting over",
+    def _require_none(self, damaged: list[int]) -> None:
+        """Refuse to start over where there is a checkpoint, whatever became of it."""
+        aside, run = self.folder.parent / "damaged", self.folder.parent
+        over = f"to start over, give this run another name or delete {run}"
+        require(
+            not damaged,
+            f"every checkpoint of {run} is damaged ({', '.join(map(str, damaged))}) and left as it is; "
+            f"bring back a whole one; {over}.",
         )
-        target = self.folder.parent / "damaged"
-        target.mkdir(exist_ok=True)
-        shutil.move(self.folder / str(step), target / f"{step}-{os.getpid()}")
+        steps = ", ".join(map(str, self.steps()))
+        require(
+            not steps,
+            f"{self.folder} holds parameters alone (step {steps}) and no state to resume from; "
+            f"give this run another name and start it there with --init-from {run}; {over}.",
+        )
+        require(
+            not (aside.is_dir() and any(aside.iterdir())),
+            f"every checkpoint of {run} was damaged and is in {aside}; {over}.",
+        )
+
+    def _set_aside(self, damaged: list[int], used: int) -> None:
+        """Move damaged steps away, once: one process does, and all see it done."""
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            target = self.folder.parent / "damaged"
+            log.warning("using step %d instead; the damaged are moved to %s", used, target)
+            target.mkdir(exist_ok=True)
+            for step in damaged:
+                shutil.move(self.folder / str(step), target / f"{step}-{os.getpid()}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged")
         self.manager.reload()
 
-    def load_params(self, run: Run, mesh: jax.sharding.Mesh, step: int) -> dict:
-        """The parameters of one step alone, laid out on the mesh."""
+    def load_params(self, run: Run, mesh: jax.sharding.Mesh, step: int, *, verify: bool = True) -> dict:
+        """The parameters of one step alone, laid out on the mesh.
+
+        Raises:
+          Damaged: the step's files.
+          UserError: they are of another structure, or not finite.
+        """
         model = abstract_params(run.model)
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             nnx.to_pure_dict(model),
             param_shardings(model, mesh),
         )
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return self.manager.restore(step, args=args)["params"]
+        return read_step(self.folder / str(step), {"params": target}, verify=verify)[0]["params"]
 
 
 def _rest(state: State) -> dict[str, Any]:
@@ -253,23 +283,21 @@ def _rest(state: State) -> dict[str, Any]:
     return rest if state.memory is None else rest | {"memory": state.memory}
 
 
-def _first(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _say_damaged(step: int, error: Damaged) -> None:
+    if jax.process_index() == 0:
+        log.warning("checkpoint %d is damaged (%s)", step, error)
 
 
 def _forget_damaged_scores(folder: Path) -> None:
-    """Remove scores that cannot be read: no checkpoint beside them could be opened."""
+    """Remove scores that cannot be read or trusted: no checkpoint beside them could be opened."""
     for path in sorted(folder.glob("*/metrics/metrics")):
-        try:
-            json.loads(path.read_bytes())
-        except ValueError:
+        if not trusted_score(path):
             log.warning("%s is damaged and removed: its step no longer counts as the best", path)
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def load_params(
-    folder: str | Path, run: Run, mesh: jax.sharding.Mesh, which: str = "best"
+    folder: str | Path, run: Run, mesh: jax.sharding.Mesh, which: str = "best", *, verify: bool = True
 ) -> tuple[dict, int]:
     """Parameters of a run, in the training form, on any mesh.
 
@@ -278,12 +306,13 @@ def load_params(
       run: its config.
       mesh: where to.
       which: `best` (see `Train.best_by`), `newest`, or a step.
+      verify: compare checksums, and refuse parameters that are not finite.
 
     Returns:
       The parameters and their step.
 
     Raises:
-      UserError: there is no such checkpoint, or none is whole.
+      UserError: there is no such checkpoint, none is whole, or it does not fit the config.
     """
     folder = Path(folder)
     require(
@@ -298,18 +327,16 @@ def load_params(
             steps.sort(key=lambda step: (step == first, step), reverse=True)
         else:
             require(
-                which.isdigit() and int(which) in steps,
+                which.isdecimal() and which.isascii() and int(which) in steps,
                 f"checkpoint {which!r} is not in {str(folder)!r}; it has best, newest, "
                 f"{', '.join(map(str, steps))}.",
             )
             steps = [int(which)]
         for step in steps:
             try:
-                return checkpoints.load_params(run, mesh, step), step
-            except _NOT_DAMAGE:
-                raise
-            except Exception as error:  # whatever a damaged file makes the readers raise
-                log.warning("checkpoint %d is damaged (%s: %s)", step, type(error).__name__, _first(error))
+                return checkpoints.load_params(run, mesh, step, verify=verify), step
+            except Damaged as error:
+                _say_damaged(step, error)
     raise UserError(
         f"no checkpoint in {str(folder)!r} could be read ({', '.join(map(str, steps))} are damaged); "
         "name another one or train it again."
