@@ -8,34 +8,41 @@ import sys
 
 from jaxgpt import config
 from jaxgpt.config import CausalLM, Run
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, system_fix
+
+NO_VERIFY = "--no-verify"
+HELP = """Train a config, or resume it; every other option sets a field of the config. --no-verify loads
+checkpoints without comparing their checksums.
+"""
 
 
-def read_args(args: list[str], command: str) -> Run:
+def read_args(args: list[str], command: str, description: str | None = None) -> Run:
     """The config named by the first argument, with the overrides that follow it.
 
     Asking for help needs no config and prints every field.
     """
     prog = f"jaxgpt {command} CONFIG"
     if args and not args[0].startswith("-"):
-        return config.override(config.load(args[0]), args[1:], prog)
+        return config.override(config.load(args[0]), args[1:], prog, description)
     if {"-h", "--help"} & set(args):
-        config.override(Run(name="NAME"), ["--help"], prog)
+        config.override(Run(name="NAME"), ["--help"], prog, description)
     raise UserError(
         f"`jaxgpt {command}` needs a CONFIG first: a .py file, a run's config.json or a run folder."
     )
 
 
 def train(args: list[str]) -> int:
-    """Train a config, or resume it. Exit codes: 0 done, 2 a mistake to mend, 3 diverged or not
-    saved, 4 another process ended, 75 stopped by a signal with everything saved.
+    """Train a config, or resume it. Exit codes: 0 done, 2 a user error, 3 diverged or not saved,
+    4 another process ended, 75 stopped by a signal with everything saved.
     """
-    run = read_args(args, "train")
+    verify = NO_VERIFY not in args
+    run = read_args([word for word in args if word != NO_VERIFY], "train", HELP)
     from jaxgpt.checkpoint import SaveError
     from jaxgpt.train import loop
+    from jaxgpt.train.signals import STOPPED_BY_SIGNAL
 
     try:
-        result = loop.train(run)
+        result = loop.train(run, verify=verify)
     except (loop.Diverged, SaveError) as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return 3
@@ -43,8 +50,8 @@ def train(args: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(
-            f"jaxgpt: {run.folder} cannot be written ({error.strerror}): free some space and run "
-            "the same command again, it goes on from the last checkpoint.",
+            f"jaxgpt: {error.filename or run.folder} cannot be written ({error.strerror}): "
+            f"{system_fix(error.errno)} and run the same command again, it goes on from the last checkpoint.",
             file=sys.stderr,
         )
         return 3
@@ -56,4 +63,4 @@ def train(args: list[str]) -> int:
     measured = math.isfinite(result.best)
     best = f", best validation {run.train.best_by} {result.best:.4f}" if measured else ""
     print(f"{run.folder}: {result.reason} at step {result.step}{best}; {then}")
-    return loop.STOPPED_BY_SIGNAL if stopped else 0
+    return STOPPED_BY_SIGNAL if stopped else 0

@@ -1,25 +1,25 @@
-"""What surrounds the loop: claiming the run's folder, stopping on a signal, stopping early."""
+"""What surrounds the loop: claiming the run's folder, stopping early."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
-import signal
+import shutil
 import subprocess
-import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxgpt.config import Classifier, Run, load, load_run, to_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import write_json
+from jaxgpt.lock import LOCK, owned
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -30,14 +30,73 @@ MAY_CHANGE = (
 """Fields that may differ when a run is resumed: they change how it is computed, not what."""
 
 
-def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
-    """Create the run's folder, or make sure that the one there belongs to this config.
+class Claim:
+    """A run's folder while it is owned. Until `keep`, what was put into it is withdrawn at an error."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._before: set[Path] | None = None
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder until the end; on the first process, which answers for all."""
+        if jax.process_index() != 0:
+            yield
+            return
+        try:
+            with owned(self.folder):
+                if not (self.folder / "config.json").exists():
+                    self._before = set(self.folder.iterdir()) - {self.folder / LOCK}
+                try:
+                    yield
+                except BaseException:
+                    self.withdraw()
+                    raise
+        finally:
+            self._remove_empty()
+
+    def keep(self) -> None:
+        """Leave the folder as it is, whatever comes."""
+        self._before = None
+
+    def withdraw(self) -> None:
+        """Remove what this process has put into a fresh folder, and the folders it has made."""
+        if self._before is None:
+            return
+        for path in set(self.folder.iterdir()) - self._before:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        with contextlib.suppress(OSError):  # something is in it, most often
+            for path in self._made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def claimed(run: Run, tokenizer: Tokenizer) -> Iterator[Claim]:
+    """Own the run's folder: create it, or make sure that the one there belongs to this config.
+
+    No other process can train there meanwhile. An error before `Claim.keep` leaves nothing of a fresh
+    folder behind.
 
     Raises:
-      UserError: the folder holds another config or another tokenizer.
+      UserError: the folder is in use, or holds another config or another tokenizer.
     """
-    folder, path = run.folder, run.folder / "config.json"
     check_folder(run)
+    claim = Claim(run.folder)
+    with claim.owned():
+        _claim(run, tokenizer)
+        yield claim
+
+
+def _claim(run: Run, tokenizer: Tokenizer) -> None:
+    folder, path = run.folder, run.folder / "config.json"
+    check_folder(run)  # once more: now nobody changes it
     if path.exists():
         require(
             load_tokenizer(folder / "tokenizer").digest == tokenizer.digest,
@@ -45,7 +104,6 @@ def claim_folder(run: Run, tokenizer: Tokenizer) -> None:
             "give this run another name or bring the data back.",
         )
     elif jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "tokenizer")
         write_json(path, {"run": to_json(run), "environment": environment()})
     _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
@@ -160,42 +218,6 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
-
-
-ONE_PRESS = 1.0
-"""Seconds in which signals count as one: `uv run`, `timeout` and `srun` send on what we had already."""
-
-
-class StopSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; a later one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.name, self._since = "", 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self.name:
-            self.name, self._since = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._since >= ONE_PRESS:
-            self.__exit__()
-            os.kill(os.getpid(), number)
-
-    def seen(self, step: int, every: int) -> bool:
-        """Whether any process was asked to stop; a cluster agrees on it every few steps."""
-        if jax.process_count() == 1:
-            return bool(self.name)
-        if step % every:
-            return False
-        return bool(multihost_utils.process_allgather(np.array(bool(self.name))).any())
 
 
 class Patience:

@@ -12,35 +12,63 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import numpy as np
 
 from jaxgpt.batch import Batch
-from jaxgpt.checkpoint import Checkpoints, load_params
+from jaxgpt.checkpoint import Checkpoints, load_params, measure, not_finite
 from jaxgpt.config import Run, load_run
 from jaxgpt.data.loader import TrainIterator, train_iterator, validation_batches
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
+from jaxgpt.files import Count
 from jaxgpt.models import flops_per_token, init_memory
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
+from jaxgpt.runtime import memory_errors, require_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.train.hooks import Patience, StopSignal, check_base, claim_folder
+from jaxgpt.train.hooks import Claim, Patience, check_base, claimed
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
-from jaxgpt.train.state import Program, State, init_state, make_program
+from jaxgpt.train.signals import Interrupted, StopSignal
+from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluate, jit_eval_step, jit_train_step
 
 log = logging.getLogger(__name__)
 
-STOPPED_BY_SIGNAL = 75
-"""Exit code after SIGTERM or SIGINT: the run is saved and the same command goes on (EX_TEMPFAIL)."""
+_LESS = (
+    "lower train.batch_size, raise train.accumulate, set compute.remat to full, or spread the model over "
+    "more devices with mesh.fsdp"
+)
+"""What to do about memory."""
 
 
 class Diverged(RuntimeError):
-    """Too many updates in a row had a loss or gradient that was not finite."""
+    """Parameters are not finite, or the loss or gradient of too many updates in a row."""
+
+
+class Position(TypedDict):
+    """Where the data stopped, see `TrainIterator.get_state`."""
+
+    row: Count
+    data: str
+
+
+class Memory(TypedDict):
+    """What the loop remembers: see `Patience`, and the updates skipped so far."""
+
+    waited: Count
+    skipped: Count
+    best: NotRequired[float]
+
+
+class Host(TypedDict):
+    """What a checkpoint holds beside arrays."""
+
+    data: Position
+    loop: Memory
 
 
 @dataclass(frozen=True)
@@ -58,12 +86,17 @@ class Result:
     reason: str
 
 
-def train(run: Run, *, progress: bool = True) -> Result:
+def train(run: Run, *, progress: bool = True, verify: bool = True) -> Result:
     """Train a run to its end, from where its folder stands.
 
+    Args:
+      run: the config.
+      progress: show a progress line on standard error.
+      verify: compare the checksums of what is loaded.
+
     Raises:
-      UserError: config, data, mesh or folder do not fit each other.
-      Diverged: see `Train.max_bad_steps`.
+      UserError: config, data, mesh, memory or folder do not fit each other, or the folder is in use.
+      Diverged: see `Train.max_bad_steps`; or parameters are not finite.
     """
     mesh = make_mesh(run.check_mesh(jax.device_count()))
     tokenizer = run_tokenizer(run)
@@ -80,23 +113,30 @@ def train(run: Run, *, progress: bool = True) -> Result:
 
     program = make_program(run, mesh)
     check_base(run, tokenizer)
-    claim_folder(run, tokenizer)  # after all checks: a mistake leaves nothing behind
-    with closing(data), closing(Checkpoints(run.folder, keep=run.train.keep)) as checkpoints:
-        state, memory = _start(run, program, checkpoints, data)
-        loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
-        if reason := loop.ended(step):
-            return Result(step, loop.patience.best, reason)
-        metrics = Metrics(run.folder, run.train.steps, step, progress=progress)
-        with jax.set_mesh(mesh), closing(metrics) as loop.metrics, StopSignal() as stop:
-            loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
-            return loop.run_steps(state, stop)
+    require_memory(state_bytes(program), "parameters, gradients and optimizer", _LESS)
+    stop, step = StopSignal(), 0
+    try:  # the folder comes after all checks: a mistake leaves nothing behind
+        with memory_errors(_LESS), stop, closing(data), claimed(run, tokenizer) as claim:
+            stop.clean_up = claim.withdraw
+            with closing(Checkpoints(run.folder, keep=run.train.keep)) as checkpoints:
+                state, memory = _start(run, program, checkpoints, data, verify)
+                loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
+                if reason := loop.ended(step):
+                    return Result(step, loop.patience.best, reason)
+                metrics = Metrics(run.folder, run.train.steps, step, progress=progress)
+                with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
+                    loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
+                    stop.begin()
+                    return loop.run_steps(state, stop, claim)
+    except Interrupted:
+        return Result(step, math.inf, stop.name)
 
 
 def _start(
-    run: Run, program: Program, checkpoints: Checkpoints, data: TrainIterator
-) -> tuple[State, dict[str, Any]]:
+    run: Run, program: Program, checkpoints: Checkpoints, data: TrainIterator, verify: bool
+) -> tuple[State, Memory]:
     """The state to go on from and the loop's memory; the data are set to where they stopped."""
-    restored = checkpoints.restore(program.abstract)
+    restored = checkpoints.restore(program.abstract, Host, verify=verify)
     if restored:
         state, host = restored
         data.set_state(host["data"])
@@ -105,18 +145,18 @@ def _start(
     params = None
     if run.init_from:
         base = load_run(run.init_from)
-        params, step = load_params(run.init_from, base, program.mesh)
+        params, step = load_params(run.init_from, base, program.mesh, verify=verify)
         if run.task and not base.task:
             params = {"backbone": params}
         log.info("starting from %s, step %d", run.init_from, step)
-    return init_state(run, program, params), {}
+    return init_state(run, program, params), {"waited": 0, "skipped": 0}
 
 
 class Loop:
     """The state of one process of training beside the arrays: compiled steps, sinks, memory."""
 
     metrics: Metrics
-    step_fn: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    step_fn: Any
     eval_fn: Callable[[dict, Batch], tuple[dict[str, jax.Array], Any]]
     memory_fn: Callable[[], Any]
 
@@ -127,12 +167,12 @@ class Loop:
         checkpoints: Checkpoints,
         data: TrainIterator,
         validation: Iterable[Batch],
-        memory: dict[str, Any],
+        memory: Memory,
     ) -> None:
         self.run, self.program, self.checkpoints = run, program, checkpoints
         self.data, self.validation = data, validation
-        self.patience = Patience(run.train.patience, memory.get("best", math.inf), memory.get("waited", 0))
-        self.skipped, self.bad = memory.get("skipped", 0), 0
+        self.patience = Patience(run.train.patience, memory.get("best", math.inf), memory["waited"])
+        self.skipped, self.bad = memory["skipped"], 0
         self.layout = batch_sharding(program.mesh)
         self.part = process_rows(self.layout, run.train.batch_size)
         self.meter = Meter(
@@ -161,6 +201,7 @@ class Loop:
         times.append(time.perf_counter())
         self.step_fn = lowered.compile()
         times.append(time.perf_counter())
+        self.require_room()
         names = ("trace_seconds", "lower_seconds", "compile_seconds")
         seconds = {n: round(b - a, 3) for n, a, b in zip(names, times, times[1:], strict=False)}
         self.metrics.write(int(state.step), {"event": "compiled", **seconds})
@@ -173,11 +214,17 @@ class Loop:
             out_shardings=self.layout,
         )
 
+    def require_room(self) -> None:
+        """Refuse a step whose temporary arrays have no place beside the state, before it runs."""
+        if (sizes := self.step_fn.memory_analysis()) is not None:
+            devices, temporary = self.program.mesh.local_devices, sizes.temp_size_in_bytes
+            require_memory(dict.fromkeys(devices, temporary), "temporary arrays of a step", _LESS)
+
     def ended(self, step: int) -> str:
         """Why there is no step after this one, or nothing."""
         return "patience" if self.patience.over else "finished" if step >= self.run.train.steps else ""
 
-    def run_steps(self, state: State, stop: StopSignal) -> Result:
+    def run_steps(self, state: State, stop: StopSignal, claim: Claim) -> Result:
         """Steps until the end, early stopping or a signal."""
         train, step, pending = self.run.train, int(state.step), None
         saved, reason = step if step else None, ""
@@ -191,13 +238,16 @@ class Loop:
             done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None
             if pending:
                 self.report(*pending)
+                claim.keep()
             pending = (step, metrics, done)
             stopping, last = stop.seen(step, train.log_every), step == train.steps
             evaluating = last or step % train.eval_every == 0
             saving = last or stopping or step % train.save_every == 0
             if evaluating or saving:  # a checkpoint's own step is on record before it is written
                 self.report(*pending)
+                claim.keep()
                 pending = None
+                self.require_finite(step, state)
             score = self.evaluate(step, state) if evaluating else None
             best = score is not None and self.patience.update(score)
             reason = self.ended(step) or (stop.name or "another process's signal" if stopping else "")
@@ -219,7 +269,7 @@ class Loop:
           score: what `evaluate` returned, if that is the lowest so far.
           whole: or the parameters alone, see `Train.best_holds`.
         """
-        memory = {"waited": self.patience.waited, "skipped": self.skipped}
+        memory: Memory = {"waited": self.patience.waited, "skipped": self.skipped}
         if math.isfinite(self.patience.best):  # JSON has no infinity
             memory["best"] = self.patience.best
         self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, score, whole=whole)
@@ -238,13 +288,8 @@ class Loop:
         self.bad = int(values["bad_steps"])
         self.skipped += self.bad > 0
         if self.bad >= train.max_bad_steps:
-            self.checkpoints.finish()
-            steps = self.checkpoints.whole_steps()
-            last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise Diverged(
-                f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not "
-                f"finite; {last} in {self.run.folder}: "
-                "lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data."
+            raise self.diverged(
+                f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not finite"
             )
         if step % train.log_every and step != train.steps and step > 1:
             return
@@ -256,6 +301,21 @@ class Loop:
         self.metrics.write(step, record)
         speed = f"{record['tokens_per_second']:,.0f} tok/s mfu {record['mfu']:.0%}"
         self.metrics.note(f"loss {record['loss']:.3f} {speed}", done=step)
+
+    def require_finite(self, step: int, state: State) -> None:
+        """Refuse parameters that are NaN or infinite before they are measured or saved."""
+        if bad := not_finite(measure(state.params)):
+            raise self.diverged(f"at step {step} parameters are NaN or infinite: {bad} (numbers of elements)")
+
+    def diverged(self, words: str) -> Diverged:
+        """The error that ends the run; it names the last good checkpoint, which is on disk by then."""
+        self.checkpoints.finish()
+        steps = self.checkpoints.whole_steps()
+        last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return Diverged(
+            f"{words}; {last} in {self.run.folder}: "
+            "lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data."
+        )
 
     def evaluate(self, step: int, state: State) -> float:
         """The `Train.best_by` of the state: validation loss (nats a target), or share of targets missed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import math
 import time
@@ -14,10 +13,12 @@ from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxgpt.files import write_text
+from jaxgpt.errors import UserError
+from jaxgpt.files import Count, finite, parse_json, to_json, write_text
 from jaxgpt.report import run_report
 
 log = logging.getLogger(__name__)
@@ -156,10 +157,12 @@ class Metrics:
         """One record of `metrics.jsonl`, and its numbers to TensorBoard."""
         if self.file is None:
             return
-        # JSON has neither NaN nor infinity.
-        shown = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self.file.write(json.dumps({"step": step, **shown}, allow_nan=False) + "\n")
-        self.file.flush()
+        shown = finite(dict(record))
+        try:
+            self.file.write(to_json({"step": step, **shown}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.file.name) from None
         if self.board is not None:
             for name, value in shown.items():
                 if isinstance(value, int | float):
@@ -174,24 +177,35 @@ class Metrics:
         """Flush, draw and stop."""
         self.bar.stop()
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # what could not be written was said when it was
+                self.file.close()
         if self.board is not None:
             self.board.close()
         self.draw()
+
+
+class _Record(msgspec.Struct):
+    """What matters of a record here."""
+
+    step: Count
+    event: str = ""
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Remove the records of what will be done again, and a last line that was cut off."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
+    kept, damaged = [], 0
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, _Record, f"{path}, line {number}", "it is left out")
+        except UserError:
+            damaged += bool(line.strip())
             continue
-        if record["step"] < step or (record["step"] == step and "event" not in record):
-            kept.append(line + "\n")
+        if record.step < step or (record.step == step and not record.event):
+            kept.append(line.decode() + "\n")
+    if damaged > 1:  # one may be the last, cut off with the process
+        log.warning("%s: %d lines are damaged and left out", path, damaged)
     write_text(path, "".join(kept))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,3 +100,13 @@ def init_state(run: Run, program: Program, params: dict | None = None) -> State:
             compiler_options=options,
         )
         return born(jax.random.key(run.train.seed), params or {})
+
+
+def state_bytes(program: Program) -> dict[jax.Device, int]:
+    """Bytes that each device of this process needs at least: the state, and the gradients beside it."""
+    learned, _ = program.split(program.abstract.params)
+    size = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves((program.abstract, learned))
+    )
+    return dict.fromkeys(program.mesh.local_devices, size)
