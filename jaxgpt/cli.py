@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxgpt import __version__
 from jaxgpt.cluster import several, supervise
+from jaxgpt.streams import steady_streams
 
 
 class Command(NamedTuple):
@@ -57,6 +58,8 @@ USAGE_ERROR = 2
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if argv is None:
+        steady_streams()
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
@@ -95,14 +98,20 @@ def usage(names: list[str] | None = None) -> str:
 
 def _run(name: str, args: list[str]) -> int:
     computes = COMMANDS[name].jax and not {"-h", "--help"} & set(args)
-    if computes and several():
-        return supervise(functools.partial(_call, name, args, computes))
-    return _call(name, args, computes)
+    from jaxgpt.errors import UserError
+
+    try:
+        together = computes and several()
+    except UserError as error:
+        print(f"jaxgpt: {error}", file=sys.stderr)
+        return error.exit_code
+    call = functools.partial(_call, name, args, computes)
+    return supervise(call) if together else call()
 
 
 def _call(name: str, args: list[str], computes: bool) -> int:
     from jaxgpt.config import parse_args
-    from jaxgpt.errors import UserError
+    from jaxgpt.errors import UserError, system_fix
 
     command = COMMANDS[name]
     try:
@@ -128,7 +137,7 @@ def _call(name: str, args: list[str], computes: bool) -> int:
         if error.strerror is None or os.environ.get("JAXGPT_LOG", "").upper() == "DEBUG":
             raise
         where = f"{error.filename or 'the output'} cannot be used ({error.strerror})"
-        print(f"jaxgpt: {where}; check the path, its rights and the free space.", file=sys.stderr)
+        print(f"jaxgpt: {where}; {system_fix(error.errno)}.", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("jaxgpt: interrupted", file=sys.stderr)

@@ -18,8 +18,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NamedTuple
+
+from jaxgpt.errors import require
+from jaxgpt.streams import steady_text
 
 PEER_ENDED = 4
 """Exit code: another process of the cluster ended, or cannot be reached any more."""
@@ -46,9 +50,71 @@ def several() -> bool:
     """
     return (
         "JAX_COORDINATOR_ADDRESS" in os.environ
-        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        or (_number("SLURM_NTASKS") or 1) > 1
+        or (_number("OMPI_COMM_WORLD_SIZE") or 1) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     )
+
+
+class Place(NamedTuple):
+    """What the launcher says of this process; None where JAX finds it out itself."""
+
+    coordinator: str | None
+    count: int | None
+    index: int | None
+
+
+def place() -> Place:
+    """The place of this process among the others, by the variables that launch/local.sh sets.
+
+    Raises:
+      UserError: one is malformed, or they contradict each other.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        require(
+            bool(host) and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 2**16,
+            f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be HOST:PORT of the first process.",
+        )
+    require(count != 0, "JAX_NUM_PROCESSES is 0; it must be at least 1.")
+    require(
+        count is None or index is None or index < count,
+        f"JAX_PROCESS_ID is {index}, of JAX_NUM_PROCESSES {count}; it must be from 0 to {(count or 0) - 1}.",
+    )
+    return Place(address, count, index)
+
+
+def _number(name: str) -> int | None:
+    """A whole number that a launcher sets; None where it does not."""
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    require(
+        value.isascii() and value.isdecimal() and len(value) < 8,
+        f"{name} is {value!r:.80}; it must be a whole number, as its launcher sets it.",
+    )
+    return int(value)
+
+
+@contextlib.contextmanager
+def told_while(words: str, seconds: float = 10.0) -> Iterator[None]:
+    """Say on standard error what is being waited for, every so many seconds."""
+    done = threading.Event()
+
+    def tell() -> None:
+        since = time.monotonic()
+        while not done.wait(seconds):
+            print(f"jaxgpt: {words}, {time.monotonic() - since:.0f} s so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def supervise(work: Callable[[], int]) -> int:
@@ -148,7 +214,7 @@ def _work(work: Callable[[], int], runtime_output: int) -> int:
     """Standard output and error stay Python's; what the runtime writes there goes to the parent."""
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", errors=sys.stdout.errors)
-    sys.stderr = os.fdopen(os.dup(2), "w", encoding="utf-8", errors=sys.stderr.errors, buffering=1)
+    sys.stderr = steady_text(os.dup(2), sys.stderr)
     for number in (1, 2):
         os.dup2(runtime_output, number)
     os.close(runtime_output)

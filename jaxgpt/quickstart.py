@@ -23,6 +23,7 @@ from rich.table import Table
 from jaxgpt.config import GPT, Chat, Compute, Optim, Run, Text, Train
 from jaxgpt.errors import UserError
 from jaxgpt.files import parse_json, read_json, write_json, write_jsonl
+from jaxgpt.lock import LOCK, owned
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def quickstart(*, workdir: Path = Path("quickstart")) -> int:
     """
     say = Console(stderr=True, highlight=False).print
     _claim(workdir)
-    with _clock(workdir):
+    with owned(workdir), _clock(workdir):
         say("[bold]1/6[/] reading the documentation installed with Python")
         _write_corpus(workdir)
         say("[bold]2/6[/] training a tokenizer and writing shards of token ids")
@@ -179,7 +180,7 @@ def _claim(workdir: Path) -> None:
     """Make the folder, or refuse one that holds something else."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {str(workdir)!r} is a file; give a folder.")
-    if workdir.exists() and any(workdir.iterdir()) and not (workdir / STATE).exists():
+    if workdir.exists() and any(p.name != LOCK for p in workdir.iterdir()) and not (workdir / STATE).exists():
         raise UserError(
             f"workdir {str(workdir)!r} holds other files; give an empty or new folder with --workdir."
         )
@@ -216,11 +217,12 @@ def _prepare(workdir: Path) -> None:
 
 def _train(run: Run) -> None:
     from jaxgpt.train import loop
+    from jaxgpt.train.signals import STOPPED_BY_SIGNAL
 
     result = loop.train(run)
     if result.reason not in ("finished", "patience"):
         log.warning("stopped by %s; run the same command to go on", result.reason)
-        raise SystemExit(loop.STOPPED_BY_SIGNAL)
+        raise SystemExit(STOPPED_BY_SIGNAL)
 
 
 def _evaluate(workdir: Path, pretrain: Run, tune: Run) -> tuple[dict[str, Any], dict[str, list]]:

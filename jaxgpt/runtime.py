@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jax
 
-from jaxgpt.cluster import HEARTBEAT, several
-from jaxgpt.errors import UserError, require
+from jaxgpt.cluster import HEARTBEAT, place, several, told_while
+from jaxgpt.errors import UserError, library_errors, require
 
 try:
     import resource
@@ -57,8 +57,8 @@ def require_platform() -> None:
     except RuntimeError as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
-            f"JAX_PLATFORMS is {asked!r}, and JAX found no such devices ({_first_line(error)}); it can be cpu, "
-            "cuda, rocm or tpu, whose extra is installed, or several with commas; unset it to take what is there."
+            f"JAX_PLATFORMS is {asked!r}, and JAX found no such devices ({_first_line(error)}); allowed: "
+            "cpu, cuda, rocm, tpu, or several with commas; unset it to take what is there."
         ) from None
 
 
@@ -70,18 +70,29 @@ def _keep_programs() -> None:
 
 
 def _join_cluster() -> None:
-    """Connect to the other processes where a launcher started several."""
+    """Connect to the other processes where a launcher started several.
+
+    Raises:
+      UserError: what the launcher says is malformed, or the others do not come.
+    """
     if not several():
         return
     # What it is for, a notice before a machine goes, our own handler of SIGTERM does; and until that
     # is there, JAX's would only keep the signal from ending the process.
     jax.config.update("jax_enable_preemption_service", False)
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    jax.distributed.initialize(
-        num_processes=int(count) if count else None,
-        process_id=int(index) if index else None,
-        heartbeat_timeout_seconds=HEARTBEAT,
-    )
+    own = place()
+    whom = f"the coordinator at {own.coordinator}" if own.coordinator and own.index else "the other processes"
+    with (
+        told_while(f"waiting for {whom}"),
+        library_errors(
+            "the processes of this job could not be connected",
+            "look at the output of the others and at the launcher's variables (JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID say it by hand)",
+        ),
+    ):
+        jax.distributed.initialize(
+            num_processes=own.count, process_id=own.index, heartbeat_timeout_seconds=HEARTBEAT
+        )
     if jax.process_index() != 0:  # all of them have the same to say, and it is wanted once
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
@@ -129,8 +140,8 @@ def require_memory(needed: Mapping[jax.Device, int], what: str, fix: str) -> Non
     for size, free, where in rooms:
         require(
             free is None or size <= free,
-            f"{what} need at least {size / 2**30:.4g} GiB of memory {where}, and {(free or 0) / 2**30:.4g} GiB "
-            f"are free; {fix}.",
+            f"{what} need at least {size / 2**30:.4g} GiB of memory {where}, and "
+            f"{(free or 0) / 2**30:.4g} GiB are free; {fix}.",
         )
 
 

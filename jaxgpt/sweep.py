@@ -9,7 +9,7 @@ import math
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NotRequired, TypedDict
@@ -17,6 +17,7 @@ from typing import Any, NotRequired, TypedDict
 from jaxgpt.config import Run, load_sweep, override, to_json
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import Count, check_json, read_json, require_writable, write_json, write_text
+from jaxgpt.lock import owned
 from jaxgpt.report import points, read_metrics
 from jaxgpt.report.page import drawable
 from jaxgpt.report.sweep import Row, markdown, print_rows, write_sweep
@@ -119,14 +120,32 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
     Returns:
       The exit code; see `sweep`.
     """
+    import jax
+
     from jaxgpt.train.hooks import check_folder
-    from jaxgpt.train.loop import STOPPED_BY_SIGNAL
+    from jaxgpt.train.signals import STOPPED_BY_SIGNAL
 
     for name in chosen:  # before anything is written: the table of what is there may be all that is wanted
         check_folder(runs[name])
     folder = Path(next(iter(runs.values())).runs)
     require_writable(folder)
-    rows, stopped = _held_rows(runs, folder), ""
+    with owned(folder) if jax.process_index() == 0 else nullcontext():
+        rows = _held_rows(runs, folder)
+        stopped = _train_all(runs, chosen, rows, folder, words)
+    states = [rows[name]["state"] for name in chosen]
+    done, failed = sum(state in DONE for state in states), states.count("failed")
+    then = f"{stopped}; run the same command to go on" if stopped else f"see {folder / 'sweep.html'}"
+    counts = f"{done} of {len(chosen)} runs done" + f", {failed} failed" * bool(failed)
+    print_rows(list(rows.values()))
+    print(f"{folder}: {counts}{_best_words([rows[name] for name in chosen])}; {then}")
+    return STOPPED_BY_SIGNAL if stopped else 3 if failed else 0
+
+
+def _train_all(
+    runs: Mapping[str, Run], chosen: Sequence[str], rows: dict[str, Row], folder: Path, words: str
+) -> str:
+    """Train the chosen runs and note in `rows` what came of each; says why if it was stopped."""
+    stopped = ""
     # Within a run a signal saves first (`StopSignal`); between two, nothing is left to be saved.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -146,13 +165,7 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
         stopped = "stopped before a run had begun"
     finally:
         signal.signal(signal.SIGTERM, before)
-    states = [rows[name]["state"] for name in chosen]
-    done, failed = sum(state in DONE for state in states), states.count("failed")
-    then = f"{stopped}; run the same command to go on" if stopped else f"see {folder / 'sweep.html'}"
-    counts = f"{done} of {len(chosen)} runs done" + f", {failed} failed" * bool(failed)
-    print_rows(list(rows.values()))
-    print(f"{folder}: {counts}{_best_words([rows[name] for name in chosen])}; {then}")
-    return STOPPED_BY_SIGNAL if stopped else 3 if failed else 0
+    return stopped
 
 
 def _train(run: Run) -> Row:

@@ -85,8 +85,8 @@ def require_fit(held: Shapes, wanted: Shapes, what: str) -> None:
     raise UserError(
         f"{what} is whole but of another structure than this config and code make: "
         f"{'; '.join(differ[:_SHOWN])}{more} ({len(held)} arrays there, {len(wanted)} here); it is left as "
-        "it is: bring back the config and the versions that made it (config.json names them), or give this run "
-        "another name."
+        "it is: bring back the config and the versions that made it (config.json names them), or give this "
+        "run another name."
     )
 
 

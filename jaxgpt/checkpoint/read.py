@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from jaxgpt.checkpoint.checksum import Sums, digest, measure, shapes_of
 from jaxgpt.checkpoint.damage import Damaged, Shapes, as_damage, changed, not_finite, require_fit
-from jaxgpt.errors import UserError
+from jaxgpt.errors import NotFinite, UserError
 from jaxgpt.files import parse_json
 
 log = logging.getLogger(__name__)
@@ -140,11 +140,8 @@ def _verify(folder: Path, trees: Mapping[str, Any], sums: Sums | None) -> None:
         if sums is not None and (differ := changed(leaves, sums["arrays"][name])):
             raise Damaged(f"checksums of {name} differ: {differ}")
         if name == "params" and (bad := not_finite(leaves)):
-            raise UserError(
-                f"checkpoint {folder.name} of {folder.parents[1]} holds parameters that are NaN or infinite: "
-                f"{bad} (numbers of elements); use another checkpoint, or train again with a lower "
-                "optim.peak_lr."
-            )
+            where = f"checkpoint {folder.name} of {folder.parents[1]}"
+            raise NotFinite(f"in {where} elements of parameters, namely {bad}, are")
 
 
 def trusted_score(path: Path) -> bool:

@@ -36,6 +36,7 @@ from jaxgpt.config import (
 )
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import read_json, require_writable, write_json
+from jaxgpt.sample.settings import Verify
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ def export(
     folder: ModelFolder,
     *,
     checkpoint: str = "best",
+    verify: Verify = True,
     dtype: Literal["", "float32", "bfloat16", "float16"] = "",
     max_shard_size: str = "5GB",
     mesh: Mesh = ONE_DEVICE,
@@ -206,7 +208,7 @@ def export(
         family = read_config(files.read_json(origin / files.CONFIG), str(origin / files.CONFIG))[0]
         dtypes = read_json(origin / TENSORS, dict[str, DType], "restore it or import the model again")
     require_writable(target.parent)
-    trained = load_trained(source, which=checkpoint, mesh=mesh)
+    trained = load_trained(source, which=checkpoint, mesh=mesh, verify=verify)
     words = trained.tokenizer
     entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
     size = sum(entry.size for entry in entries)

@@ -18,6 +18,7 @@ from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Te
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import require_writable, to_json, write_json
 from jaxgpt.report import run_report
+from jaxgpt.sample.settings import Verify
 
 if TYPE_CHECKING:
     from jaxgpt.evals.tasks import Figure
@@ -98,6 +99,7 @@ def evaluate(
     tasks: str = "",
     chat: Switch = False,
     checkpoint: str = "best",
+    verify: Verify = True,
     limit: int = 0,
     batch_size: int = 0,
     mesh: Mesh = ONE_DEVICE,
@@ -135,7 +137,7 @@ def evaluate(
     settings = Settings(split, stride, memory, limit, batch_size)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _check(settings, bool(text), names)
-    trained = _load(run, checkpoint, mesh, settings)
+    trained = _load(run, checkpoint, mesh, verify, settings)
     rows = batch_size or (32 if text or names else trained.run.train.batch_size)
     settings = replace(settings, batch_size=rows)
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
@@ -180,11 +182,11 @@ def _check(settings: Settings, text: bool, names: list[str]) -> None:
     )
 
 
-def _load(run: str, checkpoint: str, mesh: Mesh, settings: Settings) -> Trained:
+def _load(run: str, checkpoint: str, mesh: Mesh, verify: bool, settings: Settings) -> Trained:
     load_run(run)  # a wrong name needs no jax to be told
     from jaxgpt.sample.load import load_trained
 
-    trained = load_trained(run, which=checkpoint, mesh=mesh)
+    trained = load_trained(run, which=checkpoint, mesh=mesh, verify=verify)
     if settings.memory is None:
         return trained
     model = trained.run.model

@@ -17,7 +17,7 @@ import tyro
 from jaxgpt.config import ONE_DEVICE, Mesh, load_run
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import to_json
-from jaxgpt.sample.settings import Asked, Sampling
+from jaxgpt.sample.settings import Asked, Sampling, Verify
 
 if TYPE_CHECKING:
     from jaxgpt.sample.generate import Generator, Token
@@ -53,6 +53,7 @@ def sample(
     system: str = "",
     json: Switch = False,
     checkpoint: str = "best",
+    verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
     batch_size: int = 64,
 ) -> None:
@@ -96,7 +97,7 @@ def sample(
     )
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
-    generator = _load(run, checkpoint, mesh)
+    generator = _load(run, checkpoint, mesh, verify)
     if as_chat:
         asked = _dialogues(generator, texts, system)
     else:
@@ -190,6 +191,7 @@ def chat(
     seed: int = 0,
     stop: Repeated = (),
     checkpoint: str = "best",
+    verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
 ) -> None:
     """Talk with a trained model, one line a turn; standard input may be a pipe.
@@ -220,7 +222,7 @@ def chat(
     _check(max_new_tokens=max_new_tokens)
     require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
-    generator = _load(run, checkpoint, mesh)
+    generator = _load(run, checkpoint, mesh, verify)
     _note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
     settings = {
         "sampling": sampling.settle(generator.tokenizer.sampling, CHAT_DEFAULT),
@@ -319,10 +321,10 @@ def _read_turns() -> Iterator[str]:
             yield line
 
 
-def _load(run: str, checkpoint: str, mesh: Mesh) -> Generator:
+def _load(run: str, checkpoint: str, mesh: Mesh, verify: bool) -> Generator:
     from jaxgpt.sample.generate import Generator
 
-    return Generator.load(run, which=checkpoint, mesh=mesh)
+    return Generator.load(run, which=checkpoint, mesh=mesh, verify=verify)
 
 
 def _dialogues(generator: Generator, texts: Iterable[str], system: str) -> dict[str, Any]:

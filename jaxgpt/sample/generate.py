@@ -114,13 +114,16 @@ class Generator:
             self.params = prepare(self.model, self.compute, self.target, params)
 
     @classmethod
-    def load(cls, folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Generator:
+    def load(
+        cls, folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE, verify: bool = True
+    ) -> Generator:
         """The generator of a run's folder.
 
         Args:
           folder: of the run.
           which: checkpoint: `best` on validation data, `newest`, or a step number.
           mesh: devices to spread the model over.
+          verify: see `load_trained`.
         """
         run = load_run(folder)
         writes = isinstance(run.objective, CausalLM) and run.task is None
@@ -129,7 +132,7 @@ class Generator:
             f"{folder} holds a {type(run.model).__name__} trained on {type(run.objective).__name__}(), which "
             "writes no text; `jaxgpt eval` measures it, and sampling needs a run of CausalLM().",
         )
-        trained = load_trained(folder, which=which, mesh=mesh)
+        trained = load_trained(folder, which=which, mesh=mesh, verify=verify)
         parts = (run.model, run.compute, trained.params, trained.tokenizer)
         return cls(*parts, mesh=trained.mesh, bos=trained.bos)
 

@@ -41,20 +41,23 @@ class Trained(NamedTuple):
         return prepared or self.tokenizer.adds_bos
 
 
-def load_trained(folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE) -> Trained:
+def load_trained(
+    folder: str | Path, *, which: str = "best", mesh: Mesh = ONE_DEVICE, verify: bool = True
+) -> Trained:
     """A run's checkpoint.
 
     Args:
       folder: the run's folder.
       which: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
+      verify: compare the checkpoint's checksums, and refuse parameters that are not finite.
 
     Raises:
       UserError: no run, no such checkpoint, or a mesh that does not fit the model or this machine.
     """
     run, folder = load_run(folder), Path(folder)
     tokenizer, placed = load_tokenizer(folder / "tokenizer"), sampling_mesh(run, mesh)
-    params, step = load_params(folder, run, placed, which)
+    params, step = load_params(folder, run, placed, which, verify=verify)
     log.info("checkpoint: step %s of %s", step, folder)
     return Trained(folder, run, params, tokenizer, placed, step)
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from jaxgpt.errors import UserError, require
 
 log = logging.getLogger(__name__)
+
+Verify = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.arg(help="load without comparing the checkpoint's checksums or looking for NaN in it"),
+]
+"""The option --no-verify of every command that loads a checkpoint."""
 
 GREEDY_BELOW = 1e-6
 """Temperatures under this are taken as 0: dividing by them would overflow float32."""

@@ -254,7 +254,8 @@ class Loop:
             # In the middle of bad steps the parameters may be what is bad: keep those before.
             whole = bool(reason) or (saving and self.bad == 0)
             if best or whole:
-                whole = whole or train.best_holds == "all"
+                # A run that has a checkpoint has one to go on from.
+                whole = whole or train.best_holds == "all" or not self.checkpoints.whole_steps()
                 self.save(state, score if best else None, whole)
                 saved = step if whole else saved
         self.checkpoints.finish()

@@ -25,7 +25,7 @@ from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prompt_ids
 from jaxgpt.text.tokenizer import ByteTokenizer
-from jaxgpt.train.hooks import check_base, claim_folder
+from jaxgpt.train.hooks import check_base, claimed
 
 SIZE = ByteTokenizer().vocab_size + 1
 MODERN = GPT(
@@ -174,7 +174,7 @@ def test_an_import_is_a_run_to_sample_and_to_start_from(run: Path) -> None:
     after = Run(name="after", model=held.model, init_from=str(run))
     check_base(after, ByteTokenizer())
     with pytest.raises(UserError, match=f"--init-from {run}"):
-        claim_folder(held, ByteTokenizer())
+        claimed(held, ByteTokenizer()).__enter__()
 
 
 def test_import_onto_eight_devices_writes_the_same_run(llama: Path, run: Path) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import MIXED, ONE, assert_same, mesh
-from tiny_runs import STEPS, command, copy, curve, records, restore, saved
+from tiny_runs import STEPS, command, copy, curve, records, restore, saved, tree
 
 from jaxgpt.checkpoint import Checkpoints, SaveError, load_params
 from jaxgpt.cli import main
@@ -161,17 +161,21 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_if_nothing_had_happened(
     assert again[1] == first[1]
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_starts_over_and_says_so(
-    trained, text_config, tmp_path, caplog
-) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_never_starts_over(trained, tmp_path, caplog) -> None:
     folder = copy(trained, tmp_path)
     for step in saved(folder):
         DAMAGES["parameters gone"](folder / "checkpoints" / str(step))
-    assert main(["train", str(text_config), "--runs", str(tmp_path)]) == 0
+    before = tree(folder)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"every checkpoint of .* is damaged .12, 9. and left as it is"):
+            restore(folder)
     assert "checkpoint 9 is damaged" in caplog.text
-    assert "starting over" in caplog.text
-    assert curve(folder) == curve(trained)
-    assert_same(restore(folder)[0], restore(trained)[0])
+    assert tree(folder) == before
+    (folder / "damaged").mkdir()
+    for step in saved(folder):
+        (folder / "checkpoints" / str(step)).rename(folder / "damaged" / f"{step}-1")
+    with pytest.raises(UserError, match=r"every checkpoint of .* was damaged and is in .*to start over"):
+        restore(folder)
 
 
 def test_a_damaged_validation_loss_costs_no_checkpoint(trained, tmp_path, caplog) -> None:

@@ -172,23 +172,27 @@ def test_early_stopping_stops_after_its_patience(stopped) -> None:
     assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == 2
 
 
-def test_a_best_checkpoint_of_parameters_alone_is_loaded_and_never_resumed_from(
-    corpus, tmp_path, caplog
-) -> None:
-    few = replace(WAITING, steps=4, save_every=3, patience=0, best_holds="params")
+def test_a_best_checkpoint_of_parameters_alone_is_loaded_and_never_resumed_from(corpus, tmp_path) -> None:
+    few = replace(WAITING, steps=7, save_every=3, eval_every=4, patience=0, best_holds="params")
     run = text_run(corpus, tmp_path, optim=FLAT, train=few)
     loop.train(run)
-    assert saved(run.folder) == [2, 3, 4]  # the best, and the newest two
+    assert saved(run.folder) == [4, 6, 7]  # the best, and the newest two
     checkpoints = run.folder / "checkpoints"
-    assert [step for step in (2, 3, 4) if (checkpoints / str(step) / "rest").exists()] == [3, 4]
-    assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == 2
-    before = records(run.folder)
-    for step in (3, 4):
+    assert [step for step in (4, 6, 7) if (checkpoints / str(step) / "rest").exists()] == [6, 7]
+    assert load_params(run.folder, run, mesh(run.mesh.resolve(8)))[1] == 4
+    for step in (6, 7):
         shutil.rmtree(checkpoints / str(step))
-    assert loop.train(run).reason == "finished"
-    assert "holds parameters alone and no state to resume from; starting over" in caplog.text
-    assert [r["loss"] for r in records(run.folder)] == [r["loss"] for r in before]
-    assert saved(run.folder) == [2, 3, 4]
+    with pytest.raises(UserError, match=r"holds parameters alone .step 4. and no state to resume from"):
+        loop.train(run)
+    assert saved(run.folder) == [4]
+
+
+def test_the_first_checkpoint_can_be_resumed_from(corpus, tmp_path) -> None:
+    """Also the best one of a run whose best ones hold parameters alone: it never has to start over."""
+    few = replace(WAITING, steps=6, save_every=6, eval_every=2, patience=0, best_holds="params", keep=3)
+    run = text_run(corpus, tmp_path, optim=FLAT, train=few)
+    loop.train(run)
+    assert [step for step in (2, 6) if (run.folder / f"checkpoints/{step}/rest").exists()] == [2, 6]
 
 
 def test_the_best_may_be_that_of_the_fewest_errors(corpus, tmp_path) -> None:

@@ -46,7 +46,7 @@ import signal
 import sys
 
 from jaxgpt.config import load
-from jaxgpt.train import hooks
+from jaxgpt.train import signals
 from jaxgpt.train.metrics import Metrics
 
 plain = Metrics.write
@@ -70,7 +70,7 @@ def config():
     if os.environ.get("FAULT"):
         global event, text, name
         event, text, name = os.environ["FAULT"].split("|")
-        Metrics.write, hooks.ONE_PRESS = write, 0.0
+        Metrics.write, signals.ONE_PRESS = write, 0.0
         sys.addaudithook(strike)
     return load({run!r})
 '''
