@@ -82,7 +82,7 @@ def measure(tree: Any) -> Leaves:
     arrays = jax.tree.leaves(tree)
     if not arrays:
         return {}
-    layout = getattr(arrays[0], "sharding", None)
+    layout: Any = getattr(arrays[0], "sharding", None)
     out = replicated(layout.mesh) if isinstance(layout, NamedSharding) else None
     numbers = np.asarray(_program(out)(arrays)).tolist()
     shapes = shapes_of(tree).items()
