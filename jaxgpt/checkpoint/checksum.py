@@ -83,7 +83,8 @@ def measure(tree: Any) -> Leaves:
     if not arrays:
         return {}
     layout: Any = getattr(arrays[0], "sharding", None)
-    out = replicated(layout.mesh) if isinstance(layout, NamedSharding) else None
+    mesh: Any = layout.mesh if isinstance(layout, NamedSharding) else None
+    out = None if mesh is None else replicated(mesh)
     numbers = np.asarray(_program(out)(arrays)).tolist()
     shapes = shapes_of(tree).items()
     return {path: Leaf(*shape, *pair) for (path, shape), pair in zip(shapes, numbers, strict=True)}
