@@ -126,7 +126,7 @@ def test_a_changed_element_that_the_files_do_not_tell_of_is_found_by_its_name(st
     made = make_sums(sums["arrays"], {"row": 24}, {"score": 2.5})
     path.write_text(json.dumps(made))
     try:
-        with pytest.raises(Damaged, match="checksums of params differ: bfloat16$"):
+        with pytest.raises(Damaged, match=r"checksums of params differ: bfloat16$"):
             read(step)
         path.write_text(json.dumps(sums))  # and a record that was changed, by its own
         with pytest.raises(Damaged, match="its checksums are not those that were saved"):
