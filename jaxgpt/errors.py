@@ -31,6 +31,14 @@ class NotFinite(UserError):
         )
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """A value for a message: its beginning where it is long."""
+    try:
+        return f"{value!r:.{most}}"
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint such as `; did you mean 'width'?`, or the list of what is allowed when nothing is near."""
     names = sorted(allowed)

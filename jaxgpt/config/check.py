@@ -7,11 +7,15 @@ import functools
 import math
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, TypeVar
 
-from jaxgpt.errors import require, require_known
+from jaxgpt.config.bounds import check_bounds
+from jaxgpt.errors import UserError, nearest, require, require_known, shown
 
 T = TypeVar("T")
+STORED = "stored"
+"""In a field's metadata: what a record means that was written before there was this field."""
 
 
 def check_types(part: Any, where: str) -> None:
@@ -40,8 +44,12 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
-    shown = where or "config"
+    name = where or "config"
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _parse(args[0], value, where)
+        check_bounds(hint, value, name)
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -49,45 +57,66 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         if len(options) == 1:
             return _parse(options[0], value, where)
         named = {o.__name__: o for o in options}
-        require(isinstance(value, dict), f"{shown} is {value!r}; it must be a {' or a '.join(named)}.")
+        if not isinstance(value, dict):
+            raise UserError(f"{name} is {shown(value)}; it must be a {' or a '.join(named)}.")
         kind = value.get("kind")
-        require_known(kind, named, f"{shown}.kind is {kind!r}")
+        _require_one_of(kind, named, f"{name}.kind")
         return _parse(named[kind], value, where)
     if dataclasses.is_dataclass(hint):
         return _parse_dataclass(hint, value, where)
     if origin is Literal:
-        require_known(value, args, f"{shown} is {value!r}")
+        _require_one_of(value, args, name)
         return value
     if origin is tuple:
-        require(isinstance(value, list | tuple), f"{shown} is {value!r}; it must be a list.")
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name} is {shown(value)}; it must be a list.")
         return tuple(_parse(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     fits = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
-    require(fits, f"{shown} is {value!r}; it must be a value of type {hint.__name__}.")
+    if not fits:
+        raise UserError(f"{name} is {shown(value)}; it must be a value of type {hint.__name__}.")
     # JSON has neither NaN nor infinity, and no setting means anything by them.
-    require(hint is not float or math.isfinite(value), f"{shown} is {value}; it must be a finite number.")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number.")
+    if hint is str and not _is_text(value):
+        raise UserError(f"{name} is {shown(value)}; it must be text without NUL and half surrogate pairs.")
     return value
+
+
+def _require_one_of(value: Any, allowed: Collection[Any], name: str) -> None:
+    # Of the type too: True is not 1, and what cannot be hashed or compared is none of them.
+    if not (isinstance(value, str | int) and value in allowed):
+        raise UserError(f"{name} is {shown(value)}{nearest(str(shown(value)), map(str, allowed))}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether files and their names can hold it."""
+    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
 
 
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
-    shown = where or "config"
-    require(isinstance(value, dict), f"{shown} is {value!r}; it must be an object ({kind.__name__}).")
+    name = where or "config"
+    if not isinstance(value, dict):
+        raise UserError(f"{name} is {shown(value)}; it must be an object ({kind.__name__}).")
     hints = _hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}
     given = dict(value)
     tag = given.pop("kind", kind.__name__)
-    require(tag == kind.__name__, f"{shown}.kind is {tag!r}; it must be {kind.__name__!r}.")
-    for name in given:
-        require_known(name, names, f"{shown} has no field {name!r}")
+    if tag != kind.__name__:
+        raise UserError(f"{name}.kind is {shown(tag)}; it must be {kind.__name__!r}.")
+    for key in given:
+        require_known(key, names, f"{name} has no field {shown(key)}")
     prefix = f"{where}." if where else ""
-    parsed = {name: _parse(hints[name], v, prefix + name) for name, v in given.items()}
+    parsed = {key: _parse(hints[key], v, prefix + key) for key, v in given.items()}
     for f in dataclasses.fields(kind):
+        if f.name not in parsed and STORED in f.metadata:
+            parsed[f.name] = f.metadata[STORED]
         has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         require(
             f.name in parsed or has_default,

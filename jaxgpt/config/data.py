@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from jaxgpt.config.check import check_types
+from jaxgpt.config.bounds import Bounds, Part, Rows, Workers
+from jaxgpt.config.check import STORED, check_types
 from jaxgpt.errors import require
+
+Length = Annotated[int, Bounds(2, 2**24)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,17 +18,16 @@ class Text:
 
     path: str
     """The folder."""
-    length: int | None = None
+    length: Length | None = None
     """Tokens a row; None means model.context (model.segment of a Transformer-XL)."""
     contiguous: bool = False
     """Row b of a batch goes on where row b of the batch before ended, as recurrence needs."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read ahead; 0 reads in threads of this process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
         require(bool(self.path), "data.path is empty; give a folder made by `jaxgpt data prepare`.")
-        _check_reading(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +40,11 @@ class Chat:
     """Files, folders or globs."""
     validation: tuple[str, ...] = ()
     """As train; when empty, validation_fraction of the training examples is held out."""
-    validation_fraction: float = 0.05
+    validation_fraction: Part = 0.05
     """Share of the dialogues held out where validation names no files."""
     tokenizer: str = ""
     """A tokenizer folder; empty means that of the run named by init_from."""
-    length: int | None = None
+    length: Length | None = None
     """Tokens a row; None means model.context. Longer dialogues are cut, and counted."""
     prompt: str = ""
     """Field or column of what is given (a path such as `a.b[0].c` reaches into objects and lists), where it
@@ -53,9 +55,9 @@ class Chat:
     """How a dialogue is written: `auto` with the tokenizer's chat template, `none` as plain text, the prompt
     and then its completion. Text of `none` is joined as it stands, so a space or a line between the two must
     be in one of them."""
-    bins: int = 64
+    bins: Rows = 64
     """Rows that first-fit packing keeps open at a time."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read ahead; 0 reads in threads of this process."""
 
     def __post_init__(self) -> None:
@@ -66,12 +68,6 @@ class Chat:
             f"data.prompt is {self.prompt!r} and data.completion {self.completion!r}; name both fields or "
             "neither.",
         )
-        require(
-            0 < self.validation_fraction < 1,
-            f"data.validation_fraction is {self.validation_fraction}; it must be between 0 and 1.",
-        )
-        require(self.bins >= 1, f"data.bins is {self.bins}; it must be at least 1.")
-        _check_reading(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +80,28 @@ class _Files:
     """As train: for `jaxgpt eval --split test` alone."""
     tokenizer: str = ""
     """A tokenizer folder or `byte`; empty means that of the run named by init_from."""
-    length: int | None = None
+    length: Length | None = None
     """Tokens a row; None means model.context."""
-    bins: int = 64
+    bins: Rows = 64
     """Rows that first-fit packing keeps open at a time."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read ahead; 0 reads in threads of this process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
         for name in ("train", "validation"):
             require(len(getattr(self, name)) > 0, f"data.{name} is empty; name at least one file.")
-        require(self.bins >= 1, f"data.bins is {self.bins}; it must be at least 1.")
-        _check_reading(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged(_Files):
-    """Sentences with a tag for every word, in CoNLL column files (IOB1, BIO, BIOES or BMES)."""
+    """Sentences with a tag for every word, in CoNLL column files (IOB1, BIO, BIOES, BILOU or BMES)."""
 
     joiner: str = " "
     """What stands between words; empty where every character is a word, as in Chinese files."""
+    align: Literal["auto", "first", "last"] = field(default="auto", metadata={STORED: "first"})
+    """Which of a word's tokens its tag is predicted at; auto takes the last where the model is causal, since
+    at the first it has not read the word yet, and the first where it sees both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +117,3 @@ class Labelled(_Files):
 
 
 Data = Text | Chat | Tagged | Labelled
-
-
-def _check_reading(data: Text | Chat | _Files) -> None:
-    require(data.length is None or data.length >= 2, f"data.length is {data.length}; it must be at least 2.")
-    require(data.workers >= 0, f"data.workers is {data.workers}; it must be at least 0.")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from jaxgpt.config.bounds import Bounds, Decay, Layers, Positive, Tokens, TokensOr0, Weight, Width
 from jaxgpt.config.check import check_types
 from jaxgpt.errors import require
 
+MOST_KINDS = 64
+"""Of layers or clusters of one model: each is traced by itself."""
+Heads = Annotated[int, Bounds(1, 2**14)]
+Scale = Annotated[float, Bounds(1e-6, 1e6)]
 Activation = Literal["gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"]
 
 
@@ -17,20 +22,17 @@ class RopeScaling:
 
     form: Literal["linear", "llama3"] = "llama3"
     """All by the factor (Chen et al. 2023), or only the long ones (Llama 3.1)."""
-    factor: float = 8.0
+    factor: Scale = 8.0
     """By how much."""
-    low_frequency: float = 1.0
+    low_frequency: Scale = 1.0
     """llama3: wavelengths above original_context / this are stretched in full."""
-    high_frequency: float = 4.0
+    high_frequency: Scale = 4.0
     """llama3: wavelengths below original_context / this are left."""
-    original_context: int = 8192
+    original_context: Tokens = 8192
     """llama3: the context pretrained on."""
 
     def __post_init__(self) -> None:
         check_types(self, "model.rope_scaling")
-        for name in ("factor", "low_frequency", "high_frequency", "original_context"):
-            value = getattr(self, name)
-            require(value > 0, f"model.rope_scaling.{name} is {value}; it must be above 0.")
         require(
             self.form != "llama3" or self.low_frequency < self.high_frequency,
             f"model.rope_scaling.low_frequency {self.low_frequency} is not below high_frequency "
@@ -42,27 +44,21 @@ class RopeScaling:
 class MoE:
     """A mixture of expert MLPs in every layer, no token dropped (Mixtral; Qwen-MoE with shared_width)."""
 
-    experts: int = 8
+    experts: Annotated[int, Bounds(1, 2**16)] = 8
     """MLPs a layer."""
-    per_token: int = 2
+    per_token: Annotated[int, Bounds(1, 2**16)] = 2
     """Experts that a token goes to."""
-    width: int | None = None
+    width: Width | None = None
     """Hidden width of one expert; None means that of a plain MLP (model.mlp_width)."""
     normalise: bool = True
     """Weigh the chosen experts by a softmax over them alone (Mixtral), not over all (Qwen2-MoE)."""
-    shared_width: int = 0
+    shared_width: Annotated[int, Bounds(0, 2**20)] = 0
     """Hidden width of an MLP that every token passes beside its experts, behind a gate; 0 for none."""
-    balance: float = 0.01
+    balance: Weight = 0.01
     """Weight of the load-balancing loss (Switch Transformers, equation 4)."""
 
     def __post_init__(self) -> None:
         check_types(self, "model.moe")
-        for name in ("experts", "per_token", "width"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"model.moe.{name} is {value}; it must be at least 1.")
-        for name in ("shared_width", "balance"):
-            value = getattr(self, name)
-            require(value >= 0, f"model.moe.{name} is {value}; it must be at least 0.")
         require(
             self.per_token <= self.experts,
             f"model.moe.per_token {self.per_token} is more than model.moe.experts {self.experts}; lower it.",
@@ -74,31 +70,31 @@ class GPT:
     """A decoder. The defaults are GPT-2 124M (Radford et al. 2019); other fields give today's form."""
 
     # sizes
-    vocab_size: int = 50_304
+    vocab_size: Tokens = 50_304
     """Rows of the embedding; at least the tokenizer's size, divisible by the mesh's tensor axis."""
-    context: int = 1024
+    context: Tokens = 1024
     """Longest sequence in tokens; the rows of a learned position table."""
-    layers: int = 12
+    layers: Layers = 12
     """Blocks of attention and MLP."""
-    width: int = 768
+    width: Width = 768
     """Features of a token between the blocks."""
 
     # attention
-    heads: int = 12
+    heads: Heads = 12
     """Attention heads (of the queries)."""
-    kv_heads: int | None = None
+    kv_heads: Heads | None = None
     """Grouped-query attention (Ainslie et al. 2023): key and value heads; None means as many as heads."""
-    head_width: int | None = None
+    head_width: Width | None = None
     """Width of one head; None means width / heads."""
-    windows: tuple[int, ...] = ()
+    windows: tuple[TokensOr0, ...] = ()
     """Sliding-window sizes in tokens, repeated over the layers; 0 in it means full attention."""
     qkv_bias: bool | None = None
     """Biases of queries, keys and values; None means as bias (Qwen2 has only these)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head before the rotation (Henry et al. 2020)."""
-    attention_softcap: float | None = None
+    attention_softcap: Positive | None = None
     """Cap attention scores to (-c, c) by c * tanh(scores / c) (Gemma 2, section 2)."""
-    attention_scalar: float | None = None
+    attention_scalar: Positive | None = None
     """Scores are divided by the root of it; None means head_width (Gemma sets it)."""
     causal: bool = True
     """False gives bidirectional attention, which a next-token objective refuses."""
@@ -108,9 +104,9 @@ class GPT:
     # positions
     position: Literal["learned", "rope", "alibi", "relative", "none"] = "learned"
     """A learned table (GPT-2), rotary (Llama), or a bias on the scores: ALiBi's slopes, T5's buckets."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     """Base of the rotary wavelengths; larger for longer contexts."""
-    rope_local_theta: float | None = None
+    rope_local_theta: Positive | None = None
     """Base in the layers with a window, which are then never scaled (Gemma 3); None means rope_theta."""
     rope_scaling: RopeScaling | None = None
     """Stretches the rotary wavelengths (Llama 3.1); None leaves them."""
@@ -120,7 +116,7 @@ class GPT:
     """LayerNorm (GPT-2) or RMSNorm (today's choice)."""
     norm_at: Literal["pre", "post", "both"] = "pre"
     """On a branch's input (GPT-2), on the sum after it (BERT), or on its input and output (Gemma 2)."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Added to the variance in every norm."""
     zero_centered_norm: bool = False
     """Norms multiply by 1 + scale (Gemma)."""
@@ -128,7 +124,7 @@ class GPT:
     # MLP
     mlp: Activation = "gelu"
     """Activation of the MLP: GELU (GPT-2), or gated SwiGLU (Llama) or GeGLU (Gemma)."""
-    mlp_width: int | None = None
+    mlp_width: Width | None = None
     """Hidden width of the MLP; None means 4 x width, or if gated 8/3 x width up to a multiple of 64."""
     moe: MoE | None = None
     """Experts in place of the MLP; None for a dense model."""
@@ -142,31 +138,15 @@ class GPT:
     """Multiply embeddings by the root of the width (Vaswani et al. 2017, section 3.4; Gemma)."""
     tied: bool = True
     """Use the embedding as the output projection."""
-    logit_softcap: float | None = None
+    logit_softcap: Positive | None = None
     """Cap logits to (-c, c) by c * tanh(logits / c) (Gemma 2, section 2)."""
 
     # regularisation
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Rate after the embedding and on both residual branches."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        for name in ("vocab_size", "context", "layers", "width", "heads"):
-            value = getattr(self, name)
-            require(value >= 1, f"model.{name} is {value}; it must be at least 1.")
-        for name in (
-            "kv_heads",
-            "head_width",
-            "mlp_width",
-            "logit_softcap",
-            "attention_softcap",
-            "attention_scalar",
-            "rope_theta",
-            "rope_local_theta",
-            "norm_eps",
-        ):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name} is {value}; it must be above 0.")
         require(
             self.head_width is not None or self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}; "
@@ -181,10 +161,9 @@ class GPT:
             self.position != "rope" or self.head == 2 * (self.head // 2),
             f"model.head_width is {self.head}; rotary positions need an even one: change it or model.heads.",
         )
-        require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be in [0, 1).")
         require(
-            all(w >= 0 for w in self.windows),
-            f"model.windows is {self.windows}; each must be 0 (full attention) or a number of tokens.",
+            len(self.windows) <= MOST_KINDS,
+            f"model.windows has {len(self.windows)} sizes; it must have at most {MOST_KINDS}, which repeat.",
         )
         require(
             self.causal or not any(self.windows),
@@ -277,30 +256,29 @@ class _Blocks:
 class Bert(_Blocks):
     """A bidirectional encoder with a masked-LM head (Devlin et al. 2019). The defaults are BERT-base."""
 
-    vocab_size: int = 30_522
+    vocab_size: Tokens = 30_522
     """Rows of the embedding; at least the tokenizer's size."""
-    context: int = 512
+    context: Tokens = 512
     """Longest sequence in tokens; the rows of the position table."""
-    layers: int = 12
+    layers: Layers = 12
     """Blocks of attention and MLP."""
-    width: int = 768
+    width: Width = 768
     """Features of a token between the blocks."""
-    heads: int = 12
+    heads: Heads = 12
     """Attention heads."""
-    mlp_width: int | None = None
+    mlp_width: Width | None = None
     """Hidden width of the MLP; None means 4 x width."""
     mlp: Literal["gelu", "gelu_exact", "relu"] = "gelu_exact"
     """Activation of the MLP and of the head."""
-    types: int = 2
+    types: Annotated[int, Bounds(1, 2**16)] = 2
     """Segment embeddings: kinds of text in one input, such as a question and its passage."""
-    norm_eps: float = 1e-12
+    norm_eps: Positive = 1e-12
     """Added to the variance in every norm."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Rate after the embedding and on both residual branches."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        require(self.types >= 1, f"model.types is {self.types}; it must be at least 1.")
         _ = self.blocks  # checks the rest
 
     @property
@@ -332,56 +310,50 @@ _SHARED = ("vocab_size", "context", "layers", "width", "heads", "mlp_width", "dr
 class TransformerXL(_Blocks):
     """A decoder with segment-level recurrence (Dai et al. 2019). The defaults are its WikiText-103 base."""
 
-    vocab_size: int = 50_304
+    vocab_size: Tokens = 50_304
     """Rows of the embedding; at least the tokenizer's size."""
-    context: int = 4096
+    context: Tokens = 4096
     """Most tokens the sampler writes in a row; training rows have `segment` of them."""
-    segment: int = 150
+    segment: Tokens = 150
     """Tokens a training row has (tgt_len)."""
-    memory: int = 150
+    memory: TokensOr0 = 150
     """Earlier tokens whose features every layer keeps from segment to segment (mem_len)."""
-    eval_memory: int | None = None
+    eval_memory: TokensOr0 | None = None
     """The memory's length in evaluation and sampling; None means memory."""
     same_length: bool = False
     """Let every token see exactly `memory` tokens, itself included, also late in a segment."""
-    clamp: int = 0
+    clamp: TokensOr0 = 0
     """Distances above it count as it (clamp_len); 0 clamps none."""
-    layers: int = 16
+    layers: Layers = 16
     """Blocks of attention and MLP."""
-    width: int = 410
+    width: Width = 410
     """Features of a token between the blocks."""
-    heads: int = 10
+    heads: Heads = 10
     """Attention heads."""
-    head_width: int | None = None
+    head_width: Width | None = None
     """Width of one head; None means width / heads."""
-    mlp_width: int | None = 2100
+    mlp_width: Width | None = 2100
     """Hidden width of the MLP; None means 4 x width."""
     mlp: Literal["gelu", "gelu_exact", "relu", "relu2"] = "relu"
     """Activation of the MLP."""
     norm_at: Literal["pre", "post"] = "post"
     """On a branch's input, or on the sum after it (the paper's)."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Added to the variance in every norm."""
     shared_biases: bool = False
     """One pair of the two learned biases u and v for all layers (the paper's text), not one a layer."""
-    cutoffs: tuple[int, ...] = ()
+    cutoffs: tuple[Tokens, ...] = ()
     """Adaptive embedding and softmax (Grave et al. 2017; Baevski & Auli 2019): first id of each later
     cluster, ids being in order of frequency; empty for a plain one."""
-    div: int = 1
+    div: Annotated[int, Bounds(1, 1024)] = 1
     """Each cluster's embedding is this many times narrower than the one before (div_val)."""
     tied: bool = True
     """Use the embedding as the output projection."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Rate after the embedding and on both residual branches."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        for name in ("segment", "div"):
-            value = getattr(self, name)
-            require(value >= 1, f"model.{name} is {value}; it must be at least 1.")
-        for name in ("memory", "clamp", "eval_memory"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"model.{name} is {value}; it must be at least 0.")
         require(
             self.memory > 0 or not self.eval_memory,
             f"model.eval_memory is {self.eval_memory} but model.memory is 0; training needs one too.",
@@ -393,6 +365,10 @@ class TransformerXL(_Blocks):
         require(
             not self.same_length or self.memory > 0,
             "model.same_length is True but model.memory is 0; give it a memory or set same_length=False.",
+        )
+        require(
+            len(self.cutoffs) < MOST_KINDS,
+            f"model.cutoffs has {len(self.cutoffs)} ids; it must have fewer than {MOST_KINDS}.",
         )
         require(
             list(self.cutoffs) == sorted({c for c in self.cutoffs if 0 < c < self.vocab_size}),
@@ -433,7 +409,7 @@ class Classifier(_Blocks):
     """What is told apart, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
     pool: Literal["token", "first", "last", "mean"] = "token"
     """Each token by itself (tagging), or a text by its first or last token or its tokens' mean."""
-    head_dropout: float = 0.1
+    head_dropout: Decay = 0.1
     """Rate on the features that the head reads."""
     frozen: bool = False
     """Train the head alone."""
@@ -444,9 +420,6 @@ class Classifier(_Blocks):
         require(
             len(set(self.labels)) == len(self.labels),
             f"model.labels is {self.labels}; every label is named once.",
-        )
-        require(
-            0 <= self.head_dropout < 1, f"model.head_dropout is {self.head_dropout}; it must be in [0, 1)."
         )
 
     @property

@@ -6,8 +6,23 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from jaxgpt.config.bounds import (
+    Bounds,
+    Decay,
+    Layers,
+    Part,
+    Parts,
+    Positive,
+    Rows,
+    Seed,
+    Share,
+    Steps,
+    StepsOr0,
+    Tokens,
+    Weight,
+)
 from jaxgpt.config.check import check_types
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.models import GPT, Bert, Classifier, TransformerXL
@@ -26,49 +41,41 @@ class Compute:
     """Attention kernel; auto takes the fastest that can run here and says which (tokamax if asked only)."""
     strict: bool = False
     """Raise instead of falling back to a slower attention kernel."""
-    loss_chunk: int = 8192
+    loss_chunk: Tokens = 8192
     """Tokens of each device whose logits are held at a time in the loss."""
-    unroll: int | None = None
+    unroll: Layers | None = None
     """Layers unrolled in one turn of the scan; None means all on a CPU, one elsewhere."""
 
     def __post_init__(self) -> None:
         check_types(self, "compute")
-        for name in ("loss_chunk", "unroll"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"compute.{name} is {value}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM:
     """Next-token prediction; on Chat data the weights make it the instruction objective."""
 
-    z_loss: float = 0.0
+    z_loss: Weight = 0.0
     """Weight of the squared log-partition (PaLM, section 5), which keeps logits near zero."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective")
-        require(self.z_loss >= 0, f"objective.z_loss is {self.z_loss}; it must be at least 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLM:
     """Predict hidden tokens from both sides (BERT; Devlin et al. 2019, section 3.1), anew at every step."""
 
-    rate: float = 0.15
+    rate: Part = 0.15
     """Share of the tokens that are predicted."""
-    mask: float = 0.8
+    mask: Share = 0.8
     """Share of those that become the mask token."""
-    random: float = 0.1
+    random: Share = 0.1
     """Share of those that become a random token; the rest stay as they are."""
     whole_words: bool = False
     """Choose words, all tokens of each, instead of tokens."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective")
-        require(0 < self.rate < 1, f"objective.rate is {self.rate}; it must be between 0 and 1.")
-        for name in ("mask", "random"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"objective.{name} is {value}; it must be between 0 and 1.")
         require(
             self.mask + self.random <= 1,
             f"objective.mask {self.mask} and objective.random {self.random} make more than 1; lower one.",
@@ -89,47 +96,34 @@ class Optim:
 
     name: Literal["adamw", "muon"] = "adamw"
     """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest."""
-    peak_lr: float = 6e-4
+    peak_lr: Annotated[float, Bounds(1e-30, 1e6)] = 6e-4
     """Learning rate after the warm-up."""
-    final_lr: float = 6e-5
+    final_lr: Weight = 6e-5
     """Learning rate at the last step."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """How it falls from the peak; wsd stays there and falls at the end."""
-    warmup_steps: int = 100
+    warmup_steps: StepsOr0 = 100
     """Steps in which it rises to the peak."""
-    decay_fraction: float = 0.2
+    decay_fraction: Annotated[float, Bounds(1e-6, 1)] = 0.2
     """Warmup-stable-decay (MiniCPM, section 4): the last share of the steps, in which it decays."""
-    b1: float = 0.9
+    b1: Decay = 0.9
     """AdamW's decay of the mean gradient."""
-    b2: float = 0.95
+    b2: Decay = 0.95
     """AdamW's decay of the mean squared gradient."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """AdamW's floor of the denominator."""
-    weight_decay: float = 0.1
+    weight_decay: Weight = 0.1
     """On matrices only: never on norms, biases or position-wise vectors."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Bounds(0, 1e30)] = 1.0
     """Global gradient norm above which gradients are scaled down; 0 turns it off."""
-    muon_lr: float = 0.02
+    muon_lr: Annotated[float, Bounds(1e-30, 1e6)] = 0.02
     """Peak learning rate of the matrices that Muon updates (Jordan et al. 2024)."""
 
     def __post_init__(self) -> None:
         check_types(self, "optim")
-        for name in ("peak_lr", "muon_lr", "eps"):
-            value = getattr(self, name)
-            require(value > 0, f"optim.{name} is {value}; it must be above 0.")
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optim.{name} is {value}; it must be in [0, 1).")
         require(
-            0 <= self.final_lr <= self.peak_lr,
-            f"optim.final_lr is {self.final_lr}; it must be between 0 and peak_lr {self.peak_lr}.",
-        )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            require(value >= 0, f"optim.{name} is {value}; it must be at least 0.")
-        require(
-            0 < self.decay_fraction <= 1,
-            f"optim.decay_fraction is {self.decay_fraction}; it must be in (0, 1].",
+            self.final_lr <= self.peak_lr,
+            f"optim.final_lr is {self.final_lr}; it must be between 0 and optim.peak_lr {self.peak_lr}.",
         )
 
 
@@ -137,20 +131,20 @@ class Optim:
 class Mesh:
     """Devices along each axis; -1 on one of them means all that the others leave."""
 
-    data: int = -1
+    data: Parts = -1
     """Copies of the model, each on its own rows."""
-    fsdp: int = 1
+    fsdp: Parts = 1
     """Parts that parameters and optimizer are split into; rows are spread over it too."""
-    tensor: int = 1
+    tensor: Parts = 1
     """Parts that heads, MLP and vocabulary are split into."""
-    expert: int = 1
+    expert: Parts = 1
     """Parts that the experts of a mixture are split into; rows are spread over it too."""
 
     def __post_init__(self) -> None:
         check_types(self, "mesh")
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            require(size >= 1 or size == -1, f"mesh.{name} is {size}; it must be -1 or at least 1.")
+            require(size != 0, f"mesh.{name} is 0; it must be -1 or at least 1.")
         require(list(sizes.values()).count(-1) <= 1, f"mesh {sizes} has more than one -1; keep one.")
 
     def resolve(self, devices: int) -> dict[str, int]:
@@ -181,50 +175,35 @@ ROW_AXES = ("data", "fsdp", "expert")
 class Train:
     """The loop: how long, how often it looks, what it keeps."""
 
-    steps: int = 1000
+    steps: Steps = 1000
     """Updates of the whole run."""
-    batch_size: int = 32
+    batch_size: Rows = 32
     """Rows a step over all devices and microbatches."""
-    accumulate: int = 1
+    accumulate: Rows = 1
     """Microbatches a step; the result equals one full batch, but that experts are balanced in each."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial parameters, dropout and the order of the data."""
-    log_every: int = 10
+    log_every: Steps = 10
     """Steps between two records of training loss and speed."""
-    eval_every: int = 100
+    eval_every: Steps = 100
     """Steps between two measurements of the validation loss."""
-    eval_batches: int = 0
+    eval_batches: StepsOr0 = 0
     """Validation batches an evaluation; 0 means all of them once."""
-    save_every: int = 500
+    save_every: Steps = 500
     """Steps between two checkpoints; the best and the last are saved in any case."""
-    keep: int = 2
+    keep: Steps = 2
     """Newest checkpoints kept besides the best."""
     best_by: Literal["loss", "error"] = "loss"
     """The best checkpoint: of the lowest validation loss, or share of targets missed (suits labels)."""
     best_holds: Literal["all", "params"] = "all"
     """What the best checkpoint holds: the whole state, or the parameters alone, a third of AdamW's bytes."""
-    patience: int = 0
+    patience: StepsOr0 = 0
     """Evaluations that are not the best so far before the run stops; 0 never stops early."""
-    max_bad_steps: int = 10
+    max_bad_steps: Steps = 10
     """Skipped updates (NaN or Inf) in a row before the run aborts."""
 
     def __post_init__(self) -> None:
         check_types(self, "train")
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "eval_every",
-            "save_every",
-            "keep",
-            "max_bad_steps",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"train.{name} is {value}; it must be at least 1.")
-        for name in ("seed", "eval_batches", "patience"):
-            value = getattr(self, name)
-            require(value >= 0, f"train.{name} is {value}; it must be at least 0.")
         require(
             self.batch_size % self.accumulate == 0,
             f"train.batch_size {self.batch_size} is not divisible by train.accumulate {self.accumulate}; "
