@@ -109,7 +109,7 @@ def test_help_imports_neither_jax_nor_flax() -> None:
             "config 'no.py' does not exist; give a .py file, a config.json or a run folder.",
         ),
         (["train", GPT2, "--optim.peak-lrr", "3"], "unknown option '--optim.peak-lrr'; did you mean "),
-        (["train", GPT2, "--optim.peak-lr", "0"], "optim.peak_lr is 0.0; it must be above 0."),
+        (["train", GPT2, "--optim.peak-lr", "0"], "optim.peak_lr is 0; it must be between 1e-30 and 1e+06."),
         (["info", GPT2, "--mesh.tensor", "5"], "model.heads 12 is not divisible by mesh.tensor 5; use a "),
         (["sample", "nowhere"], "run folder 'nowhere' does not exist; give the folder of a run."),
         (["sample", "nowhere", "--temprature", "1"], "unknown option '--temprature'; did you mean '--temper"),

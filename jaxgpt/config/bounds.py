@@ -1,17 +1,22 @@
 """What a number may be, said where its field is declared: `steps: Annotated[int, Bounds(1, 100)]`.
 
-Upper bounds keep a slip of the finger from becoming a hang or an overflow: counters are 32 bits wide, seeds too,
-and a size beyond what any machine holds is a mistake. Floats stay where float32 can tell them from 0
+Upper bounds keep a slip of the finger from becoming a hang or an overflow: counters are 32 bits wide,
+seeds too, and a size beyond what any machine holds is a mistake. Floats stay where float32 can tell them from 0
 and from infinity.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from jaxgpt.errors import UserError
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,19 @@ def check_bounds(hint: Any, value: Any, name: str) -> None:
         check_bounds(part, value, name)
 
 
+def bounded(command: Callable[P, T]) -> Callable[P, T]:
+    """A command that checks its numbers against the bounds in its annotations, by the names of its flags."""
+
+    @functools.wraps(command)
+    def checked(*args: P.args, **options: P.kwargs) -> T:
+        given = inspect.signature(command).bind(*args, **options).arguments
+        for name, hint in typing.get_type_hints(command, include_extras=True).items():
+            check_bounds(hint, given.get(name), f"--{name.replace('_', '-')}")
+        return command(*args, **options)
+
+    return checked
+
+
 def _number(value: float) -> str:
     if isinstance(value, float):
         return f"{value:g}" if value == float(f"{value:g}") else str(value)
@@ -62,6 +80,8 @@ Parts = Annotated[int, Bounds(-1, 2**20)]
 """Devices along an axis of the mesh; -1 means what is left."""
 Workers = Annotated[int, Bounds(0, 1024)]
 """Processes."""
+Limit = Annotated[int, Bounds(0, 2**53)]
+"""The first so many of something; 0 means all."""
 Positive = Annotated[float, Bounds(1e-30, 1e30)]
 """What is divided by, or whose logarithm is taken."""
 Weight = Annotated[float, Bounds(0, 1e6)]

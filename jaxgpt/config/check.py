@@ -87,7 +87,8 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 def _require_one_of(value: Any, allowed: Collection[Any], name: str) -> None:
     # Of the type too: True is not 1, and what cannot be hashed or compared is none of them.
     if not (isinstance(value, str | int) and value in allowed):
-        raise UserError(f"{name} is {shown(value)}{nearest(str(shown(value)), map(str, allowed))}")
+        near = nearest(value if isinstance(value, str) else shown(value), map(str, allowed))
+        raise UserError(f"{name} is {shown(value)}{near}")
 
 
 def _is_text(value: str) -> bool:

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import itertools
 import re
+import stat
 import traceback
 import types
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from jaxgpt.config.check import from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.models import GPT, Bert, Classifier, MoE, RopeScaling, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
-from jaxgpt.errors import UserError, nearest, require
+from jaxgpt.errors import UserError, nearest, require, shown
 from jaxgpt.files import read_json
 
 KINDS = (
@@ -27,6 +28,8 @@ KINDS = (
     *(CausalLM, MaskedLM, Classification, Compute, Optim, Mesh, Train, Run),
 )
 """What a config file can build."""
+MOST_RUNS = 10_000
+"""Of a sweep."""
 
 
 def load(path: str | Path) -> Run:
@@ -35,13 +38,9 @@ def load(path: str | Path) -> Run:
     Raises:
       UserError: naming the file and what is wrong in it.
     """
-    path = Path(path)
+    path = _existing(path)
     if path.is_dir():
-        path = path / "config.json"
-    require(
-        path.is_file(),
-        f"config {str(path)!r} does not exist; give a .py file, a config.json or a run folder.",
-    )
+        path = _existing(path / "config.json")
     if path.suffix == ".json":
         record = read_json(path, dict[str, Any], "restore it or start a new run")
         try:
@@ -50,6 +49,22 @@ def load(path: str | Path) -> Run:
             raise UserError(f"{path}: {error}") from None
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
     return _checked(_call(path, "config", "Run"), f"{path}: config() returned")
+
+
+def _existing(path: str | Path) -> Path:
+    """The path of a config, if it is one of a file or a folder."""
+    path = Path(path)
+    fix = "give a .py file, a config.json or a run folder."
+    try:
+        held = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        why = getattr(error, "strerror", None) or str(error)
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink()
+        said = "does not exist" if missing else f"cannot be read ({why})"
+        raise UserError(f"config {shown(str(path))} {said}; {fix}") from None
+    regular = stat.S_ISREG(held.st_mode) or stat.S_ISDIR(held.st_mode)
+    require(regular, f"config {str(path)!r} is neither a file nor a folder; {fix}")
+    return path
 
 
 def load_run(folder: str | Path) -> Run:
@@ -80,12 +95,13 @@ def load_sweep(path: str | Path) -> dict[str, Run]:
     )
     pairs = _call(path, "sweep", "Iterator[tuple[str, Run]]")
     with _explained(path):
-        pairs = list(pairs)
+        pairs = list(itertools.islice(pairs, MOST_RUNS + 1))
+    require(len(pairs) <= MOST_RUNS, f"{path}: sweep() yields more than {MOST_RUNS:,} runs; yield fewer.")
     runs: dict[str, Run] = {}
     for pair in pairs:
         require(
             isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str),
-            f"{path}: sweep() yields {pair!r:.80}; it must yield (name, Run) pairs.",
+            f"{path}: sweep() yields {shown(pair)}; it must yield (name, Run) pairs.",
         )
         name, run = pair
         require(name not in runs, f"{path}: sweep() yields the name {name!r} twice; names differ.")
@@ -125,7 +141,9 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn whatever the code of a config file raises into a `UserError` with its line."""
     try:
         yield
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() is an error here too
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
         if isinstance(error, SyntaxError) and Path(error.filename or "").resolve() == path.resolve():
@@ -135,14 +153,16 @@ def _explained(path: Path) -> Iterator[None]:
         raise UserError(f"{where}: {what}") from None
 
 
-def _explain_error(error: Exception) -> str:
+def _explain_error(error: BaseException) -> str:
     """Name the nearest field when the error is an unknown keyword of one of our classes."""
     words = str(error).split("'")
     for kind in KINDS:
         if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(error):
             names = [f.name for f in dataclasses.fields(kind)]
             return f"{kind.__name__} has no field {words[1]!r}{nearest(words[1], names)}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({shown(error.code, 40)}); a config returns a Run."
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
 def override(

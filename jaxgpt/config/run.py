@@ -26,7 +26,7 @@ from jaxgpt.config.bounds import (
 from jaxgpt.config.check import check_types
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.models import GPT, Bert, Classifier, TransformerXL
-from jaxgpt.errors import require
+from jaxgpt.errors import require, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +167,8 @@ ONE_DEVICE = Mesh(data=1)
 """What a command that uses a trained run takes, unless it is told otherwise."""
 
 
+MOST_NAME = 200
+"""Bytes of a run's name: file systems allow 255, and files beside a folder have names made of its own."""
 ROW_AXES = ("data", "fsdp", "expert")
 """The mesh axes that rows of a batch are spread over."""
 
@@ -232,8 +234,13 @@ class Run:
     def __post_init__(self) -> None:
         check_types(self, "")
         require(
-            bool(self.name) and not set(self.name) & set("/\\ "),
-            f"name is {self.name!r}; a run's name is a folder's name: no slash, no space, not empty.",
+            self.name not in ("", ".", "..")
+            and len(self.name.encode()) <= MOST_NAME
+            and self.name.isprintable()
+            and not self.name.startswith("-")
+            and not set(self.name) & set("/\\ "),
+            f"name is {shown(self.name)}; a run's name is a folder's name: letters, digits, -, _ and dots, at "
+            f"most {MOST_NAME} bytes, without spaces or slashes, and not beginning with -.",
         )
         require(
             self.length <= self.model.context,

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from jaxgpt.config.bounds import Part, Share, Workers, bounded
 from jaxgpt.data import jobs
 from jaxgpt.data.corpus import read_lengths
 from jaxgpt.data.documents import Span, cut
@@ -41,16 +42,17 @@ JOB_BYTES = (1 << 20, 64 << 20)
 """Least and most bytes of source in one job; between them a corpus gives about 64 jobs."""
 
 
+@bounded
 def prepare(
     sources: tyro.conf.Positional[list[str]],
     out: Path,
     *,
     tokenizer: str = "byte",
-    validation: float = 0.01,
+    validation: Part = 0.01,
     split: Literal["document", "tail"] = "document",
     field: str = "text",
-    max_bad: float = 0.01,
-    workers: int = 0,
+    max_bad: Share = 0.01,
+    workers: Workers = 0,
     overwrite: bool = False,
 ) -> None:
     """Turn text files into a folder of token ids that `jaxgpt train` reads.
@@ -71,10 +73,7 @@ def prepare(
       workers: processes that tokenize; 0 means as many as there are cores.
       overwrite: write a finished folder anew, as when it is damaged or was made with other settings.
     """
-    require(0 < validation < 1, f"validation is {validation}; it must be above 0 and below 1.")
     require_known(split, ("document", "tail"), f"split is {split!r}")
-    require(0 <= max_bad <= 1, f"max_bad is {max_bad}; it must be between 0 and 1.")
-    require(workers >= 0, f"workers is {workers}; it must be 0 (all cores) or more.")
     text = ByteTokenizer() if tokenizer == "byte" else load_tokenizer(tokenizer)
     files = expand(sources)
     plan = plan_jobs(files)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import tyro
 
 from jaxgpt.config import Run, load
+from jaxgpt.config.bounds import Rows, bounded
 from jaxgpt.data.readers import rows_of, run_tokenizer
-from jaxgpt.errors import require
 from jaxgpt.text.tokenizer import Tokenizer
 
 
-def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -> None:
+@bounded
+def show(config: tyro.conf.Positional[str], *, n: Rows = 3, json: bool = False) -> None:
     """Print the first training rows of a config: trained tokens (or labels) in colour, the others dimmed.
 
     Args:
@@ -24,7 +25,6 @@ def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -
       n: rows to print.
       json: one object a row instead: text, tokens, weights (of each token as a target), segments.
     """
-    require(n >= 1, f"n is {n}; it must be at least 1.")
     run = load(config)
     tokenizer = run_tokenizer(run)
     for number, example in enumerate(examples(run, tokenizer, n)):
@@ -34,16 +34,15 @@ def show(config: tyro.conf.Positional[str], *, n: int = 3, json: bool = False) -
             _print(number, example, tokenizer)
 
 
-def examples(run: Run, tokenizer: Tokenizer, n: int) -> list[dict[str, Any]]:
+def examples(run: Run, tokenizer: Tokenizer, n: int) -> Iterator[dict[str, Any]]:
     """The first n training rows as lists: `text`, and `tokens`, `weights`, `segments` aligned.
 
     `weights[i]` is the weight with which token i is learned (as a target), so the first token of
     a segment has 0. A segment's last target is listed too, though it is nobody's input.
     """
     rows = rows_of(run.data, tokenizer, run.length, run.train.seed, run.train.batch_size, run.task)
-    if run.task:
-        return [_labelled(rows[i], tokenizer, run.task.labels) for i in range(n)]
-    return [_example(rows[i], tokenizer) for i in range(n)]
+    for i in range(n):
+        yield _labelled(rows[i], tokenizer, run.task.labels) if run.task else _example(rows[i], tokenizer)
 
 
 def _labelled(row: dict[str, Any], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, Any]:

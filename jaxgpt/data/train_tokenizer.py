@@ -8,11 +8,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from jaxgpt.alive import alive
+from jaxgpt.config.bounds import Bounds, Share, Tokens, bounded
 from jaxgpt.data.documents import read_documents
 from jaxgpt.data.sources import expand, total_size
 from jaxgpt.errors import UserError, require
@@ -60,15 +61,16 @@ def _writing(out: Path) -> Iterator[None]:
         raise UserError(f"writing {out} failed ({why}); mend that and run the same command again.") from None
 
 
+@bounded
 def train_tokenizer(
     sources: tyro.conf.Positional[list[str]],
     out: Path,
     *,
-    vocab_size: int = 8192,
+    vocab_size: Tokens = 8192,
     model_type: Literal["bpe", "unigram", "char", "byte"] = "bpe",
     field: str = "text",
-    sample_mb: int = 256,
-    max_bad: float = 0.01,
+    sample_mb: Annotated[int, Bounds(1, 2**20)] = 256,
+    max_bad: Share = 0.01,
 ) -> None:
     """Train a tokenizer on text files and save it in a folder.
 
@@ -83,7 +85,6 @@ def train_tokenizer(
       sample_mb: megabytes of text to train on at most, spread evenly over the sources.
       max_bad: share of unreadable lines above which the command fails.
     """
-    require(sample_mb >= 1, f"sample_mb is {sample_mb}; it must be at least 1.")
     with _writing(out):  # found out before the work
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.absolute().parent).close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Text, TransformerXL, load_run
+from jaxgpt.config.bounds import Bounds, Limit, Tokens, TokensOr0, bounded
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import require_writable, to_json, write_json
 from jaxgpt.report import run_report
@@ -89,19 +90,20 @@ class Result(NamedTuple):
     confusion: tuple[list[str], list[list[int]]] | None = None
 
 
+@bounded
 def evaluate(
     run: Folder,
     *,
     split: Literal["validation", "test"] = "validation",
     text: tuple[str, ...] = (),
-    stride: int | None = None,
-    memory: int | None = None,
+    stride: Tokens | None = None,
+    memory: TokensOr0 | None = None,
     tasks: str = "",
     chat: Switch = False,
     checkpoint: str = "best",
     verify: Verify = True,
-    limit: int = 0,
-    batch_size: int = 0,
+    limit: Limit = 0,
+    batch_size: Annotated[int, Bounds(0, 2**20)] = 0,
     mesh: Mesh = ONE_DEVICE,
     json: Switch = False,
 ) -> None:
@@ -162,23 +164,16 @@ def evaluate(
 
 def _check(settings: Settings, text: bool, names: list[str]) -> None:
     require(
-        settings.stride is None or settings.stride >= 1,
-        f"stride is {settings.stride}; it must be at least 1.",
-    )
-    for name in ("batch_size", "limit", "memory"):
-        value = getattr(settings, name)
-        require(value is None or value >= 0, f"{name} is {value}; it must be at least 0.")
-    require(
         settings.stride is None or settings.memory is None,
-        "stride and memory are two ways to give a token what is before it; set one of them.",
+        "--stride and --memory are two ways to give a token what is before it; set one of them.",
     )
     require(
         not names or text or (settings.stride is None and settings.memory is None),
-        "stride and memory are for text; drop them, or name texts with --text.",
+        "--stride and --memory are for text; drop them, or name texts with --text.",
     )
     require(
         settings.split == "validation" or not (text or names),
-        "split is of the run's own data; drop it, or --text and --tasks.",
+        "--split is of the run's own data; drop it, or --text and --tasks.",
     )
 
 
@@ -192,7 +187,7 @@ def _load(run: str, checkpoint: str, mesh: Mesh, verify: bool, settings: Setting
     model = trained.run.model
     require(
         isinstance(model, TransformerXL),
-        f"memory is {settings.memory} but a {type(model).__name__} carries none; drop it, or use stride.",
+        f"--memory is {settings.memory} but a {type(model).__name__} carries none; drop it, or use --stride.",
     )
     assert isinstance(model, TransformerXL)
     return trained._replace(run=replace(trained.run, model=replace(model, eval_memory=settings.memory)))
@@ -234,7 +229,7 @@ def _own_text(trained: Trained, settings: Settings) -> Result:
 def _own_chat(trained: Trained, settings: Settings) -> Result:
     _no_test(settings)
     require(
-        settings.stride is None, "stride is for text, but this run reads dialogues; drop it or use --text."
+        settings.stride is None, "--stride is for text, but this run reads dialogues; drop it or use --text."
     )
     return _own_loss(trained, settings, "validation dialogues, answers alone")
 
@@ -254,7 +249,7 @@ def _own_loss(trained: Trained, settings: Settings, title: str) -> Result:
 def _no_test(settings: Settings) -> None:
     require(
         settings.split == "validation",
-        f"split is {settings.split!r} but this run's data have only a validation split; "
+        f"--split is {settings.split!r} but this run's data have only a validation split; "
         "name other texts with --text.",
     )
 
@@ -262,7 +257,7 @@ def _no_test(settings: Settings) -> None:
 def _own_labels(trained: Trained, settings: Settings) -> Result:
     require(
         settings.stride is None and not settings.limit,
-        "stride and limit are for text and tasks, but this run tells labels apart; drop them.",
+        "--stride and --limit are for text and tasks, but this run tells labels apart; drop them.",
     )
     from jaxgpt.evals.labels import label_report
     from jaxgpt.evals.tasks import Figure

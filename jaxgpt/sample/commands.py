@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Mesh, load_run
+from jaxgpt.config.bounds import Rows, Seed, Tokens, bounded
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import to_json
 from jaxgpt.sample.settings import Asked, Sampling, Verify
@@ -30,22 +31,21 @@ FLAT = tyro.conf.arg(name="")
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-MOST = 2**20
-"""Of completions, of tokens each, of rows at a time."""
 SAMPLE_DEFAULT = Sampling(temperature=0.8)
 CHAT_DEFAULT = Sampling(temperature=0.6)
 AS_THE_MODEL = Asked()
 
 
+@bounded
 def sample(
     run: Folder,
     *,
     prompt: Repeated = (),
     prompt_file: str = "",
-    n: int = 1,
-    max_new_tokens: int = 256,
+    n: Rows = 1,
+    max_new_tokens: Tokens = 256,
     sampling: Annotated[Asked, FLAT] = AS_THE_MODEL,
-    seed: int = 0,
+    seed: Seed = 0,
     stop: Repeated = (),
     raw: Switch = False,
     bos: Switch = False,
@@ -55,7 +55,7 @@ def sample(
     checkpoint: str = "best",
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
-    batch_size: int = 64,
+    batch_size: Rows = 64,
 ) -> None:
     """Complete prompts with a trained model, printing the text as it is made.
 
@@ -85,7 +85,6 @@ def sample(
       UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
       NotFinite: a completion ended where the model's logits were not finite.
     """
-    _check(n=n, batch_size=batch_size, max_new_tokens=max_new_tokens)
     require(0 <= seed <= 2**32 - n, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - n}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     require(not (bos and no_bos), "--bos and --no-bos exclude each other; drop one.")
@@ -108,7 +107,7 @@ def sample(
         "max_new_tokens": max_new_tokens,
         "stop_strings": stop,
     }
-    rows = [(i, seed + j) for i in range(len(asked["prompts"])) for j in range(n)]
+    rows = [(i, (seed + j) % 2**32) for i in range(len(asked["prompts"])) for j in range(n)]
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     calls = [_part(asked, part) | settings for part in parts]
     failed = (
@@ -182,13 +181,14 @@ def _in_order(streams: Iterable[Iterable[Token]], sizes: list[int]) -> Iterator[
         first += size
 
 
+@bounded
 def chat(
     run: Folder,
     *,
     system: str = "",
-    max_new_tokens: int = 512,
+    max_new_tokens: Tokens = 512,
     sampling: Annotated[Asked, FLAT] = AS_THE_MODEL,
-    seed: int = 0,
+    seed: Seed = 0,
     stop: Repeated = (),
     checkpoint: str = "best",
     verify: Verify = True,
@@ -219,7 +219,6 @@ def chat(
     )
     if not load_run(run).templated:
         _note("this run was not tuned on dialogues, so its answers may make no sense")
-    _check(max_new_tokens=max_new_tokens)
     require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     generator = _load(run, checkpoint, mesh, verify)
@@ -349,11 +348,6 @@ def _lines(path: str) -> list[str]:
     kept = [line for line in lines if line.strip()]
     require(bool(kept), f"prompt file {path!r} holds no prompt; write one a line.")
     return kept
-
-
-def _check(**counts: int) -> None:
-    for name, value in counts.items():
-        require(1 <= value <= MOST, f"{name} is {value!s:.24}; it must be between 1 and {MOST}.")
 
 
 def _write(text: str) -> None:

@@ -89,5 +89,5 @@ def test_a_run_is_sampled_from_beyond_its_segment(whole: Run) -> None:
 
 
 def test_its_rows_are_shown_with_documents_numbered_from_one(whole: Run) -> None:
-    shown = examples(whole, ByteTokenizer(), 8)
+    shown = list(examples(whole, ByteTokenizer(), 8))
     assert all(row["segments"][0] == 1 and len(row["tokens"]) >= 8 for row in shown)
