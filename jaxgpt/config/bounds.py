@@ -1,8 +1,8 @@
 """What a number may be, said where its field is declared: `steps: Annotated[int, Bounds(1, 100)]`.
 
 Upper bounds keep a slip of the finger from becoming a hang or an overflow: counters are 32 bits wide,
-seeds too, and a size beyond what any machine holds is a mistake. Floats stay where float32 can tell them from 0
-and from infinity.
+seeds too, and a size beyond what any machine holds is a mistake. Floats stay where float32 tells them
+from 0 and from infinity.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _existing(path: str | Path) -> Path:
         why = getattr(error, "strerror", None) or str(error)
         missing = isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink()
         said = "does not exist" if missing else f"cannot be read ({why})"
-        raise UserError(f"config {shown(str(path))} {said}; {fix}") from None
+        raise UserError(f"config {shown(str(path), 4096)} {said}; {fix}") from None
     regular = stat.S_ISREG(held.st_mode) or stat.S_ISDIR(held.st_mode)
     require(regular, f"config {str(path)!r} is neither a file nor a folder; {fix}")
     return path

@@ -239,8 +239,8 @@ class Run:
             and self.name.isprintable()
             and not self.name.startswith("-")
             and not set(self.name) & set("/\\ "),
-            f"name is {shown(self.name)}; a run's name is a folder's name: letters, digits, -, _ and dots, at "
-            f"most {MOST_NAME} bytes, without spaces or slashes, and not beginning with -.",
+            f"name is {shown(self.name)}; a run's name is a folder's name: letters, digits, -, _ and dots, "
+            f"at most {MOST_NAME} bytes, without spaces or slashes, and not beginning with -.",
         )
         require(
             self.length <= self.model.context,
