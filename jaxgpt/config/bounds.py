@@ -16,7 +16,8 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from jaxgpt.errors import UserError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
