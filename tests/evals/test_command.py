@@ -107,12 +107,21 @@ def test_dialogues_are_measured_on_their_answers(tmp_path: Path, call: Call) -> 
     [
         (["--stride", "0"], "--stride is 0; it must be between 1 and 16,777,216."),
         (["--stride", "33"], "stride is 33; it must be between 1 and the model's context of 32 tokens."),
-        (["--stride", "3", "--memory", "3"], "--stride and --memory are two ways to give a token what is before"),
+        (
+            ["--stride", "3", "--memory", "3"],
+            "--stride and --memory are two ways to give a token what is before",
+        ),
         (["--memory", "3"], "--memory is 3 but a GPT carries none; drop it, or use --stride."),
         (["--limit", "-1"], "--limit is -1; it must be between 0 and 9,007,199,254,740,992."),
-        (["--tasks", "a.jsonl", "--stride", "3"], "--stride and --memory are for text; drop them, or name texts"),
+        (
+            ["--tasks", "a.jsonl", "--stride", "3"],
+            "--stride and --memory are for text; drop them, or name texts",
+        ),
         (["--tasks", "a.jsonl"], "a.jsonl does not exist; check the path."),
-        (["--split", "test"], "--split is 'test' but this run's data have only a validation split; name other"),
+        (
+            ["--split", "test"],
+            "--split is 'test' but this run's data have only a validation split; name other",
+        ),
         (
             ["--split", "test", "--text", "x"],
             "--split is of the run's own data; drop it, or --text and --tasks.",
