@@ -93,12 +93,12 @@ def render_plain(messages: Dialogue, tokenizer: Tokenizer) -> Example:
 
 
 def _continuation(text: str, given: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The ids that add a text, as the tokenizer writes it, to the ids before it."""
-    said = tokenizer.decode(tokenizer.encode(text))
-    for before in ("", "\n", "."):  # some tokenizers put a space before a text, but not inside one
-        head, ids = tokenizer.encode(before) if before else [], tokenizer.encode(before + text)
-        if ids[: len(head)] == head and tokenizer.decode(ids[len(head) :], given) == said:
-            return ids[len(head) :]
+    """The ids that add a text to the ids before it, as it stands or else as the tokenizer changes it."""
+    for said in (text, tokenizer.decode(tokenizer.encode(text))):
+        for before in ("", "\n", "."):  # some tokenizers put a space before a text, but not inside one
+            head, ids = tokenizer.encode(before) if before else [], tokenizer.encode(before + text)
+            if ids[: len(head)] == head and tokenizer.decode(ids[len(head) :], given) == said:
+                return ids[len(head) :]
     raise UserError(
         f"this tokenizer cannot write {text[:40]!r} behind another text; use data.template='auto'."
     )

@@ -19,6 +19,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.sample import commands
 from jaxgpt.sample.generate import Generator, Token
 from jaxgpt.sample.settings import Asked, Sampling
+from jaxgpt.text.chat import render_plain
 
 GREEDY = Asked(temperature=0)
 CHAT_RUN = Run(name="r", data=Chat(train=("x.jsonl",)))
@@ -65,6 +66,19 @@ def test_a_chat_run_answers_and_stdout_holds_the_text_alone(
     commands.sample("r", prompt=("hi",), sampling=GREEDY, max_new_tokens=20, system="be")
     assert capsys.readouterr().out == RECITED + "\n"
     assert prompts == ["..be..hi.."]  # bos system be end user hi end assistant
+
+
+def test_a_run_without_a_template_goes_on_from_the_prompt_that_training_saw(
+    chat_run: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(name="r", data=Chat(train=("x.jsonl",), template="none"))
+    monkeypatch.setattr(commands, "load_run", lambda folder: run)
+    prompts = asked(monkeypatch, chat_run)
+    commands.sample("r", prompt=("ax",), sampling=GREEDY, max_new_tokens=20)
+    assert capsys.readouterr().out == RECITED + "\n"
+    pair = [{"role": "user", "content": "ax"}, {"role": "assistant", "content": RECITED}]
+    trained = render_plain(pair, chat_run.tokenizer)
+    assert prompts == [".ax"] and trained.tokens[:3] == [chat_run.tokenizer.control["<|bos|>"], *b"ax"]
 
 
 def test_raw_and_a_text_run_continue_the_prompt(

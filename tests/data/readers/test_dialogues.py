@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+from functools import partial
 
 import pytest
+import tiny_hf
 
 from jaxgpt.config import Chat
 from jaxgpt.data.readers import rows_of
 from jaxgpt.data.readers.chat import read_dialogues
 from jaxgpt.errors import UserError
 from jaxgpt.text.chat import render, render_plain
+from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer, text_ids
 
 BYTES = ByteTokenizer()
@@ -269,13 +272,23 @@ def test_validation_on_training_files_is_told(tmp_path, caplog):
     assert "data.train names files of data.validation too" in caplog.text
 
 
-@pytest.mark.parametrize("pair", [("q", " a"), ("q ", "a"), ("q\n", "\na b"), ("", "a"), (" ", " ")], ids=str)
-def test_untemplated_pairs_are_the_two_texts_and_the_end(pair, tokenizer):
+PAIRS = [("the cat", " sat"), ("the ", "cat"), ("q\n", "\n\na b"), ("", "a"), (" ", " "), ("2 =", "4")]
+WORDS = {name: partial(HFTokenizer, tiny_hf.TOKENIZERS[name]) for name in ("mistral", "llama3")}
+WORDS |= {"byte": ByteTokenizer, "trained": None}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("words", WORDS)
+def test_untemplated_pairs_are_the_two_texts_and_the_end(pair, words, request):
+    """Also with a tokenizer that puts a space before a text (Mistral's)."""
+    make = WORDS[words]
+    tokenizer = make() if make else request.getfixturevalue("sentencepiece")
     example = render_plain(turns(f"u:{pair[0]}", f"a:{pair[1]}"), tokenizer)
     asked = text_ids(tokenizer, pair[0], bos=True)
     assert example.tokens[: len(asked)] == asked
     assert example.tokens[-1] == tokenizer.control["<|eos|>"]
-    assert tokenizer.decode(example.tokens) == pair[0] + pair[1]
+    assert tokenizer.decode(example.tokens) == tokenizer.decode(asked) + pair[1]
+    assert tokenizer.decode(asked) == pair[0] or (words, pair[0]) == ("mistral", " ")  # its own loss
     assert example.weights == [0.0] * len(asked) + [1.0] * (len(example.tokens) - len(asked))
 
 
