@@ -411,7 +411,7 @@ def template_cases() -> Iterator[Case]:
     for name, source in {
         "loops without end": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "multiplies a text": "{{ 'a' * 5000000000 }}",
-        "doubles": "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s * 2 %}{% endfor %}",
+        "doubles": "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s*2 %}{% endfor %}",
         "pads": "{{ 'a' | center(5000000000) }}",
         "formats": "{{ '%5000000000d' % 1 }}",
         "recurses": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",

@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.odd_cases import Case, Seen, files, write_llama
+from benchmarks.odd_cases import NEWEST, Case, Seen, all_cases, files, write_llama
 
 LIMIT = 60
 """Seconds after which a command hangs; the machine may be busy, so this is no promise about speed."""
@@ -141,20 +141,8 @@ def main() -> None:
     try:
         (root / "base").mkdir()
         build(root / "base")
-        groups = (
-            chat_cases,
-            template_cases,
-            run_cases,
-            config_cases,
-            data_cases,
-            hf_cases,
-            label_cases,
-            other_cases,
-        )
-        cases = [c for group in groups for c in group() if options.only in f"{c.kind} {c.name}"]
-        first = next((c for c in run_cases()), None)
-        if first:
-            REFERENCE["sample"] = call(first.argv, root / "base", {}).out
+        reference = call(NEWEST, root / "base", {}).out
+        cases = [c for c in all_cases(reference) if options.only in f"{c.kind} {c.name}"]
         found: list[dict[str, Any]] = []
         for number, case in enumerate(cases):
             folder = root / "case"
