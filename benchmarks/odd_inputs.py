@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.odd_cases import NEWEST, Case, Seen, all_cases, files, write_llama
+from benchmarks.odd_cases import Case, Seen, all_cases, files, write_llama
 
 LIMIT = 60
 """Seconds after which a command hangs; the machine may be busy, so this is no promise about speed."""
@@ -110,14 +110,13 @@ def build(base: Path) -> None:
         ("train", "tags.py"),
         ("train", "labels.py"),
         ("import", "llama", "runs/llama"),
-        ("export", "runs/text", "exported"),
+        ("export", "runs/text", "exported", "--checkpoint", "4"),
         ("tokenizer", "train", "corpus.jsonl", "--out", "tok", "--vocab-size", "300"),
     ):
         seen = call(argv, base, {}, 300)
         if seen.code != 0:
             print(f"building: {' '.join(argv)} gave {seen.code}: {seen.err[-800:]}", file=sys.stderr)
-            if argv[0] != "export":
-                raise SystemExit(1)
+            raise SystemExit(1)
 
 
 def main() -> None:
@@ -141,8 +140,7 @@ def main() -> None:
     try:
         (root / "base").mkdir()
         build(root / "base")
-        reference = call(NEWEST, root / "base", {}).out
-        cases = [c for c in all_cases(reference) if options.only in f"{c.kind} {c.name}"]
+        cases = [c for c in all_cases() if options.only in f"{c.kind} {c.name}"]
         found: list[dict[str, Any]] = []
         for number, case in enumerate(cases):
             folder = root / "case"
