@@ -41,7 +41,12 @@ def judge(case: Case, seen: Seen) -> str:
         return "traceback"
     if seen.code:
         said = [line for line in seen.err.splitlines() if line.startswith("jaxgpt: ")]
-        usage = "Parsing error" in seen.err or "unrecognized" in seen.err.lower() or "invalid" in seen.err
+        usage = (
+            "Parsing error" in seen.err
+            or "usage: jaxgpt" in seen.err
+            or "unrecognized" in seen.err.lower()
+            or "invalid" in seen.err
+        )
         if case.refuse is None:
             return "refused wrongly"
         if not said and not usage:
@@ -69,6 +74,9 @@ def call(argv: tuple[str, ...], folder: Path, env: dict[str, str], limit: float 
         os.chdir(folder)
         os.environ.update({"COLUMNS": "400", **env})
         resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+        if env:  # jax reads the environment once
+            os.environ["PYTHONPATH"] = sys.path[0]
+            os.execv(sys.executable, [sys.executable, "-m", "jaxgpt.cli", *argv])
         code = 1
         try:
             from jaxgpt.cli import main
@@ -117,6 +125,7 @@ def build(base: Path) -> None:
         if seen.code != 0:
             print(f"building: {' '.join(argv)} gave {seen.code}: {seen.err[-800:]}", file=sys.stderr)
             raise SystemExit(1)
+    shutil.rmtree(base / "runs/text/checkpoints/6")
 
 
 def main() -> None:
