@@ -15,7 +15,9 @@ from jaxgpt.config import Optim
 
 
 def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Schedule:
-    """Linear warm-up to the peak, then `optim.schedule` down to `final_lr` at the last step.
+    """Linear warm-up to the peak, then `optim.schedule` down to `final_lr` at the last step that is run.
+
+    Where the warm-up takes all steps, the last one is at the peak. A constant schedule stays there.
 
     Args:
       optim: shape of the schedule.
@@ -24,8 +26,10 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
     """
     top = optim.peak_lr if peak is None else peak
     final = top * optim.final_lr / optim.peak_lr
-    rest = max(1, steps - optim.warmup_steps)
-    decay = max(1, round(optim.decay_fraction * rest))
+    # optax counts updates from 0: the warm-up's last one is at the peak, and the run's last one is steps - 1.
+    peak_at = max(0, optim.warmup_steps - 1)
+    rest = max(1, steps - 1 - peak_at)
+    decay = min(rest, max(1, round(optim.decay_fraction * steps)))
     after = {
         "constant": optax.constant_schedule(top),
         "linear": optax.linear_schedule(top, final, rest),
@@ -33,8 +37,8 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
         "wsd": optax.linear_schedule(top, final, decay, transition_begin=rest - decay),
     }[optim.schedule]
     # Starts at peak / warm-up, not at 0: the first step is not wasted.
-    warmup = optax.linear_schedule(top / max(1, optim.warmup_steps), top, max(1, optim.warmup_steps - 1))
-    return optax.join_schedules([warmup, after], [optim.warmup_steps])
+    warmup = optax.linear_schedule(top / max(1, optim.warmup_steps), top, max(1, peak_at))
+    return optax.join_schedules([warmup, after], [peak_at])
 
 
 DECAYED = ("matrix", "embedding", "position")

@@ -20,39 +20,47 @@ STEPS, WARMUP = 100, 10
 OPTIM = Optim(peak_lr=1e-2, final_lr=1e-3, warmup_steps=WARMUP)
 
 
-def rates(**parts) -> np.ndarray:
-    return np.array([schedule(replace(OPTIM, **parts), STEPS)(i) for i in range(STEPS + 1)])
+def rates(steps: int = STEPS, **parts) -> np.ndarray:
+    """The rate of each update that a run of so many steps makes."""
+    return np.array([schedule(replace(OPTIM, **parts), steps)(i) for i in range(steps)])
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "wsd"])
-def test_a_schedule_warms_up_to_its_peak_and_never_rises_again(shape):
+def test_a_schedule_warms_up_to_its_peak_never_rises_again_and_ends_with_the_last_step(shape):
     rate = rates(schedule=shape)
     np.testing.assert_allclose(rate[:WARMUP], 1e-2 * np.arange(1, WARMUP + 1) / WARMUP, rtol=1e-5)
-    assert rate[WARMUP] == pytest.approx(1e-2)
-    assert (np.diff(rate[WARMUP:]) <= 1e-9).all()
+    assert (np.diff(rate[WARMUP - 1 :]) <= 1e-9).all()
     assert rate[-1] == pytest.approx(1e-2 if shape == "constant" else 1e-3)
+    assert shape in ("constant", "wsd") or rate[WARMUP] < 1e-2
 
 
 def test_shapes_of_the_schedules():
-    middle = WARMUP + (STEPS - WARMUP) // 2
+    """By hand: 90 steps down from the peak at step 10, the 10th update, whose index is 9, to index 99."""
+    middle = 9 + 45
     assert rates(schedule="linear")[middle] == pytest.approx(5.5e-3)
     assert rates(schedule="cosine")[middle] == pytest.approx(5.5e-3)
-    quarter = WARMUP + (STEPS - WARMUP) // 3
-    assert rates(schedule="cosine")[quarter] > rates(schedule="linear")[quarter]
-    wsd = rates(schedule="wsd", decay_fraction=0.2)
-    flat_until = STEPS - round(0.2 * (STEPS - WARMUP))
-    assert wsd[WARMUP : flat_until + 1] == pytest.approx(1e-2)
-    assert wsd[flat_until + 1] < 1e-2
-    assert wsd[flat_until + 9] == pytest.approx(5.5e-3)
+    assert rates(schedule="linear")[9 + 30] == pytest.approx(7e-3)
+    # cos(pi / 3) is a half: a quarter of the way down.
+    assert rates(schedule="cosine")[9 + 30] == pytest.approx(1e-2 - 9e-3 / 4)
+
+
+def test_decay_fraction_is_the_share_of_all_steps():
+    """The last 20 of 100 steps decay: step 80 (index 79) is the last at the peak, half the way is step 90."""
+    rate = rates(schedule="wsd", decay_fraction=0.2)
+    assert rate[WARMUP:80] == pytest.approx(1e-2)
+    assert rate[80] == pytest.approx(1e-2 - 9e-3 / 20)
+    assert rate[89] == pytest.approx(5.5e-3)
+    # More than the warm-up leaves: it decays from the peak on.
+    np.testing.assert_allclose(rates(schedule="wsd", decay_fraction=1.0), rates(schedule="linear"), rtol=1e-6)
 
 
 def test_edges_of_the_schedules():
-    assert rates(warmup_steps=0)[0] == pytest.approx(1e-2)
-    assert rates(warmup_steps=1)[:2] == pytest.approx([1e-2, 1e-2], rel=1e-3)
-    whole = rates(warmup_steps=STEPS)
-    assert whole[STEPS - 1] == pytest.approx(1e-2)
+    assert rates(warmup_steps=0)[0] == rates(warmup_steps=1)[0] == pytest.approx(1e-2)
+    assert rates(warmup_steps=STEPS)[-1] == pytest.approx(1e-2)
+    assert rates(steps=1, warmup_steps=0) == pytest.approx([1e-2])
+    assert rates(steps=2, warmup_steps=0, schedule="linear") == pytest.approx([1e-2, 1e-3])
     other = schedule(OPTIM, STEPS, peak=0.5)
-    assert [float(other(i)) for i in (WARMUP, STEPS)] == pytest.approx([0.5, 0.05])
+    assert [float(other(i)) for i in (WARMUP - 1, STEPS - 1)] == pytest.approx([0.5, 0.05])
 
 
 def moved(optim: Optim, model, params: dict, grads: dict) -> dict[tuple, float]:

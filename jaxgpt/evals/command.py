@@ -264,9 +264,8 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
 
     found = label_report(trained, settings.split, settings.batch_size)
     figures = {name: Figure(value) for name, value in found.figures.items()}
-    labels = list(trained.run.task.labels) if trained.run.task else []
     title = f"The run's own {settings.split} labels"
-    confusion = (labels, found.counts.tolist())
+    confusion = (list(found.labels), found.counts.tolist())
     return Result(settings.split, title, figures, report=found.text, confusion=confusion)
 
 

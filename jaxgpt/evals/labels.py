@@ -35,11 +35,13 @@ class Labels(NamedTuple):
     Attributes:
       figures: the scores by name, as a report has them.
       text: the whole report.
-      counts: [C, C] of the labels, rows gold and columns predicted.
+      labels: the C labels of `counts`: the model's, and behind them those that the split alone has.
+      counts: [C, C], rows gold and columns predicted.
     """
 
     figures: dict[str, float]
     text: str
+    labels: tuple[str, ...]
     counts: np.ndarray
 
 
@@ -71,7 +73,8 @@ def label_report(trained: Trained, split: str, batch_size: int = 32) -> Labels:
         report = classification_report(right, made_up)
         macro = report.scores["macro avg"]["f1-score"]
         figures = {"label_accuracy": _share(right, made_up), "macro_f1-score": macro}
-    return Labels(figures, report.text, confusion(right, made_up, task.labels))
+    labels = (*task.labels, *sorted(set(right).difference(task.labels)))
+    return Labels(figures, report.text, labels, confusion(right, made_up, labels))
 
 
 def _share(gold: list[str], predicted: list[str]) -> float:

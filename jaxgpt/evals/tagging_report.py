@@ -66,7 +66,7 @@ def tagging_report(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
     flat_gold, flat_predicted = ([tag for tags in side for tag in tags] for side in (gold, predicted))
     require(bool(flat_gold), "there is no tag to compare; give at least one sentence.")
     for tag in sorted({*flat_gold, *flat_predicted}):
-        well_formed = tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)
+        well_formed = tag in ("O", "B", "I") or (tag[:2] in ("B-", "I-") and len(tag) > 2)
         require(well_formed, f"tag {tag!r} is not BIO (O, B-TYPE, I-TYPE); turn it with tagging.to_bio.")
     default, strict = _entities(gold, predicted)
     tokens = _sklearn(flat_gold, flat_predicted)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jaxgpt.config import Classifier, Labelled
 from jaxgpt.data.lines import as_object, check_text, field_of, parse_line, read_lines
 from jaxgpt.data.packing import Item
-from jaxgpt.data.readers.labels import check_labels, split_files
+from jaxgpt.data.readers.labels import known_labels, split_files
 from jaxgpt.data.sources import Report, endings, expand
 from jaxgpt.data.tables import TABLES, table_rows
 from jaxgpt.errors import require, require_known
@@ -101,8 +101,9 @@ def read_labelled(
     """
     report, examples = Report(), list[LabelledText]()
     names = (text_field, pair_field, label_field)
-    require(bool(text_field and label_field), "text_field and label_field cannot be empty; name the fields.")
+    require(bool(text_field and label_field), "data.text and data.label cannot be empty; name the fields.")
     for path in expand(paths, SUFFIXES):
+        before = len(examples), report.bad
         table = path.lower().endswith(TABLES)
         records = _table(path, names, report) if table else read_lines(path, report, parse_line)
         for where, record in records:
@@ -110,6 +111,7 @@ def read_labelled(
                 examples.append(_example(record, names))
             except ValueError as error:
                 report.add_bad(where, str(error))
+        require((len(examples), report.bad) != before, f"{path} holds no example; fill it or leave it out.")
     report.check(max_bad, "mend them or leave the file out")
     require(bool(examples), "the files of labelled texts hold no example; name files that do.")
     return examples
@@ -150,7 +152,7 @@ def _table(path: str, names: Names, report: Report) -> Iterator[tuple[str, dict[
     if len(labels) > 2 and labels.count(labels[0]) == 1:
         log.warning(
             "%s: the first line is read as an example, but no other has its label %r; if it is a header, "
-            "name its columns (text_field, label_field)",
+            "name its columns (data.text, data.label)",
             path,
             labels[0],
         )
@@ -168,7 +170,7 @@ def _columns(path: str, cells: list[str], names: Names) -> tuple[list[str], bool
     require(
         plain,
         f"{path} has no column {missing[0]!r} (its first line has: {shown}); name columns of its header "
-        "(text_field, pair_field, label_field), or give two columns, text and label, without one.",
+        "(data.text, data.pair, data.label), or give two columns, text and label, without one.",
     )
     return [names[0], names[2]], False
 
@@ -186,5 +188,5 @@ def encode(
     """
     assert task.pool != "token", "Run pairs Tagged data with it"
     texts = read_labelled(split_files(data, split), data.text, data.pair, data.label)
-    check_labels(split, {text.label for text in texts}, label_set(texts), task)
-    return texts, [[encode_labelled(t, tokenizer, task.labels, length, task.pool)] for t in texts]
+    labels = known_labels(split, {text.label for text in texts}, label_set(texts), task)
+    return texts, [[encode_labelled(t, tokenizer, labels, length, task.pool)] for t in texts]

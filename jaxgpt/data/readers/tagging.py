@@ -1,8 +1,9 @@
-"""Sentences with a tag for each word: CoNLL column files, tag schemes, labels at first subwords.
+"""Sentences with a tag for each word: CoNLL column files, tag schemes, labels at one subword per word.
 
-A tag is `O` or a kind and a type, as `B-PER`. Inside the code tags are BIO (IOB2: every entity
-begins with B-); other schemes are turned into it when a file is read. Entities of ill-formed
-sequences are those of conlleval (Tjong Kim Sang and Buchholz 2000) and of seqeval's default mode.
+A tag is `O`, or a kind and a type, as `B-PER`, or a kind alone where all entities are of one type.
+Inside the code tags are BIO (IOB2: every entity begins with B); other schemes are turned into it when a
+file is read. Entities of ill-formed sequences are those of conlleval (Tjong Kim Sang and Buchholz 2000)
+and of seqeval's default mode.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal
 from jaxgpt.config import Classifier, Tagged
 from jaxgpt.data.lines import numbered_lines
 from jaxgpt.data.packing import Item
-from jaxgpt.data.readers.labels import check_labels, split_files
+from jaxgpt.data.readers.labels import known_labels, split_files
 from jaxgpt.data.sources import expand
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.text.tokenizer import Tokenizer
@@ -25,9 +26,11 @@ from jaxgpt.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".conll", ".tsv", ".bio", ".iob", ".iob2", ".bioes", ".bmes", ".ner")
-Scheme = Literal["iob1", "bio", "bioes", "bmes"]
-_KINDS: dict[str, str] = {"iob1": "BIO", "bio": "BIO", "bioes": "BIOES", "bmes": "BMOES"}
-_TAG = re.compile("O|[BIMES]-.+")
+Scheme = Literal["iob1", "bio", "bioes", "bilou", "bmes"]
+_KINDS: dict[str, str] = {"iob1": "BIO", "bio": "BIO", "bioes": "BIOES", "bilou": "BILOU", "bmes": "BMOES"}
+_TAG = re.compile("O|[BIMESLU](-.+)?")
+_LAST, _ALONE = "EL", "SU"
+"""Kinds that end an entity, and that are a whole one: of BIOES and BMES, of BILOU."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +49,27 @@ class TaggedSentence:
 
 
 def _split(tag: str) -> tuple[str, str]:
-    """Kind and type of a tag; the type of `O` is empty."""
+    """Kind and type of a tag; the type of `O` is empty, and of a kind alone."""
     require(
         bool(_TAG.fullmatch(tag)),
-        f"tag {tag!r} fits no scheme; allowed: O, and B-, I-, M-, E- or S- with a type, as B-PER.",
+        f"tag {tag!r} fits no scheme; allowed: O, and B, I, M, E, S, L or U alone or with a type, as B-PER.",
     )
     return tag[0], tag[2:]
 
 
 def _begins(kind: str, type_: str, before: tuple[str, str]) -> bool:
     """Whether a tag that is not O begins an entity, by the kind and the type of the tag before it."""
-    return kind in "BS" or before[0] in "OES" or before[1] != type_
+    return kind in "B" + _ALONE or before[0] in "O" + _LAST + _ALONE or before[1] != type_
 
 
 def scheme_of(tags: Iterable[Sequence[str]]) -> Scheme:
     """The scheme that the tags of all sentences are written in.
 
-    M- is only of BMES, E- and S- without it are of BIOES. Of the rest, IOB1 (the original files of
-    CoNLL-2003) is where I- begins entities and B- only ever parts two neighbours of one type.
+    M is only of BMES, L and U of BILOU; E and S without M are of BIOES. Of the rest, IOB1 (the original
+    files of CoNLL-2003) is where I begins entities and B only separates two neighbours of one type.
 
     Raises:
-      UserError: a tag of no scheme; M- and I- together.
+      UserError: a tag of no scheme; tags of two schemes.
     """
     named: dict[str, str] = {}
     inside_begins = b_begins = False
@@ -78,15 +81,17 @@ def scheme_of(tags: Iterable[Sequence[str]]) -> Scheme:
             inside_begins |= kind == "I" and _begins(kind, type_, before)
             b_begins |= kind == "B" and _begins("I", type_, before)
             before = kind, type_
-    require(
-        not {"M", "I"} <= named.keys(),
-        f"tags {named.get('M')!r} and {named.get('I')!r} are of different schemes (BMES has no I-, "
-        "the others no M-); write them in one.",
-    )
-    if "M" in named:
-        return "bmes"
-    if {"E", "S"} & named.keys():
-        return "bioes"
+    for scheme, own in (("bmes", "M"), ("bilou", "LU"), ("bioes", "ES")):
+        found = [named[kind] for kind in own if kind in named]
+        if not found:
+            continue
+        other = [tag for kind, tag in named.items() if kind not in _KINDS[scheme]]
+        require(
+            not other,
+            f"tags {found[0]!r} and {''.join(other[:1])!r} are of different schemes ({scheme} has "
+            f"{', '.join(_KINDS[scheme])}); write them in one.",
+        )
+        return scheme
     return "iob1" if inside_begins and not b_begins else "bio"
 
 
@@ -104,16 +109,20 @@ def to_bio(tags: Sequence[str], scheme: Scheme) -> list[str]:
         kind, type_ = _split(tag)
         require(kind in _KINDS[scheme], f"tag {tag!r} is not of the scheme {scheme} ({_KINDS[scheme]}).")
         letter = "O" if kind == "O" else "B" if _begins(kind, type_, before) else "I"
-        made.append(f"{letter}-{type_}" if type_ else letter)
+        made.append(_tag(letter, type_))
         before = kind, type_
     return made
 
 
 def label_set(sentences: Iterable[TaggedSentence]) -> tuple[str, ...]:
-    """`O`, then B-X and I-X of each type X of entities, sorted."""
+    """`O`, then B-X and I-X of each type X of entities, sorted; B and I of entities without a type."""
     used = {tag for sentence in sentences for tag in sentence.tags}
-    types = sorted({type_ for _, type_ in map(_split, used) if type_})
-    return ("O", *(f"{kind}-{type_}" for type_ in types for kind in "BI"))
+    types = sorted({type_ for kind, type_ in map(_split, used) if kind != "O"})
+    return ("O", *(_tag(kind, type_) for type_ in types for kind in "BI"))
+
+
+def _tag(kind: str, type_: str) -> str:
+    return f"{kind}-{type_}" if type_ else kind
 
 
 # --------------------------------------------------------------------------------------- the files
@@ -152,10 +161,15 @@ def _read_file(path: str) -> Iterator[TaggedSentence]:
     """The sentences with the tags as they stand."""
     words: list[str] = []
     tags: list[str] = []
-    last = 0
+    last = columns = 0
     for number, line in numbered_lines(path):
         try:
-            word, tag = _columns(line)
+            word, tag, count = _columns(line)
+            columns = columns or count
+            if count and count != columns:
+                raise ValueError(
+                    f"{count} columns, but the lines before have {columns}; the last one is the tag"
+                )
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(
@@ -175,31 +189,36 @@ def _read_file(path: str) -> Iterator[TaggedSentence]:
         yield TaggedSentence(tuple(words), tuple(tags))
 
 
-def _columns(line: bytes | None) -> tuple[str, str]:
-    """Word and tag of a line; `ValueError` with a short reason where it has none."""
+def _columns(line: bytes | None) -> tuple[str, str, int]:
+    """Word, tag and number of columns of a line (0 of a `-DOCSTART-`); `ValueError` where it has none."""
     if line is None:
         raise ValueError("the line is too long for a word and its tag")
     # not str.split() and str.strip(): to them an ideographic space is a blank, here it is a word
     text = line.decode("utf-8").rstrip(" \t\r\n")
     columns = text.split("\t") if "\t" in text else re.split(" +", text.lstrip(" "))
     if columns[0] == "-DOCSTART-":
-        return columns[0], "O"
+        return columns[0], "O", 0
     require(
         len(columns) > 1,
         f"one column, {text[:40]!r}; a line is a word and its tag (a word that is a space needs a tab).",
     )
     require(bool(columns[0]), "the word is empty; a line is a word and its tag.")
     _split(columns[-1])
-    return columns[0], columns[-1]
+    return columns[0], columns[-1], len(columns)
 
 
 # ------------------------------------------------------------------------------------- the subwords
 
 
 def align(
-    sentence: TaggedSentence, tokenizer: Tokenizer, labels: Sequence[str], length: int, joiner: str
+    sentence: TaggedSentence,
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    length: int,
+    joiner: str,
+    at: Literal["first", "last"] = "first",
 ) -> list[Item]:
-    """The sentence as `<|bos|> words <|eos|>`, each word's label at its first token.
+    """The sentence as `<|bos|> words <|eos|>`, each word's label at its first or last token.
 
     Every word has exactly one weighted token, in the order of the words (Devlin et al. 2019, section
     5.3), so that the predictions there, over all pieces, are the predictions of the words. A word
@@ -213,6 +232,8 @@ def align(
       length: the most tokens a piece has. A longer sentence is cut between words into several, a
         longer word after its first tokens.
       joiner: put before every word but the first: " ", or "" where words are characters.
+      at: the token of a word that has its label: the first, as BERT, or the last, as causal models need,
+        which have not read the word at its first.
 
     Raises:
       UserError: a tag that is not in `labels`; a length below 3.
@@ -224,10 +245,13 @@ def align(
     pieces: list[list[tuple[int, int, float]]] = []
     for ids, tag in zip(tokenizer.encode_batch(texts), sentence.tags, strict=True):
         require_known(tag, number, f"tag {tag!r} is not one of the model's labels")
-        head, *rest = (ids or [nothing])[: length - 2]
-        if not pieces or len(pieces[-1]) + 1 + len(rest) > length - 2:
+        kept = (ids or [nothing])[: length - 2]
+        if not pieces or len(pieces[-1]) + len(kept) > length - 2:
             pieces.append([])
-        pieces[-1] += [(head, number[tag], 1.0), *((token, 0, 0.0) for token in rest)]
+        word = [(token, 0, 0.0) for token in kept]
+        place = 0 if at == "first" else -1
+        word[place] = (kept[place], number[tag], 1.0)
+        pieces[-1] += word
     made = []
     for piece in pieces:
         whole = [(control["<|bos|>"], 0, 0.0), *piece, (control["<|eos|>"], 0, 0.0)]
@@ -249,5 +273,7 @@ def encode(
     """
     sentences = read_conll(split_files(data, split))
     used = {tag for sentence in sentences for tag in sentence.tags}
-    check_labels(split, used, label_set(sentences), task)
-    return sentences, [align(s, tokenizer, task.labels, length, data.joiner) for s in sentences]
+    labels = known_labels(split, used, label_set(sentences), task)
+    causal = task.backbone.causal
+    at = data.align if data.align != "auto" else "last" if causal else "first"
+    return sentences, [align(s, tokenizer, labels, length, data.joiner, at) for s in sentences]

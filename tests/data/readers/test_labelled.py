@@ -123,7 +123,7 @@ def test_bad_lines_are_named_and_counted(tmp_path, name, data, words):
         ("a.tsv", b"a\tb\t0\n", r"a\.tsv has no column 'text'"),
         ("a.csv", b"a,\xff\n", r"a\.csv:1 is not UTF-8"),
         ("a.xml", b"<a/>", r"a\.xml is of a kind this command does not read; use \.tsv, \.csv"),
-        ("a.tsv", b"text\tlabel\n", "hold no example"),
+        ("a.tsv", b"text\tlabel\n", "holds no example"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, name, data, words):
@@ -138,7 +138,7 @@ def test_a_chosen_name_is_never_taken_for_no_header(tmp_path):
         read_labelled([tmp_path / "a.tsv"], "sentnce", label_field="lable")
     with pytest.raises(UserError, match="has no column 'pair'"):
         read_labelled([tmp_path / "a.tsv"], "sentence", "pair")
-    with pytest.raises(UserError, match="text_field and label_field cannot be empty"):
+    with pytest.raises(UserError, match=r"data\.text and data\.label cannot be empty"):
         read_labelled([tmp_path / "a.tsv"], "")
 
 

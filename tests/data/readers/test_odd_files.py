@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from jaxgpt.config import Chat
+from jaxgpt.data.documents import read_documents
 from jaxgpt.data.readers import rows_of
 from jaxgpt.data.readers.labelled import read_labelled
 from jaxgpt.data.readers.tagging import read_conll
-from jaxgpt.data.documents import read_documents
 from jaxgpt.data.sources import expand
 from jaxgpt.errors import UserError
 from jaxgpt.evals.tasks import read_task

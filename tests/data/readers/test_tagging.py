@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB1, IOB2, IOBES, Tokens
 
-from jaxgpt.data.readers.tagging import TaggedSentence, align, label_set, read_conll, scheme_of, to_bio
+from jaxgpt.config import GPT, Classifier, Tagged, from_json, to_json
+from jaxgpt.data.readers import rows_of
+from jaxgpt.data.readers.tagging import (
+    TaggedSentence,
+    align,
+    encode,
+    label_set,
+    read_conll,
+    scheme_of,
+    to_bio,
+)
 from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 
@@ -33,7 +44,8 @@ def write_tags(parts, scheme: str) -> list[str]:
     """A well-formed sequence of the scheme: each part is a type and its length in words."""
     tags, before = [], "O"
     for type_, size in parts:
-        inside, one, last = ("M", "S", "E") if scheme == "bmes" else ("I", "S", "E")
+        letters = {"bmes": ("M", "S", "E"), "bilou": ("I", "U", "L")}
+        inside, one, last = letters.get(scheme, ("I", "S", "E"))
         if type_ == "O":
             tags += ["O"] * size
         elif scheme == "iob1":
@@ -83,7 +95,7 @@ def test_bmes_is_bioes_with_another_letter(tags):
 
 
 @quick
-@given(chunks, st.sampled_from(["iob1", "bio", "bioes", "bmes"]))
+@given(chunks, st.sampled_from(["iob1", "bio", "bioes", "bilou", "bmes"]))
 def test_well_formed_tags_keep_their_entities(parts, scheme):
     tags = write_tags(parts, scheme)
     assert get_entities(to_bio(tags, scheme)) == spans(parts)
@@ -102,7 +114,7 @@ def test_the_schemes_that_seqeval_reads_strictly_agree(parts):
 @given(st.lists(chunks, min_size=1, max_size=4))
 def test_schemes_are_found(sentences):
     tell = [("PER", 3), ("PER", 3), ("O", 1), ("LOC", 1)]  # has every letter of every scheme
-    for scheme in ("iob1", "bio", "bioes", "bmes"):
+    for scheme in ("iob1", "bio", "bioes", "bilou", "bmes"):
         assert scheme_of([write_tags(parts, scheme) for parts in [*sentences, tell]]) == scheme
 
 
@@ -134,7 +146,7 @@ def test_labels_are_o_then_each_types_two():
     ("call", "words"),
     [
         (lambda: scheme_of([["B-X", "M-X"], ["I-Y"]]), "tags 'M-X' and 'I-Y' are of different schemes"),
-        (lambda: scheme_of([["O", "X-PER"]]), "tag 'X-PER' fits no scheme; allowed: O, and B-, I-"),
+        (lambda: scheme_of([["O", "X-PER"]]), "tag 'X-PER' fits no scheme; allowed: O, and B, I"),
         (lambda: to_bio(["E-X"], "bio"), "tag 'E-X' is not of the scheme bio"),
         (lambda: to_bio(["O"], "iob"), "tag scheme 'iob' is unknown; did you mean 'iob1'"),
         (lambda: TaggedSentence(("a",), ()), "1 words and 0 tags"),
@@ -228,8 +240,9 @@ def test_folders_hold_files_of_several_schemes(tmp_path):
     ("data", "words"),
     [
         (b"a O\nb\n", r"a\.txt:2: one column, 'b'; a line is a word and its tag"),
-        (b"a O\n\nb X-PER\n", r"a\.txt:3: tag 'X-PER' fits no scheme; allowed: O, and B-"),
-        (b"a B\n", r"a\.txt:1: tag 'B' fits no scheme"),
+        (b"a O\n\nb X-PER\n", r"a\.txt:3: tag 'X-PER' fits no scheme; allowed: O, and B"),
+        (b"a NN B-X\nb I-X\n", r"a\.txt:2: 2 columns, but the lines before have 3"),
+        (b"a B-X\nb L-X\nc E-X\n", r"a\.txt: tags 'L-X' and 'E-X' are of different schemes"),
         (b"a B-\n", r"a\.txt:1: tag 'B-' fits no scheme"),
         (b"a O\n\tO\n", r"a\.txt:2: the word is empty"),
         (b"a O\n\xff O\n", r"a\.txt:2 is not UTF-8 \(byte 0xff\)"),
@@ -280,6 +293,57 @@ def test_every_word_has_one_target_in_order_and_nothing_is_lost(tokenizer, words
     for piece, after in pairwise(pieces):  # cut only where the next word would not fit
         first = 1 + [*after.weights[2:-1], 1.0].index(1.0)
         assert len(piece.tokens) + first > length
+
+
+@quick
+@given(some_words, st.integers(3, 24))
+def test_the_last_token_of_a_word_has_its_target_where_that_is_asked_for(words, length):
+    """The same pieces; only the place of each word's target differs: as far on as the word is long."""
+    sentence = TaggedSentence(tuple(words), ("B-LOC",) * len(words))
+    firsts, lasts = (align(sentence, ByteTokenizer(), LABELS, length, " ", at) for at in ("first", "last"))
+    sizes = iter(len((" " * (i > 0) + w).encode()[: length - 2]) or 1 for i, w in enumerate(words))
+    for first, last in zip(firsts, lasts, strict=True):
+        assert first.tokens == last.tokens
+        places = [i for i, weight in enumerate(first.weights) if weight]
+        moved = [at + next(sizes) - 1 for at in places]
+        assert [i for i, weight in enumerate(last.weights) if weight] == moved
+        assert all(last.targets[i] == LABELS.index("B-LOC") for i in moved)
+
+
+@pytest.mark.parametrize(
+    ("causal", "align_", "place"),
+    [(True, "auto", 3), (False, "auto", 1), (True, "first", 1), (False, "last", 3)],
+)
+def test_a_causal_model_is_asked_at_the_last_token_of_a_word(tmp_path, causal, align_, place):
+    (tmp_path / "a.txt").write_text("Ann B-PER\n")
+    backbone = GPT(vocab_size=264, context=16, layers=1, width=8, heads=1, causal=causal)
+    data = Tagged(train=(str(tmp_path / "a.txt"),), validation=(str(tmp_path / "a.txt"),), align=align_)
+    task = Classifier(backbone=backbone, labels=LABELS)
+    _, [[item]] = encode(data, ByteTokenizer(), 16, "train", task)
+    assert item.weights == [float(i == place) for i in range(5)]
+
+
+def test_runs_stored_without_the_field_keep_the_first_token():
+    stored = to_json(Tagged(train=("a",), validation=("b",)))
+    assert from_json(Tagged, stored).align == "auto"
+    del stored["align"]
+    assert from_json(Tagged, stored).align == "first"
+
+
+def test_labels_of_the_test_file_alone_are_told_before_training_and_kept_as_gold(tmp_path, caplog):
+    for name, tag in (("train", "B-PER"), ("test", "B-XYZ")):
+        (tmp_path / f"{name}.txt").write_text(f"Ann {tag}\nsaw O\n")
+    files = {name: (str(tmp_path / f"{name}.txt"),) for name in ("train", "test")}
+    data = Tagged(**files, validation=files["train"])
+    backbone = GPT(vocab_size=264, context=16, layers=1, width=8, heads=1, causal=False)
+    task = Classifier(backbone=backbone, labels=("O", "B-PER", "I-PER"))
+    rows_of(data, ByteTokenizer(), 16, 0, 1, task)
+    assert "data.test has labels that are not in model.labels" in caplog.text and "B-XYZ" in caplog.text
+    sentences, _ = encode(data, ByteTokenizer(), 16, "test", task)
+    assert [s.tags for s in sentences] == [("B-XYZ", "O")]
+    narrow = replace(task, labels=("O", "B-LOC", "I-LOC"))
+    with pytest.raises(UserError, match=r"set model.labels to \('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER'\)"):
+        encode(data, ByteTokenizer(), 16, "train", narrow)
 
 
 def test_a_word_of_nothing_is_masked_where_the_tokenizer_can():
