@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from typing import Any
 
+import jax
 import pytest
 from tiny import assert_same, mesh
 from tiny_runs import (
@@ -147,6 +148,35 @@ def test_a_learning_rate_that_blows_up_ends_the_run_with_code_3(corpus, tmp_path
     assert main(["train", str(write_config(run, tmp_path))]) == 3
     assert "there is no checkpoint yet" in capfd.readouterr().err
     assert records(tmp_path / "text")[-1]["loss"] is None
+
+
+def test_parameters_that_are_nan_end_the_run_with_code_3_and_are_never_saved(
+    corpus, tmp_path, monkeypatch, capfd
+) -> None:
+    """Also at the last step, whose own loss was fine: nothing is built on them."""
+    compile_step = loop.Loop.compile
+
+    def poisoned(self: loop.Loop, state: Any, objective: Any) -> None:
+        compile_step(self, state, objective)
+        step_fn = self.step_fn
+
+        def step(state: Any, batch: Any) -> Any:
+            state, metrics = step_fn(state, batch)
+            if int(state.step) == 7:
+                leaves, shape = jax.tree.flatten(state.params)
+                leaves[0] = leaves[0].at[(0,) * leaves[0].ndim].set(float("nan"))
+                state = replace(state, params=jax.tree.unflatten(shape, leaves))
+            return state, metrics
+
+        self.step_fn = step
+
+    monkeypatch.setattr(loop.Loop, "compile", poisoned)
+    train = replace(TRAIN, steps=7, eval_every=7)
+    assert main(["train", str(write_config(text_run(corpus, tmp_path, train=train), tmp_path))]) == 3
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("jaxgpt: at step 7 parameters are NaN or infinite: ")
+    assert f"the last good checkpoint is step 6 in {tmp_path / 'text'}" in line
+    assert saved(tmp_path / "text") == [3, 6]
 
 
 # ---------------------------------------------------------------------------- early stopping
