@@ -100,7 +100,10 @@ def _number(name: str) -> int | None:
 
 @contextlib.contextmanager
 def told_while(words: str, seconds: float = 10.0) -> Iterator[None]:
-    """Say on standard error what is being waited for, every so many seconds."""
+    """Say on standard error what is being waited for, every so many seconds; Ctrl-C ends it at once.
+
+    Python's own handler would not run while a library waits.
+    """
     done = threading.Event()
 
     def tell() -> None:
@@ -110,9 +113,11 @@ def told_while(words: str, seconds: float = 10.0) -> Iterator[None]:
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, before)
         done.set()
         thread.join()
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,7 +130,10 @@ class Metrics:
         if self.writes:
             _drop_after(path, start)
             self.file = path.open("a", encoding="utf-8")
+            before = set(threading.enumerate())
             self.board = _tensorboard(folder, start)
+            self.writers = set(threading.enumerate()) - before
+            _end_quietly(self.writers)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -163,6 +167,9 @@ class Metrics:
             self.file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.file.name) from None
+        if self.board is not None and not all(thread.is_alive() for thread in self.writers):
+            log.warning("TensorBoard events cannot be written to %s any more", self.folder)
+            self.board = None  # adding to them would wait for ever
         if self.board is not None:
             for name, value in shown.items():
                 if isinstance(value, int | float):
@@ -182,6 +189,17 @@ class Metrics:
         if self.board is not None:
             self.board.close()
         self.draw()
+
+
+def _end_quietly(threads: set[threading.Thread]) -> None:
+    """Threads that end with an error, as on a full disk, print no trace: it is said when it is noticed."""
+    others = threading.excepthook
+
+    def hook(error: Any) -> None:
+        if error.thread not in threads:
+            others(error)
+
+    threading.excepthook = hook
 
 
 class _Record(msgspec.Struct):
