@@ -190,5 +190,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object per line, whole or not at all."""
     write_text(path, "".join(to_json(record) + "\n" for record in records))

@@ -134,8 +134,8 @@ def info(args: list[str]) -> int:
     for name, value in (
         ("parameters", f"{found.parameters:,}"),
         ("without embeddings", f"{found.non_embedding:,}"),
-        ("training FLOPs a token", f"{found.flops_per_token:.3e}"),
-        ("tokens a step", f"{found.tokens_per_step:,}"),
+        ("training FLOPs per token", f"{found.flops_per_token:.3e}"),
+        ("tokens per step", f"{found.tokens_per_step:,}"),
         ("tokens in all", f"{found.tokens_per_step * run.train.steps:,}"),
         ("training FLOPs in all", f"{total_flops:.3e}"),
         (
@@ -145,8 +145,8 @@ def info(args: list[str]) -> int:
         ("memory of parameters", human(found.parameter_bytes)),
         ("of gradients", human(found.gradient_bytes)),
         (f"of the optimizer ({run.optim.name})", human(found.optimizer_bytes)),
-        ("of activations a device", f"{human(found.activation_bytes)} (remat {run.compute.remat})"),
-        ("memory a device, at least", human(found.device_bytes)),
+        ("of activations per device", f"{human(found.activation_bytes)} (remat {run.compute.remat})"),
+        ("memory per device, at least", human(found.device_bytes)),
     ):
         table.add_row(name, value)
     Console().print(table)

@@ -314,7 +314,7 @@ def _report(
                 ),
                 "answer loss": (
                     results["answer_loss_tuned"],
-                    f"{results['answer_loss_base']:.3f} before tuning; nats a token",
+                    f"{results['answer_loss_base']:.3f} before tuning; nats per token",
                 ),
                 "bits per byte": (results["pretrain_bits_per_byte"], "of held-out text"),
                 "parameters": _size(pretrain).split(" p")[0],
@@ -351,7 +351,7 @@ def _goodbye(workdir: Path, tune: Run, results: dict[str, Any], answers: dict[st
     for column in ("", "base", "tuned"):
         table.add_column(column)
     for name, label in (
-        ("answer_loss", "answer loss, nats a token"),
+        ("answer_loss", "answer loss, nats per token"),
         ("exact_match", "exact match"),
     ):
         table.add_row(label, *(f"{results[f'{name}_{which}']:.3f}" for which in ("base", "tuned")))

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 # The order decides what a small budget keeps: plain prose first, scipy's formulas last.
 PACKAGES = ("jax", "flax", "optax", "orbax", "grain", "rich", "tyro", "numpy", "scipy")
 DEFAULT_BUDGET = 6_000_000
-_TARGET = 2_000  # characters a document
+_TARGET = 2_000  # characters per document
 _SPARSE = 3_000  # characters of source a docstring, above which a file is not worth parsing
 _REPEATS = 3  # how often one paragraph may appear before it counts as boilerplate
 _SKIPPED = re.compile("(test|conftest).*|.*_test.*|__pycache__|_vendor|encodings|idlelib|lib2to3|.*-packages")

@@ -63,7 +63,7 @@ def require_platform() -> None:
 
 
 def _keep_programs() -> None:
-    """The persistent compilation cache: a program is compiled once on a machine, not once a process."""
+    """The persistent compilation cache: a program is compiled once on a machine, not once per process."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxgpt/xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -60,7 +60,7 @@ class Table(TypedDict):
 def sweep(args: list[str]) -> int:
     """Train every run of a config's `sweep()`, from where each stands; compare them in one folder.
 
-    Exit codes: 0 done, 2 a mistake to mend, 3 a run failed, 75 stopped with everything saved.
+    Exit codes: 0 done, 2 user error, 3 a run failed, 75 stopped with everything saved.
     """
     args, only = split_only(args)
     if not args or args[0].startswith("-"):
@@ -195,7 +195,7 @@ def measure(run: Run) -> Row:
     """What the metrics in a run's folder say.
 
     Returns:
-      `steps`, `tokens`, `val_loss` (the lowest, nats a target) and its `val_bits_per_byte`, `val_accuracy`
+      `steps`, `tokens`, `val_loss` (the lowest, nats per target) and its `val_bits_per_byte`, `val_accuracy`
       (the highest, of runs that are best by error), `seconds` (of training, without compiling and
       evaluating), `tokens_per_second` (the median) and `curve` ([tokens, validation loss] pairs);
       without what was not measured.

@@ -70,7 +70,7 @@ def test_help_of_train_lists_every_field_with_the_configs_own_defaults(call: Cal
     assert (code, err) == (0, "")
     for flag in ("--optim.peak-lr", "--model.kv-heads", "--data.path", "--mesh.fsdp", "--compute.remat"):
         assert flag in out
-    assert "Tokens a row; None means model.context" in " ".join(out.replace("│", " ").split())
+    assert "Tokens per row; None means model.context" in " ".join(out.replace("│", " ").split())
     assert "(default: 19073)" in out
     assert "(default: 19073)" not in call("train", "--help")[1]
     chat = call("train", str(CONFIGS / "instruct_alpaca.py"), "--help")[1]
@@ -227,12 +227,14 @@ def test_info_prints_known_numbers(call: Call) -> None:
     assert rows["parameters"] == ["124,439,808"]
     assert rows["memory of parameters"] == ["474.7 MiB"]  # 4 bytes each
     assert rows["without embeddings"] == ["85,056,000"]
-    assert rows["tokens a step"] == ["491,520"]
+    assert rows["tokens per step"] == ["491,520"]
     assert rows["tokens in all"] == [f"{19_073 * 491_520:,}"]
-    assert rows["training FLOPs a token"] == [f"{6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024:.3e}"]
+    assert rows["training FLOPs per token"] == [
+        f"{6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024:.3e}"
+    ]
     assert rows["devices"] == ["1 (data 1, fsdp 1, tensor 1, expert 1)"]
     assert rows["of the optimizer (adamw)"] == ["949.4 MiB"]  # two moments
-    assert "(remat full)" in rows["of activations a device"][0]
+    assert "(remat full)" in rows["of activations per device"][0]
 
 
 def test_info_reads_a_runs_record(tmp_path: Path, call: Call) -> None:

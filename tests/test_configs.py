@@ -77,7 +77,7 @@ SWEPT = {  # parameters more than the first run's
     | {"grouped": -4 * 2 * 128 * 64, "multi_query": -4 * 2 * 128 * 96},
 }
 
-GPT3 = {  # Brown et al. 2020, table 2.1: millions of parameters; layers, width, tokens a step in 2^19, rate
+GPT3 = {  # Brown et al. 2020, table 2.1: millions of parameters; layers, width, tokens per step in 2^19, rate
     "125m": (125, 12, 768, 1, 6.0e-4),
     "350m": (350, 24, 1024, 1, 3.0e-4),
     "760m": (760, 24, 1536, 1, 2.5e-4),

@@ -1,6 +1,6 @@
 """The two tiny models that the tests share, their batches, and how to train them for a few steps.
 
-Shapes: B rows, T tokens a row.
+Shapes: B rows, T tokens per row.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class State:
     memory: Any = None
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _one_error() -> None:
     """Keep quiet the reads and writes under way when another one fails: each would print a trace."""
     before = sys.unraisablehook

@@ -19,11 +19,11 @@ class Text:
     path: str
     """The folder."""
     length: Length | None = None
-    """Tokens a row; None means model.context (model.segment of a Transformer-XL)."""
+    """Tokens per row; None means model.context (model.segment of a Transformer-XL)."""
     contiguous: bool = False
     """Row b of a batch goes on where row b of the batch before ended, as recurrence needs."""
     workers: Workers = 0
-    """Processes that read ahead; 0 reads in threads of this process."""
+    """Number of processes that read ahead; 0 means threads of this process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -43,9 +43,9 @@ class Chat:
     validation_fraction: Part = 0.05
     """Share of the dialogues held out where validation names no files."""
     tokenizer: str = ""
-    """A tokenizer folder; empty means that of the run named by init_from."""
+    """A tokenizer folder; unspecified means that of the run named by init_from."""
     length: Length | None = None
-    """Tokens a row; None means model.context. Longer dialogues are cut, and counted."""
+    """Tokens per row; None means model.context. Longer dialogues are cut, and counted."""
     prompt: str = ""
     """Field or column of what is given (a path such as `a.b[0].c` reaches into objects and lists), where it
     is not one of the usual names; goes with completion."""
@@ -56,9 +56,9 @@ class Chat:
     and then its completion. Text of `none` is joined as it stands, so a space or a line between the two must
     be in one of them."""
     bins: Rows = 64
-    """Rows that first-fit packing keeps open at a time."""
+    """Number of rows that first-fit packing keeps open."""
     workers: Workers = 0
-    """Processes that read ahead; 0 reads in threads of this process."""
+    """Number of processes that read ahead; 0 means threads of this process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -79,13 +79,13 @@ class _Files:
     test: tuple[str, ...] = ()
     """As train: for `jaxgpt eval --split test` alone."""
     tokenizer: str = ""
-    """A tokenizer folder or `byte`; empty means that of the run named by init_from."""
+    """A tokenizer folder or `byte`; unspecified means that of the run named by init_from."""
     length: Length | None = None
-    """Tokens a row; None means model.context."""
+    """Tokens per row; None means model.context."""
     bins: Rows = 64
-    """Rows that first-fit packing keeps open at a time."""
+    """Number of rows that first-fit packing keeps open."""
     workers: Workers = 0
-    """Processes that read ahead; 0 reads in threads of this process."""
+    """Number of processes that read ahead; 0 means threads of this process."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")

@@ -23,13 +23,13 @@ class RopeScaling:
     form: Literal["linear", "llama3"] = "llama3"
     """All by the factor (Chen et al. 2023), or only the long ones (Llama 3.1)."""
     factor: Scale = 8.0
-    """By how much."""
+    """Scaling factor."""
     low_frequency: Scale = 1.0
     """llama3: wavelengths above original_context / this are stretched in full."""
     high_frequency: Scale = 4.0
     """llama3: wavelengths below original_context / this are left."""
     original_context: Tokens = 8192
-    """llama3: the context pretrained on."""
+    """llama3: context length in pretraining."""
 
     def __post_init__(self) -> None:
         check_types(self, "model.rope_scaling")
@@ -45,15 +45,15 @@ class MoE:
     """A mixture of expert MLPs in every layer, no token dropped (Mixtral; Qwen-MoE with shared_width)."""
 
     experts: Annotated[int, Bounds(1, 2**16)] = 8
-    """MLPs a layer."""
+    """Number of experts per layer."""
     per_token: Annotated[int, Bounds(1, 2**16)] = 2
-    """Experts that a token goes to."""
+    """Number of experts per token."""
     width: Width | None = None
-    """Hidden width of one expert; None means that of a plain MLP (model.mlp_width)."""
+    """Hidden size of one expert; None means model.mlp_width."""
     normalise: bool = True
     """Weigh the chosen experts by a softmax over them alone (Mixtral), not over all (Qwen2-MoE)."""
     shared_width: Annotated[int, Bounds(0, 2**20)] = 0
-    """Hidden width of an MLP that every token passes beside its experts, behind a gate; 0 for none."""
+    """Hidden size of a gated shared expert that every token passes; 0 for none."""
     balance: Weight = 0.01
     """Weight of the load-balancing loss (Switch Transformers, equation 4)."""
 
@@ -71,21 +71,21 @@ class GPT:
 
     # sizes
     vocab_size: Tokens = 50_304
-    """Rows of the embedding; at least the tokenizer's size, divisible by the mesh's tensor axis."""
+    """Vocabulary size: at least the tokenizer's, divisible by the mesh's tensor axis."""
     context: Tokens = 1024
-    """Longest sequence in tokens; the rows of a learned position table."""
+    """Maximum sequence length in tokens; the rows of a learned position table."""
     layers: Layers = 12
-    """Blocks of attention and MLP."""
+    """Number of layers (attention and MLP)."""
     width: Width = 768
-    """Features of a token between the blocks."""
+    """Hidden size: features per token in the residual stream."""
 
     # attention
     heads: Heads = 12
-    """Attention heads (of the queries)."""
+    """Number of attention heads (of the queries)."""
     kv_heads: Heads | None = None
-    """Grouped-query attention (Ainslie et al. 2023): key and value heads; None means as many as heads."""
+    """Number of key-value heads (grouped-query attention; Ainslie et al. 2023); None means heads."""
     head_width: Width | None = None
-    """Width of one head; None means width / heads."""
+    """Head size; None means width / heads."""
     windows: tuple[TokensOr0, ...] = ()
     """Sliding-window sizes in tokens, repeated over the layers; 0 in it means full attention."""
     qkv_bias: bool | None = None
@@ -95,7 +95,7 @@ class GPT:
     attention_softcap: Positive | None = None
     """Cap attention scores to (-c, c) by c * tanh(scores / c) (Gemma 2, section 2)."""
     attention_scalar: Positive | None = None
-    """Scores are divided by the root of it; None means head_width (Gemma sets it)."""
+    """Attention scores are divided by its square root; None means head_width (Gemma sets it)."""
     causal: bool = True
     """False gives bidirectional attention, which a next-token objective refuses."""
     prefix: bool = False
@@ -125,7 +125,7 @@ class GPT:
     mlp: Activation = "gelu"
     """Activation of the MLP: GELU (GPT-2), or gated SwiGLU (Llama) or GeGLU (Gemma)."""
     mlp_width: Width | None = None
-    """Hidden width of the MLP; None means 4 x width, or if gated 8/3 x width up to a multiple of 64."""
+    """Hidden size of the MLP; None means 4 x width, or if gated 8/3 x width rounded up to 64s."""
     moe: MoE | None = None
     """Experts in place of the MLP; None for a dense model."""
 
@@ -135,7 +135,7 @@ class GPT:
 
     # embedding and output
     embed_scale: bool = False
-    """Multiply embeddings by the root of the width (Vaswani et al. 2017, section 3.4; Gemma)."""
+    """Multiply embeddings by the square root of the width (Vaswani et al. 2017, section 3.4; Gemma)."""
     tied: bool = True
     """Use the embedding as the output projection."""
     logit_softcap: Positive | None = None
@@ -143,7 +143,7 @@ class GPT:
 
     # regularisation
     dropout: Decay = 0.0
-    """Rate after the embedding and on both residual branches."""
+    """Dropout rate, after the embedding and on both residual branches."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -199,7 +199,7 @@ class GPT:
 
     @property
     def row(self) -> int:
-        """Tokens a training row has unless the data say otherwise."""
+        """Number of tokens per training row, unless the data say otherwise."""
         return self.context
 
     def window(self, layer: int) -> int:
@@ -257,17 +257,17 @@ class Bert(_Blocks):
     """A bidirectional encoder with a masked-LM head (Devlin et al. 2019). The defaults are BERT-base."""
 
     vocab_size: Tokens = 30_522
-    """Rows of the embedding; at least the tokenizer's size."""
+    """Vocabulary size: at least the tokenizer's."""
     context: Tokens = 512
-    """Longest sequence in tokens; the rows of the position table."""
+    """Maximum sequence length in tokens; the rows of the position table."""
     layers: Layers = 12
-    """Blocks of attention and MLP."""
+    """Number of layers (attention and MLP)."""
     width: Width = 768
-    """Features of a token between the blocks."""
+    """Hidden size: features per token in the residual stream."""
     heads: Heads = 12
-    """Attention heads."""
+    """Number of attention heads."""
     mlp_width: Width | None = None
-    """Hidden width of the MLP; None means 4 x width."""
+    """Hidden size of the MLP; None means 4 x width."""
     mlp: Literal["gelu", "gelu_exact", "relu"] = "gelu_exact"
     """Activation of the MLP and of the head."""
     types: Annotated[int, Bounds(1, 2**16)] = 2
@@ -275,7 +275,7 @@ class Bert(_Blocks):
     norm_eps: Positive = 1e-12
     """Added to the variance in every norm."""
     dropout: Decay = 0.1
-    """Rate after the embedding and on both residual branches."""
+    """Dropout rate, after the embedding and on both residual branches."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -311,11 +311,11 @@ class TransformerXL(_Blocks):
     """A decoder with segment-level recurrence (Dai et al. 2019). The defaults are its WikiText-103 base."""
 
     vocab_size: Tokens = 50_304
-    """Rows of the embedding; at least the tokenizer's size."""
+    """Vocabulary size: at least the tokenizer's."""
     context: Tokens = 4096
-    """Most tokens the sampler writes in a row; training rows have `segment` of them."""
+    """Maximum number of tokens that the sampler writes; training rows have `segment` tokens."""
     segment: Tokens = 150
-    """Tokens a training row has (tgt_len)."""
+    """Number of tokens per training row (tgt_len)."""
     memory: TokensOr0 = 150
     """Earlier tokens whose features every layer keeps from segment to segment (mem_len)."""
     eval_memory: TokensOr0 | None = None
@@ -325,15 +325,15 @@ class TransformerXL(_Blocks):
     clamp: TokensOr0 = 0
     """Distances above it count as it (clamp_len); 0 clamps none."""
     layers: Layers = 16
-    """Blocks of attention and MLP."""
+    """Number of layers (attention and MLP)."""
     width: Width = 410
-    """Features of a token between the blocks."""
+    """Hidden size: features per token in the residual stream."""
     heads: Heads = 10
-    """Attention heads."""
+    """Number of attention heads."""
     head_width: Width | None = None
-    """Width of one head; None means width / heads."""
+    """Head size; None means width / heads."""
     mlp_width: Width | None = 2100
-    """Hidden width of the MLP; None means 4 x width."""
+    """Hidden size of the MLP; None means 4 x width."""
     mlp: Literal["gelu", "gelu_exact", "relu", "relu2"] = "relu"
     """Activation of the MLP."""
     norm_at: Literal["pre", "post"] = "post"
@@ -341,7 +341,7 @@ class TransformerXL(_Blocks):
     norm_eps: Positive = 1e-5
     """Added to the variance in every norm."""
     shared_biases: bool = False
-    """One pair of the two learned biases u and v for all layers (the paper's text), not one a layer."""
+    """One pair of learned biases u and v for all layers (the paper's text), not one pair per layer."""
     cutoffs: tuple[Tokens, ...] = ()
     """Adaptive embedding and softmax (Grave et al. 2017; Baevski & Auli 2019): first id of each later
     cluster, ids being in order of frequency; empty for a plain one."""
@@ -350,7 +350,7 @@ class TransformerXL(_Blocks):
     tied: bool = True
     """Use the embedding as the output projection."""
     dropout: Decay = 0.1
-    """Rate after the embedding and on both residual branches."""
+    """Dropout rate, after the embedding and on both residual branches."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -390,7 +390,7 @@ class TransformerXL(_Blocks):
 
     @property
     def row(self) -> int:
-        """Tokens a training row has unless the data say otherwise."""
+        """Number of tokens per training row, unless the data say otherwise."""
         return self.segment
 
     @property
@@ -404,15 +404,15 @@ class Classifier(_Blocks):
     """A backbone with a linear head over labels: of every token, or of the whole text."""
 
     backbone: GPT | Bert | TransformerXL
-    """The model under the head; a run of it can be named by init_from."""
+    """The model under the head; init_from can name a run of it."""
     labels: tuple[str, ...]
-    """What is told apart, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
+    """The labels, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
     pool: Literal["token", "first", "last", "mean"] = "token"
-    """Each token by itself (tagging), or a text by its first or last token or its tokens' mean."""
+    """What is labelled: each token (tagging), or a text by its first token, last token or mean."""
     head_dropout: Decay = 0.1
-    """Rate on the features that the head reads."""
+    """Dropout rate on the features that the head reads."""
     frozen: bool = False
-    """Train the head alone."""
+    """Train only the head."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")

@@ -31,20 +31,20 @@ from jaxgpt.errors import require, shown
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a model is computed: none of this changes what a checkpoint holds."""
+    """How a model is computed. None of this changes what a checkpoint holds."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Activations and matrix products; parameters, norms, softmax and losses stay float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, each layer, or all but the matrix products."""
     attention: Literal["auto", "xla", "cudnn", "cudnn_packed", "splash", "tokamax"] = "auto"
-    """Attention kernel; auto takes the fastest that can run here and says which (tokamax if asked only)."""
+    """Attention kernel; auto logs and uses the fastest one that runs here (tokamax must be named)."""
     strict: bool = False
     """Raise instead of falling back to a slower attention kernel."""
     loss_chunk: Tokens = 8192
-    """Tokens of each device whose logits are held at a time in the loss."""
+    """Number of tokens per device whose logits the loss holds at a time."""
     unroll: Layers | None = None
-    """Layers unrolled in one turn of the scan; None means all on a CPU, one elsewhere."""
+    """Layers unrolled per iteration of the scan; None means all on a CPU, one elsewhere."""
 
     def __post_init__(self) -> None:
         check_types(self, "compute")
@@ -63,16 +63,16 @@ class CausalLM:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLM:
-    """Predict hidden tokens from both sides (BERT; Devlin et al. 2019, section 3.1), anew at every step."""
+    """Predict masked tokens from both sides (BERT; Devlin et al. 2019, section 3.1), new ones each step."""
 
     rate: Part = 0.15
     """Share of the tokens that are predicted."""
     mask: Share = 0.8
-    """Share of those that become the mask token."""
+    """Share of these that become the mask token."""
     random: Share = 0.1
-    """Share of those that become a random token; the rest stay as they are."""
+    """Share of these that become a random token; the rest stay as they are."""
     whole_words: bool = False
-    """Choose words, all tokens of each, instead of tokens."""
+    """Mask whole words instead of single tokens."""
 
     def __post_init__(self) -> None:
         check_types(self, "objective")
@@ -95,29 +95,29 @@ class Optim:
     """The optimizer and its learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest."""
+    """AdamW for all parameters, or Muon for the matrices in the layers and AdamW for the rest."""
     peak_lr: Annotated[float, Bounds(1e-30, 1e6)] = 6e-4
     """Learning rate after the warm-up."""
     final_lr: Weight = 6e-5
     """Learning rate at the last step."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """How it falls from the peak; wsd stays there and falls at the end."""
+    """How the learning rate falls from its peak; wsd holds the peak and decays at the end."""
     warmup_steps: StepsOr0 = 100
-    """Steps in which it rises to the peak."""
+    """Number of steps over which the learning rate rises to its peak."""
     decay_fraction: Annotated[float, Bounds(1e-6, 1)] = 0.2
-    """Warmup-stable-decay (MiniCPM, section 4): the last share of the steps, in which it decays."""
+    """Share of all steps, at the end, over which wsd (MiniCPM, section 4) decays."""
     b1: Decay = 0.9
-    """AdamW's decay of the mean gradient."""
+    """AdamW's decay rate of the mean gradient."""
     b2: Decay = 0.95
-    """AdamW's decay of the mean squared gradient."""
+    """AdamW's decay rate of the mean squared gradient."""
     eps: Positive = 1e-8
-    """AdamW's floor of the denominator."""
+    """Added to AdamW's denominator."""
     weight_decay: Weight = 0.1
-    """On matrices only: never on norms, biases or position-wise vectors."""
+    """Weight decay, on matrices and tables only: never on norms or biases."""
     clip_norm: Annotated[float, Bounds(0, 1e30)] = 1.0
     """Global gradient norm above which gradients are scaled down; 0 turns it off."""
     muon_lr: Annotated[float, Bounds(1e-30, 1e6)] = 0.02
-    """Peak learning rate of the matrices that Muon updates (Jordan et al. 2024)."""
+    """Peak learning rate of Muon (Jordan et al. 2024), for the matrices that it updates."""
 
     def __post_init__(self) -> None:
         check_types(self, "optim")
@@ -129,16 +129,16 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each axis; -1 on one of them means all that the others leave."""
+    """Number of devices along each axis; -1 on one axis means all devices that the others leave."""
 
     data: Parts = -1
-    """Copies of the model, each on its own rows."""
+    """Data parallelism: copies of the model, each on its own rows."""
     fsdp: Parts = 1
-    """Parts that parameters and optimizer are split into; rows are spread over it too."""
+    """Fully sharded data parallelism: parts of parameters and optimizer; rows are spread over it too."""
     tensor: Parts = 1
-    """Parts that heads, MLP and vocabulary are split into."""
+    """Tensor parallelism: parts of heads, MLP and vocabulary."""
     expert: Parts = 1
-    """Parts that the experts of a mixture are split into; rows are spread over it too."""
+    """Expert parallelism: parts of a mixture's experts; rows are spread over it too."""
 
     def __post_init__(self) -> None:
         check_types(self, "mesh")
@@ -175,34 +175,35 @@ ROW_AXES = ("data", "fsdp", "expert")
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The loop: how long, how often it looks, what it keeps."""
+    """The training loop: its length, how often it logs, evaluates and saves, and what it keeps."""
 
     steps: Steps = 1000
-    """Updates of the whole run."""
+    """Number of training steps."""
     batch_size: Rows = 32
-    """Rows a step over all devices and microbatches."""
+    """Batch size: rows per step over all devices and microbatches."""
     accumulate: Rows = 1
-    """Microbatches a step; the result equals one full batch, but that experts are balanced in each."""
+    """Gradient accumulation: microbatches per step. The result equals one full batch, except that experts
+    are balanced within each microbatch."""
     seed: Seed = 0
-    """Of the initial parameters, dropout and the order of the data."""
+    """Seed of the initial parameters, of dropout and of the order of the data."""
     log_every: Steps = 10
-    """Steps between two records of training loss and speed."""
+    """Steps between log records of training loss and speed."""
     eval_every: Steps = 100
-    """Steps between two measurements of the validation loss."""
+    """Steps between evaluations on the validation data."""
     eval_batches: StepsOr0 = 0
-    """Validation batches an evaluation; 0 means all of them once."""
+    """Validation batches per evaluation; 0 means all of them."""
     save_every: Steps = 500
-    """Steps between two checkpoints; the best and the last are saved in any case."""
+    """Steps between checkpoints; the best and the last are always saved."""
     keep: Steps = 2
-    """Newest checkpoints kept besides the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     best_by: Literal["loss", "error"] = "loss"
-    """The best checkpoint: of the lowest validation loss, or share of targets missed (suits labels)."""
+    """What makes a checkpoint the best: the lowest validation loss, or error rate (suits labels)."""
     best_holds: Literal["all", "params"] = "all"
-    """What the best checkpoint holds: the whole state, or the parameters alone, a third of AdamW's bytes."""
+    """What the best checkpoint holds: the whole state, or only the parameters (a third of the size)."""
     patience: StepsOr0 = 0
-    """Evaluations that are not the best so far before the run stops; 0 never stops early."""
+    """Early stopping: evaluations without improvement before the run stops; 0 turns it off."""
     max_bad_steps: Steps = 10
-    """Skipped updates (NaN or Inf) in a row before the run aborts."""
+    """Consecutive skipped updates (NaN or Inf) before the run aborts."""
 
     def __post_init__(self) -> None:
         check_types(self, "train")
@@ -306,7 +307,7 @@ class Run:
 
     @property
     def length(self) -> int:
-        """Tokens a row."""
+        """Tokens per row."""
         return self.data.length or self.model.row
 
     @property

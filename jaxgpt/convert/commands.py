@@ -59,13 +59,13 @@ RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: Mesh = ONE_DEVICE) -> None:
-    """Make a run of a Hugging Face model, to sample, chat, evaluate, or train from with init_from.
+    """Import a Hugging Face model as a run, to sample, chat, evaluate, or train from with init_from.
 
-    The parameters become float32; their first type and config.json are remembered for `export`.
+    The parameters become float32; their original type and config.json are kept for `export`.
 
     Args:
-      folder: of the model: config.json, safetensors files and the tokenizer's.
-      run: folder to make.
+      folder: folder of the model: config.json, safetensors files and the tokenizer's.
+      run: folder to create.
       tokenizer: folder of another tokenizer, or `byte`; empty for the model's own.
       mesh: devices to spread the parameters over while they are converted.
 
@@ -185,10 +185,10 @@ def export(
 
     Args:
       run: folder of the run.
-      folder: to make.
+      folder: folder to create.
       checkpoint: `best` on validation data, `newest`, or a step number.
-      dtype: of the tensors; empty for those that were imported, or float32.
-      max_shard_size: of a file, such as 5GB or 500MB.
+      dtype: type of the tensors; unspecified means as imported, or float32.
+      max_shard_size: maximum size of a file, such as 5GB or 500MB.
       mesh: devices to spread the model over.
 
     Raises:

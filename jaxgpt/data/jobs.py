@@ -34,7 +34,7 @@ from jaxgpt.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 RECORD_TOKENS = 4096
-"""Tokens a record at most: what a random read of one row has to fetch."""
+"""Maximum number of tokens per record: what a random read of one row has to fetch."""
 _PIECE = 1 << 20  # characters tokenized at a time: bounds the lists of Python integers
 _WRITER = "group_size:1,uncompressed"  # one record a chunk, for random reads; ids hardly compress
 _WORTH_A_PROCESS = 4 << 20  # bytes of source: less takes no longer than starting another process

@@ -3,10 +3,10 @@
 A row is a dict of arrays of length T: `tokens`, `targets` (the next token), `weights` (of each
 target), `segments` (1, 2, ... along the row; 0 is padding) and `positions` (restart with each
 segment). A target that lies in another document than its input has weight 0. Other columns, of
-length T or one number a row, become `Batch.extra`.
+length T or one number per row, become `Batch.extra`.
 
 Rows are functions of (seed, number), so that a stream's whole state is the number of the next row,
-whatever the processes and threads that read it. Shapes: T tokens a row, D documents, E examples.
+whatever the processes and threads that read it. Shapes: T tokens per row, D documents, E examples.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Rows(Protocol):
     """Rows by number."""
 
     length: int
-    """Tokens a row."""
+    """Tokens per row."""
     pad: int
     """The id that fills what is not used."""
     fingerprint: str

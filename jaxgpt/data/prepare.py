@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _AGAIN = "run the same command again: finished work is kept"
 JOB_BYTES = (1 << 20, 64 << 20)
-"""Least and most bytes of source in one job; between them a corpus gives about 64 jobs."""
+"""Minimum and maximum bytes of source in one job; between them a corpus gives about 64 jobs."""
 
 
 @bounded
@@ -60,8 +60,8 @@ def prepare(
     Running it again continues where it was stopped; a finished folder is left as it is.
 
     Args:
-      sources: .txt (a document each), .jsonl or .parquet files (the first two also as .gz or .zst), folders
-        or globs.
+      sources: .txt (one document per file), .jsonl or .parquet files (the first two also as .gz or .zst),
+        folders or globs.
       out: the folder to write.
       tokenizer: a folder written by `jaxgpt tokenizer train`, or `byte`.
       validation: share of the text held out for validation.
@@ -69,9 +69,9 @@ def prepare(
         together, or the tail of every document (for a corpus that is one file).
       field: the field of a JSON line or the column of a Parquet file that holds the text; a path such as
         `a.b[0].c` reaches into objects and lists.
-      max_bad: share of bad lines above which the command fails.
-      workers: processes that tokenize; 0 means as many as there are cores.
-      overwrite: write a finished folder anew, as when it is damaged or was made with other settings.
+      max_bad: maximum share of bad lines; above it, the command fails.
+      workers: number of processes that tokenize; 0 means one per core.
+      overwrite: rewrite a finished folder, if it is damaged or was made with other settings.
     """
     require_known(split, ("document", "tail"), f"split is {split!r}")
     text = ByteTokenizer() if tokenizer == "byte" else load_tokenizer(tokenizer)
@@ -95,7 +95,7 @@ def prepare(
             manifest = _assemble(out, settings, plan, reports, max_bad)
     except OSError as error:
         why = error.strerror or error
-        raise UserError(f"writing {out} failed ({why}); mend that and {_AGAIN}.") from None
+        raise UserError(f"writing {out} failed ({why}); fix that and {_AGAIN}.") from None
     _say(out, manifest)
 
 

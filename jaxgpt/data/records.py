@@ -55,7 +55,7 @@ def _document(path: str, report: RecordReport, is_record: Callable[[Any], bool])
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (offset {error.start}); convert it with iconv.") from None
     except RecursionError:
-        raise UserError(f"{path} cannot be read (its values are nested too deeply); mend it.") from None
+        raise UserError(f"{path} cannot be read (its values are nested too deeply); fix it.") from None
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError) and _is_lines(error):
             yield from read_lines(path, report, parse_line)

@@ -23,7 +23,7 @@ def show(config: tyro.conf.Positional[str], *, n: Rows = 3, json: bool = False) 
     Args:
       config: a config file or a run folder.
       n: rows to print.
-      json: one object a row instead: text, tokens, weights (of each token as a target), segments.
+      json: one object per row instead: text, tokens, weights (of each token as a target), segments.
     """
     run = load(config)
     tokenizer = run_tokenizer(run)

@@ -185,7 +185,7 @@ def _look(path: str, said: str) -> os.stat_result:
             raise UserError(f"{said} does not exist; check the path.") from None
         if os.path.lexists(path):
             target = Path(path).readlink()
-            raise UserError(f"{said} is a broken link (to {target}: {why}); mend or remove it.") from None
+            raise UserError(f"{said} is a broken link (to {target}: {why}); fix or remove it.") from None
         raise UserError(f"{said!r} cannot be looked at ({why}); check the path and its rights.") from None
 
 
@@ -285,7 +285,7 @@ class Report:
         self.bad += other.bad
         self.examples = (self.examples + other.examples)[:REPORTED]
 
-    def check(self, max_bad: float, fix: str = "mend them or raise --max-bad") -> None:
+    def check(self, max_bad: float, fix: str = "fix them or raise --max-bad") -> None:
         """Log the bad lines; `UserError` when they are more than the share `max_bad` of all."""
         for example in self.examples:
             log.warning("%s", example)

@@ -58,7 +58,7 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or error
-        raise UserError(f"writing {out} failed ({why}); mend that and run the same command again.") from None
+        raise UserError(f"writing {out} failed ({why}); fix that and run the same command again.") from None
 
 
 @bounded
@@ -77,13 +77,13 @@ def train_tokenizer(
     Args:
       sources: .txt, .jsonl or .parquet files (the first two also as .gz or .zst), folders or globs.
       out: the folder to write; one that holds another tokenizer is refused.
-      vocab_size: entries, with the 256 byte tokens and the control tokens among them.
+      vocab_size: vocabulary size, including the 256 byte tokens and the control tokens.
       model_type: byte-pair encoding, a unigram model, single characters (for tagging Chinese, say), or
         plain bytes (which need no training).
       field: the field of a JSON line or the column of a Parquet file that holds the text; a path such as
         `a.b[0].c` reaches into objects and lists.
-      sample_mb: megabytes of text to train on at most, spread evenly over the sources.
-      max_bad: share of unreadable lines above which the command fails.
+      sample_mb: maximum megabytes of text to train on, spread evenly over the sources.
+      max_bad: maximum share of unreadable lines; above it, the command fails.
     """
     with _writing(out):  # found out before the work
         out.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 NAMES = {
-    "loss": "Loss (nats a token)",
+    "loss": "Loss (nats per token)",
     "accuracy": "Accuracy of the likeliest token",
     "token_perplexity": "Perplexity of tokens (of this tokenizer alone)",
     "word_perplexity": "Perplexity of whitespace-separated words",
@@ -54,7 +54,7 @@ NAMES = {
     "acc": "Accuracy by log-likelihood",
     "acc_norm": "Accuracy by log-likelihood a character",
     "acc_bytes": "Accuracy by log-likelihood a byte",
-    "acc_tokens": "Accuracy by log-likelihood a token",
+    "acc_tokens": "Accuracy by log-likelihood per token",
 }
 """Every figure's name in full; what is not here, as the metrics of lm-evaluation-harness, names itself."""
 
@@ -109,27 +109,27 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run: on its own validation data, on raw text, or on tasks.
 
-    Without --text and --tasks it is the run's own data, as during training. The figures are printed,
-    written to RUN/eval and shown in RUN/report.html.
+    Without --text and --tasks, the run's own data are used, as during training. The results are printed,
+    saved in RUN/eval and shown in RUN/report.html.
 
     Args:
       run: folder of the run.
       split: which part of the run's own data.
-      text: files of raw text (.jsonl and .parquet hold a document a record), for perplexities of tokens
+      text: files of raw text (.jsonl and .parquet hold one document per record), for perplexities of tokens
         and words, and bits per byte and character.
-      stride: tokens a window of text moves on by: each token then sees at least context - stride + 1
+      stride: number of tokens by which the window moves: each token then sees at least context - stride + 1
         before it; 1 is exact and slow. Without it the windows do not overlap.
-      memory: tokens that a Transformer-XL remembers, in place of its eval_memory.
-      tasks: separated by commas: .jsonl files (`text` for last words; `context`, `choices` and
+      memory: memory length of a Transformer-XL, instead of its eval_memory.
+      tasks: comma-separated: .jsonl files (`text` for last words; `context`, `choices` and
         `label` for multiple choice), names of tasks of lm-evaluation-harness, or paths of YAML
         files that describe one.
       chat: ask the tasks of lm-evaluation-harness as a user's turns.
       checkpoint: `best` on validation data, `newest`, or a step number.
-      limit: first records of each task, documents of text or batches of the run's own data; 0 means all.
-      batch_size: rows at a time; 0 means those of training for the run's own data (what masked LM hides
+      limit: number of records per task, documents of text or batches of the run's own data; 0 means all.
+      batch_size: rows per batch; 0 means that of training for the run's own data (what masked LM hides
         depends on it), else 32.
       mesh: devices to spread the model over.
-      json: print a JSON object for each table instead.
+      json: print one JSON object per table instead.
 
     Raises:
       UserError: a bad setting, data that are not there, or a run that they do not suit.

@@ -39,7 +39,7 @@ class RunModel:
     Args:
       scorer: the model.
       batch_size: rows at a time.
-      max_gen_toks: most tokens of an answer where a task does not say.
+      max_gen_toks: maximum number of tokens in an answer where a task does not say.
       seed: of sampled answers; the i-th request has seed + i.
     """
 
@@ -192,7 +192,7 @@ class RunModel:
 
 
 def _wanted(given: Mapping[str, Any], most: int) -> tuple[list[str], Sampling, int]:
-    """Stop strings, sampling and the most tokens that a task's `generation_kwargs` ask for."""
+    """Stop strings, sampling and the maximum number of tokens that a task's `generation_kwargs` ask for."""
     until = given.get("until") or []
     until = [until] if isinstance(until, str) else [stop for stop in until if stop]
     temperature = float(given.get("temperature") or 0.0)

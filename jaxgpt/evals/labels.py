@@ -1,6 +1,6 @@
 """Predicted labels of a trained classifier, and the reports about them.
 
-Shapes: B rows, T tokens a row, C labels.
+Shapes: B rows, T tokens per row, C labels.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Total(NamedTuple):
     characters: int = 0
 
     def figures(self) -> dict[str, float]:
-        """The measures of this module's head, `loss` (nats a token), `accuracy` and what was counted.
+        """The measures of this module's head, `loss` (nats per token), `accuracy` and what was counted.
 
         A figure that says nothing, as word perplexity where nothing separates words, is left out.
         """
@@ -97,7 +97,7 @@ def read_texts(files: Iterable[str], tokenizer: Tokenizer, bos: bool | None = No
     Args:
       files: their paths.
       tokenizer: of the model.
-      bos: whether the model knows texts that begin with `<|bos|>`; None means the tokenizer's custom.
+      bos: whether the model knows texts that begin with `<|bos|>`; None means as the tokenizer does.
 
     Raises:
       UserError: a file that cannot be read, is not UTF-8 or holds no text.

@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens under a run's model: what perplexities and tasks are made of.
 
-Shapes: B rows, T tokens a row, K scored targets a row, N tokens of one row, D width, V vocabulary.
+Shapes: B rows, T tokens per row, K scored targets per row, N tokens of one row, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Scorer:
       params: in the training form (layers stacked), on the mesh.
       tokenizer: reads text; its ids are the ones that greedy decoding chooses from.
       mesh: where params live; rows are spread over its `data`, `fsdp` and `expert` axes.
-      bos: whether a text begins with `<|bos|>`, as in training; None means the tokenizer's custom.
+      bos: whether a text begins with `<|bos|>`, as in training; None means as the tokenizer does.
 
     Raises:
       UserError: the model does not predict the next token.

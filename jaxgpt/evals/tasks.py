@@ -65,8 +65,8 @@ def read_task(path: str | Path) -> list[Question]:
                 read = _choice if "choices" in record else _last_word
             questions.append(read(record))
         except ValueError as error:
-            raise UserError(f"{name}:{number}: {error}; mend the record or remove it.") from None
-    require(bool(questions), f"{name} holds no record; write one JSON object a line.")
+            raise UserError(f"{name}:{number}: {error}; fix the record or remove it.") from None
+    require(bool(questions), f"{name} holds no record; write one JSON object per line.")
     return questions
 
 

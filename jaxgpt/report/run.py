@@ -23,7 +23,7 @@ from jaxgpt.report.page import Html, commands, drawable, escaped, facts, figure,
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LOSSES = {"loss": "Loss (nats a target)", "bits_per_byte": "Bits per byte"}
+LOSSES = {"loss": "Loss (nats per target)", "bits_per_byte": "Bits per byte"}
 PANELS = {  # metric: title, factor, whether the axis is linear from zero
     "val_accuracy": ("Validation accuracy (%)", 100, False),
     "learning_rate": ("Learning rate", 1, True),
@@ -83,7 +83,7 @@ def _records(lines: bytes) -> list[Record]:
 
 def curves(records: Sequence[Record], metric: str = "loss") -> Html:
     """A run's training and validation `loss` (or `bits_per_byte`), then small charts of learning
-    rate, gradient norm, tokens a second and MFU.
+    rate, gradient norm, tokens per second and MFU.
     """
     train = points(records, metric)
     counts = [(0, 0.0), *(p for p in points(records, "skipped") if not math.isnan(p[1]))]
@@ -161,7 +161,7 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     step, right = max(accuracies, key=lambda p: p[1], default=(0, None))
     speed = [v for _, v in points(records, "tokens_per_second") if v == v]
     found = {
-        "Best validation loss": (best.get("val_loss"), f"nats a target, at step {shown(best.get('step'))}"),
+        "Best validation loss": (best.get("val_loss"), f"nats per target, at step {shown(best.get('step'))}"),
         "Best validation accuracy": (right, f"share of targets that were likeliest, at step {step:,}"),
         "Bits per byte": (best.get("val_bits_per_byte"), "of validation text, at that step"),
         "Tokens per second": (median(speed) if speed else None, "median"),

@@ -117,9 +117,9 @@ COLOURS, DASHES = 6, ("none", "7 5", "2 5", "12 4 2 4")
 
 
 def chart(curves: Mapping[str, Sequence[Point]]) -> Html:
-    """Validation losses over tokens, one line a run with its name and last loss at its end.
+    """Validation losses over tokens, one line per run with its name and last loss at its end.
 
-    Lines are told apart by colour, then by dashes, and without either by their names. What lies above
+    Lines are distinguished by colour, then by dashes, and without either by their names. What lies above
     all that is measured in the last three quarters is cut off: there the runs are closest.
     """
     if not curves:
@@ -149,7 +149,7 @@ def chart(curves: Mapping[str, Sequence[Point]]) -> Html:
         parts.append(f'<path class="grid" d="M{x(end[0]) + 3:.1f} {y(end[1]):.1f}L660 {top:.1f}"/>')
         parts.append(f'<path {pen} d="M664 {top:.1f}h30"/>')
         parts.append(f'<text class="name" x="700" y="{top + 4:.1f}">{escaped(name)} {end[1]:.4f}</text>')
-    words = "nats a target, over the tokens trained on; at each line's end its last"
+    words = "nats per target, over the tokens trained on; at each line's end its last"
     picture = f'<svg class="runs" viewBox="0 0 900 {height:.0f}" role="img">{"".join(parts)}</svg>'
     head = f"<figcaption>Validation loss <small>{words}</small></figcaption>"
     return Html(f'<figure class="card">{head}{picture}</figure>')

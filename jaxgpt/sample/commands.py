@@ -60,15 +60,15 @@ def sample(
     """Complete prompts with a trained model, printing the text as it is made.
 
     A run tuned on dialogues answers the prompt as a user's turn; any other continues it. Several
-    completions come in order, with a line `---` between them. Settings of sampling that are not given are
+    completions come in order, with a line `---` between them. By default, the sampling settings are
     those of the model's generation_config.json, else temperature 0.8.
 
     Args:
       run: folder of the run.
-      prompt: text to complete; repeatable; `-` reads standard input, less a last newline.
-      prompt_file: file of prompts in UTF-8, one a line.
-      n: completions of each prompt.
-      max_new_tokens: most tokens of a completion.
+      prompt: text to complete; repeatable; `-` reads standard input, minus the trailing newline.
+      prompt_file: file of prompts in UTF-8, one per line.
+      n: number of completions per prompt.
+      max_new_tokens: maximum number of tokens in a completion.
       sampling: how the next token is chosen.
       seed: completion i of each prompt has seed + i; the same seed gives the same text.
       stop: text that ends a completion and is not shown; repeatable.
@@ -76,10 +76,10 @@ def sample(
       bos: begin the text with the beginning-of-text token; by default it begins as in training.
       no_bos: begin it without that token.
       system: system message put before the prompt of a run tuned on dialogues.
-      json: print a JSON object for each (prompt, text, ids, logprobs, finish_reason, seed).
+      json: print one JSON object per completion (prompt, text, ids, logprobs, finish_reason, seed).
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
-      batch_size: completions made at a time.
+      batch_size: number of completions generated at a time.
 
     Raises:
       UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
@@ -194,18 +194,18 @@ def chat(
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
 ) -> None:
-    """Talk with a trained model, one line a turn; standard input may be a pipe.
+    """Talk with a trained model, one line per turn; standard input may be a pipe.
 
     /reset forgets the dialogue, /quit or end of input ends it, Ctrl-C stops an answer. When the
-    dialogue outgrows the model's context its oldest turns are forgotten. Settings of sampling that are not
-    given are those of the model's generation_config.json, else temperature 0.6.
+    dialogue outgrows the model's context its oldest turns are forgotten. By default, the sampling
+    settings are those of the model's generation_config.json, else temperature 0.6.
 
     Args:
       run: folder of the run.
       system: system message that opens the dialogue.
-      max_new_tokens: most tokens of an answer.
+      max_new_tokens: maximum number of tokens in an answer.
       sampling: how the next token is chosen.
-      seed: the same seed and turns give the same dialogue.
+      seed: random seed; the same seed and turns give the same dialogue.
       stop: text that ends an answer and is not shown; repeatable.
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
@@ -346,7 +346,7 @@ def _lines(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"prompt file {path!r} is not UTF-8 (byte {error.start}).") from None
     kept = [line for line in lines if line.strip()]
-    require(bool(kept), f"prompt file {path!r} holds no prompt; write one a line.")
+    require(bool(kept), f"prompt file {path!r} holds no prompt; write one per line.")
     return kept
 
 

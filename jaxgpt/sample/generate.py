@@ -4,7 +4,7 @@
 same two functions apart: prefill, then a few steps at a time on a state that is donated from call
 to call; its output is the same.
 
-Shapes: B rows, T prompt length (rounded up), S slots a row, N stop tokens.
+Shapes: B rows, T prompt length (rounded up), S slots per row, N stop tokens.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Generator:
       params: in the training form (layers stacked), on any mesh.
       tokenizer: reads and writes text; ids outside it are never generated.
       mesh: where params live; rows are then spread over its `data` and `fsdp` axes.
-      bos: whether a text begins with `<|bos|>`, as in training; None means the tokenizer's custom.
+      bos: whether a text begins with `<|bos|>`, as in training; None means as the tokenizer does.
 
     Raises:
       UserError: the tokenizer has more ids than the model.
@@ -161,7 +161,7 @@ class Generator:
         for name, given in (("sampling", settings), ("seeds", seeds), ("prefix", prefix)):
             require(
                 len(given) == len(prompts),
-                f"{name} has {len(given)} entries for {len(prompts)} prompts; give one a prompt.",
+                f"{name} has {len(given)} entries for {len(prompts)} prompts; give one per prompt.",
             )
         for i, (size, prompt) in enumerate(zip(prefix, prompts, strict=True)):
             require(
@@ -255,8 +255,8 @@ class Generator:
         Args:
           prompts: token ids, of any lengths below the context.
           sampling: for all rows, or one each.
-          max_new_tokens: most tokens a row makes; cut to what the context leaves (said once).
-          seeds: one a row; None numbers them. A row's output is a function of its prompt,
+          max_new_tokens: most tokens per row makes; cut to what the context leaves (said once).
+          seeds: one per row; None numbers them. A row's output is a function of its prompt,
             sampling and seed: not of the other rows, nor of padding.
           stop: ids that end a row; None means `self.stop`.
           stop_strings: texts that end a row where they are completed, for all rows or a list each. They

@@ -35,7 +35,7 @@ class Trained(NamedTuple):
         """Whether a text begins with `<|bos|>`, as those that the model was trained on.
 
         Text that `jaxgpt data prepare` wrote does, and so does a prompt without a template. A model that was
-        imported and not trained here (step 0), or on dialogues alone, knows its tokenizer's custom.
+        imported and not trained here (step 0), or on dialogues alone, follows its tokenizer's convention.
         """
         prepared = self.step > 0 and not self.run.templated
         return prepared or self.tokenizer.adds_bos

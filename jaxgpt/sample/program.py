@@ -3,7 +3,7 @@
 A compiled program depends on the number of rows and on lengths rounded up (`bucket`), never on
 temperatures, seeds, stop tokens or the exact number of new tokens.
 
-Shapes: B rows, T prompt length (rounded up), S slots a row, D width, V vocabulary, N stop tokens.
+Shapes: B rows, T prompt length (rounded up), S slots per row, D width, V vocabulary, N stop tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     prefix_B: jax.Array
     """Of these, the first that see each other under `GPT.prefix`."""
     end_B: jax.Array
-    """Tokens a row holds at most, prompt included."""
+    """Tokens per row holds at most, prompt included."""
     stop_BN: jax.Array
     """Ids that end a row; -1 where there is none."""
     controls: Controls
@@ -199,7 +199,7 @@ def prefill(program: Program, params: dict, rows: Rows) -> tuple[State, Made]:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.Array) -> tuple[State, Made]:
-    """Up to `steps` more tokens a row. The state's memory is reused: do not touch it again."""
+    """Up to `steps` more tokens per row. The state's memory is reused: do not touch it again."""
     state = program.run(params, rows, state, steps)
     return state, _everywhere(state.made)
 

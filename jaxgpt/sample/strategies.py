@@ -132,7 +132,7 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
     """Make seen tokens less likely by the factor `penalty_B` (CTRL, section 4.1).
 
     The paper divides the logit, which would reward a negative one; that is multiplied instead, as
-    has become the custom.
+    has become the convention.
     """
     penalty_B1 = penalty_B[:, None]
     lower_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
@@ -140,7 +140,7 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
 
 
 def truncate(logits_BV: jax.Array, controls: Controls, features: Features) -> jax.Array:
-    """Logits over temperature, less the largest; -inf where top-k, top-p or min-p drop one."""
+    """Logits over temperature, minus the largest; -inf where top-k, top-p or min-p drop one."""
     warm_B1 = jnp.maximum(controls.temperature_B, GREEDY_BELOW)[:, None]
     scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / warm_B1
     if features.top_k:

@@ -162,7 +162,7 @@ def prefix_length(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> i
     with its first trained token: an earlier answer was seen causally there, as what follows it.
 
     Raises:
-      UserError: the tokenizer's own template does not let the answers be told apart.
+      UserError: the tokenizer's own template does not let the answers be distinguished.
     """
     ids = prompt_ids(messages, tokenizer)
     if not any(message["role"] == "assistant" for message in messages):

@@ -2,7 +2,7 @@
 
 Each turn of these is a single character that no text holds, so that what stands between two turns is
 known exactly. Nothing is taken from the template's source, and its word (`add_generation_prompt`) is
-compared with what it does: templates that always open an answer, or never do, are told apart.
+compared with what it does: templates that always open an answer, or never do, are distinguished.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Form:
       given: what a prompt has after `opening` and an answer must begin with (`<think>`).
       added: what a prompt lacks since the template never writes it: `opening`, or nothing.
       ends: what may follow an answer's text, each up to and including the control token that ends it.
-      problem: why answers cannot be told apart, as words after "the template"; else empty.
+      problem: why answers cannot be distinguished, as words after "the template"; else empty.
       lost: what of a dialogue the template leaves out, in the same way.
     """
 
@@ -107,7 +107,9 @@ def probe(render: Render, control: Collection[str]) -> Form:
     if always and not middle.startswith(tail):
         opened = units.opened([none] if isinstance(none, str) else [], closed, tail, middle)
     ends = units.ends(closed.removesuffix(opened), tail.removesuffix(opened), middle)
-    what = "its end and the opening of another cannot be told apart" if opened else "no control token ends it"
+    what = (
+        "its end and the opening of another cannot be distinguished" if opened else "no control token ends it"
+    )
     problem = "" if ends else f"writes {tail[:60]!r} after an answer, where {what}"
     return replace(form, ends=ends, problem=problem)
 

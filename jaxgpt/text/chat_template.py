@@ -5,7 +5,7 @@ would have to write after the prompt that the template gives it. Where that begi
 searched for by the answer's text, which the template may trim or change, but told by a second rendering
 in which the answer is another (one character that no text holds): both agree up to the answer and from
 its end on, and what the template writes around an answer is known from a probe (chat_form.py). A
-template whose answers cannot be told apart so is refused, unless it marks them with `{% generation %}`:
+template whose answers cannot be distinguished so is refused, unless it marks them with `{% generation %}`:
 then it is taken at its word, less what opens an answer and with what ends it.
 
 Control tokens typed by a user. Every control token's name in a turn is broken by a character
@@ -107,7 +107,7 @@ class ChatTemplate:
         """The ids of a whole dialogue and their weights: 1 on the answers and what ends them.
 
         Raises:
-          UserError: the template refuses the dialogue, or does not let the answers be told apart.
+          UserError: the template refuses the dialogue, or does not let the answers be distinguished.
         """
         real, guarded = self._turns(messages)
         require(not self.form.lost, self._unclear(self.form.lost))
@@ -139,7 +139,7 @@ class ChatTemplate:
     def prompt(self, messages: Messages) -> str:
         """The text after which the assistant's next answer begins, for `ids`."""
         text, _ = self._faithful(*self._turns(messages), prompt=True)
-        require(not self.form.lost, f"the chat template of {self._where} {self.form.lost}; mend it.")
+        require(not self.form.lost, f"the chat template of {self._where} {self.form.lost}; fix it.")
         return _plain(text) + self.form.added
 
     def unfinished(self, messages: Messages) -> str:
@@ -338,7 +338,7 @@ class ChatTemplate:
 
     def _unclear(self, what: str) -> str:
         return (
-            f"the chat template of {self._where} {what}, so what to train cannot be told; mend the template, "
+            f"the chat template of {self._where} {what}, so what to train cannot be told; fix the template, "
             "or put {% generation %} and {% endgeneration %} around the answers in it."
         )
 
@@ -368,7 +368,7 @@ def _parsed(turn: dict[str, Any]) -> dict[str, Any]:
     def parsed(call: Any) -> Any:
         try:
             function = call["function"]
-            arguments = parse_json(function["arguments"], dict[str, Any], "arguments", "mend it")
+            arguments = parse_json(function["arguments"], dict[str, Any], "arguments", "fix it")
         except (UserError, LookupError, TypeError):  # objects already, or what no template takes
             return call
         return call | {"function": function | {"arguments": arguments}}

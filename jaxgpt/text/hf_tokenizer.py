@@ -129,7 +129,7 @@ class HFTokenizer(Table):
         self._ends = {eos, *ends}
         require(
             max(self._ends | {bos}) < self.vocab_size,
-            f"{where}/generation_config.json names an id beyond the vocabulary's {self.vocab_size}; mend it.",
+            f"{where}/generation_config.json names an id beyond the vocabulary's {self.vocab_size}; fix it.",
         )
 
     @cached_property

@@ -120,7 +120,7 @@ class Jinja:
         self._key = hashlib.sha256(json.dumps(self._definition).encode()).hexdigest()
         reply = self._ask({"turns": [], "renderings": []}, "while it was read")
         if reply:
-            raise UserError(f"{where}: the chat template is not valid ({reply[1]}); mend it.")
+            raise UserError(f"{where}: the chat template is not valid ({reply[1]}); fix it.")
 
     def render(self, renderings: Sequence[Rendering]) -> list[str | UserError]:
         """The text of each rendering, with the marks of `{% generation %}` in it, or why there is none.
@@ -141,7 +141,7 @@ class Jinja:
     def _refusal(self, kind: str, why: str, messages: Messages) -> str:
         start = f"the chat template of {self._where}"
         if kind == "limit":
-            return f"{start} {why} for a dialogue of {roles(messages)}; mend the template."
+            return f"{start} {why} for a dialogue of {roles(messages)}; fix the template."
         return (
             f"{start} refuses a dialogue of {roles(messages)} ({why}); change the dialogue or leave it out."
         )
@@ -172,7 +172,7 @@ class Jinja:
             OUT_OF_MEMORY: f"needed more than {MEMORY >> 20} MiB of memory",
         }.get(code, f"ended the process that renders it (code {code})")
         self._ended += 1
-        self._last = f"the chat template of {self._where} {what} {about}; mend the template."
+        self._last = f"the chat template of {self._where} {what} {about}; fix the template."
         raise UserError(self._last)
 
     def _exchange(self, worker: _Worker, work: dict[str, Any]) -> Any:

@@ -65,7 +65,7 @@ class Tokenizer(Protocol):
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a text begins with `<|bos|>` by the tokenizer's own custom."""
+        """Whether a text begins with `<|bos|>` by the tokenizer's own convention."""
         ...
 
     @property

@@ -77,7 +77,7 @@ class Result:
 
     Attributes:
       step: last step done.
-      best: the lowest validation loss (nats a target) or error, see `Train.best_by`.
+      best: the lowest validation loss (nats per target) or error, see `Train.best_by`.
       reason: `finished`, `patience` or the signal's name.
     """
 
@@ -319,7 +319,7 @@ class Loop:
         )
 
     def evaluate(self, step: int, state: State) -> float:
-        """The `Train.best_by` of the state: validation loss (nats a target), or share of targets missed.
+        """The `Train.best_by` of the state: validation loss (nats per target), or share of targets missed.
 
         Over every validation token or `eval_batches` batches.
         """

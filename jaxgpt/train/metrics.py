@@ -72,8 +72,8 @@ class Meter:
     """Speed between two records: step time, tokens/s, MFU and the share spent waiting for data.
 
     Args:
-      tokens: tokens a step over all devices.
-      flops: model FLOPs a token, forward and backward.
+      tokens: tokens per step over all devices.
+      flops: model FLOPs per token, forward and backward.
       peak: FLOP/s of all devices together.
     """
 

@@ -40,7 +40,7 @@ def train_step(
     and a memory is emptied.
 
     Returns:
-      The next state, and scalars: `loss` and `nll` (nats a target), `grad_norm`, `accuracy`,
+      The next state, and scalars: `loss` and `nll` (nats per target), `grad_norm`, `accuracy`,
       `weight`, `bytes` (sums), `bad_steps`, and the model's `Features.stats`.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -163,7 +163,7 @@ def evaluate(
 
 
 def loss_means(sums: Sequence[Metrics]) -> dict[str, float]:
-    """Means of many `eval_step`s: `loss` (nats a target), `accuracy`, `targets`, of text `bits_per_byte`."""
+    """Means of `eval_step`s: `loss` (nats per target), `accuracy`, `targets`; for text `bits_per_byte`."""
     total = {name: float(sum(float(part[name]) for part in sums)) for name in sums[0]}
     weight = max(total["weight"], 1e-9)
     means = {"loss": total["nll"] / weight, "accuracy": total["correct"] / weight}

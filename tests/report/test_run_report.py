@@ -64,7 +64,7 @@ def test_the_report_of_a_run_says_its_best_and_how_to_go_on(tmp_path: Path) -> N
     assert page == folder / "report.html"
     words = Parts(page.read_text("utf-8")).words
     for part in (
-        "2.5nats a target, at step 2",
+        "2.5nats per target, at step 2",
         "1.25of",
         "0.375share",
         "step 6",

@@ -1,4 +1,4 @@
-"""The page of a sweep: runs are told apart, and their names do not overlap."""
+"""The page of a sweep: runs are distinguished, and their names do not overlap."""
 
 from __future__ import annotations
 

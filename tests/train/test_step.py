@@ -79,7 +79,7 @@ def instruction_batch(rows: int = 16) -> Batch:
     batch = text_batches(1, rows)[0]
     trained = np.zeros((rows, T), np.float32)
     for row in range(rows):
-        # Microbatch i of 4 takes rows i, i + 4, ...: 0, 1, 5 and 12 trained tokens a row.
+        # Microbatch i of 4 takes rows i, i + 4, ...: 0, 1, 5 and 12 trained tokens per row.
         trained[row, : (0, 1, 5, 12)[row % 4]] = 1
     return replace(batch, weights_BT=jnp.asarray(trained))
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_BAD = 0.01
 """Share of bad records above which a command fails."""
-_FIX = "mend them or leave the file out"
+_FIX = "fix them or leave the file out"
 
 
 class Placed(NamedTuple):
@@ -93,7 +93,7 @@ def _read_file(path: str, report: ChatReport, prompt: str, completion: str) -> I
         report.check(MAX_BAD, _FIX)
         first = early[0][1] if early else None
         keys = ", ".join(map(str, first)) if isinstance(first, dict) else kind_name(first)
-        fix = "data.prompt and data.completion name other fields" if not prompt else "mend their names"
+        fix = "data.prompt and data.completion name other fields" if not prompt else "fix their names"
         wanted = f"fields {prompt} and {completion}" if prompt else f"known shape ({KNOWN})"
         raise UserError(f"{path} has no {wanted}; its first record has: {keys:.300}; {fix}.")
     for where, record in early:

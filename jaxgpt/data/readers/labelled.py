@@ -112,7 +112,7 @@ def read_labelled(
             except ValueError as error:
                 report.add_bad(where, str(error))
         require((len(examples), report.bad) != before, f"{path} holds no example; fill it or leave it out.")
-    report.check(max_bad, "mend them or leave the file out")
+    report.check(max_bad, "fix them or leave the file out")
     require(bool(examples), "the files of labelled texts hold no example; name files that do.")
     return examples
 

@@ -131,7 +131,7 @@ def _tag(kind: str, type_: str) -> str:
 def read_conll(paths: Iterable[str | Path]) -> list[TaggedSentence]:
     """The sentences of column files, folders or globs, their tags as BIO.
 
-    A line is a word, any other columns, and the tag; sentences are parted by blank lines and by the
+    A line is a word, any other columns, and the tag; sentences are separated by blank lines and by the
     `-DOCSTART-` lines of CoNLL-2003. A line with a tab in it has its columns between tabs (so that
     a space can be a word), another between runs of spaces. A file's scheme is found and logged. In
     folders and globs, `SUFFIXES` are read; a file named itself may have any suffix.
@@ -229,7 +229,7 @@ def align(
       sentence: words and BIO tags.
       tokenizer: makes the tokens of each word by itself.
       labels: a target is a tag's place in them.
-      length: the most tokens a piece has. A longer sentence is cut between words into several, a
+      length: maximum number of tokens in a piece. A longer sentence is cut between words into several, a
         longer word after its first tokens.
       joiner: put before every word but the first: " ", or "" where words are characters.
       at: the token of a word that has its label: the first, as BERT, or the last, as causal models need,
