@@ -10,6 +10,9 @@ written by 05394ecb0285 (as each config.json says), with jax 0.12.0.1 on one CPU
   old_run.json    of each run: loss and accuracy on the validation data at step 4, greedy samples, and
                   the losses of the steps that followed; of `gpt` a digest of the tensors it exports
 
+Since then a schedule ends with the last step that is run. The losses were written anew by the same OLD with
+today's `optim.schedule` in the place of its own: step 5, which no changed rate has touched yet, is the same.
+
 Together they hold what new configs, parameter names, optimizer groups or data formats could break: a
 plain GPT under AdamW, a mixture of experts with windows under Muon, a Transformer-XL with its memory
 and adaptive softmax, and labels on a BERT. None has dropout, whose random bits are nobody's contract.
