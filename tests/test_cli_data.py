@@ -85,13 +85,18 @@ def test_text_rows_show_documents(tmp_path, capsys):
     assert sum(row["weights"]) >= 90
 
 
-def test_labels_stand_before_what_they_are_of(tmp_path, capsys):
+def test_labels_stand_beside_the_words_that_they_are_of(tmp_path, capsys):
     (tmp_path / "a.bio").write_text("Éva B-PER\nsaw O\nParis B-LOC\n\n")
     data = "Tagged(train=({0!r},), validation=({0!r},), tokenizer='byte')".format(str(tmp_path / "a.bio"))
     model = "Classifier(backbone=small, labels=('O', 'B-PER', 'B-LOC'))"
     run = f"Run(name='a', model={model}, data={data}, objective=Classification())"
     (tmp_path / "c.py").write_text(f"{HEAD}def config(): return {run}\n")
     show(str(tmp_path / "c.py"), n=1)
+    assert "<|bos|>Éva[B-PER] saw Paris[B-LOC]<|eos|>" in capsys.readouterr().out
+    (tmp_path / "d.py").write_text(
+        (tmp_path / "c.py").read_text().replace("tokenizer=", "align='first', tokenizer=")
+    )
+    show(str(tmp_path / "d.py"), n=1)
     assert "<|bos|>[B-PER]Éva saw[B-LOC] Paris<|eos|>" in capsys.readouterr().out
     show(str(tmp_path / "c.py"), n=1, json=True)
     row = json.loads(capsys.readouterr().out)

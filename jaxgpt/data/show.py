@@ -10,9 +10,10 @@ from typing import Any
 
 import tyro
 
-from jaxgpt.config import Run, load
+from jaxgpt.config import Run, Tagged, load
 from jaxgpt.config.bounds import Rows, bounded
 from jaxgpt.data.readers import rows_of, run_tokenizer
+from jaxgpt.data.readers.tagging import asked_token
 from jaxgpt.text.tokenizer import Tokenizer
 
 
@@ -27,11 +28,14 @@ def show(config: tyro.conf.Positional[str], *, n: Rows = 3, json: bool = False) 
     """
     run = load(config)
     tokenizer = run_tokenizer(run)
+    behind = (
+        run.task is not None and isinstance(run.data, Tagged) and asked_token(run.data, run.task) == "last"
+    )
     for number, example in enumerate(examples(run, tokenizer, n)):
         if json:
             print(jsonlib.dumps(example, ensure_ascii=False))
         else:
-            _print(number, example, tokenizer)
+            _print(number, example, tokenizer, behind)
 
 
 def examples(run: Run, tokenizer: Tokenizer, n: int) -> Iterator[dict[str, Any]]:
@@ -88,20 +92,23 @@ def _runs(
     return [(data.decode("utf-8", "replace"), trained, segment) for data, trained, segment in runs]
 
 
-def _with_labels(example: dict[str, Any], tokenizer: Tokenizer) -> list[tuple[str, bool, int]]:
-    """The row with the labels that say something in brackets before what they are of."""
+def _with_labels(example: dict[str, Any], tokenizer: Tokenizer, behind: bool) -> list[tuple[str, bool, int]]:
+    """The row with the labels that say something, in brackets before the words that they are of.
+
+    Behind them where a word's last token is asked (`Tagged.align`), so that no word is cut in two.
+    """
     tokens, segments, labels = (example[name] for name in ("tokens", "segments", "labels"))
-    shown = [i for i, label in enumerate(labels) if label not in (None, "O")]
+    at = {i + behind: label for i, label in enumerate(labels) if label not in (None, "O")}
     runs: list[tuple[str, bool, int]] = []
-    for start, end in pairwise([0, *shown, len(tokens)]):
-        if start in shown:
-            runs.append((f"[{labels[start]}]", True, segments[start]))
+    for start, end in pairwise([0, *at, len(tokens)]):
+        if start in at:
+            runs.append((f"[{at[start]}]", True, segments[start]))
         # Not token by token: a character may be several bytes.
         runs += _runs(tokens[start:end], [0.0] * (end - start), segments[start:end], tokenizer)
     return runs
 
 
-def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer) -> None:
+def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer, behind: bool) -> None:
     from rich.console import Console
     from rich.rule import Rule
     from rich.text import Text
@@ -115,7 +122,7 @@ def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer) -> None:
     before, line = 1, Text()
     runs = _runs(example["tokens"], weights, segments, tokenizer)
     if "labels" in example:
-        runs = _with_labels(example, tokenizer)
+        runs = _with_labels(example, tokenizer, behind)
     for text, is_trained, segment in runs:
         if segment != before:
             console.print(line, soft_wrap=True)

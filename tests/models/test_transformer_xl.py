@@ -372,10 +372,11 @@ def test_a_bad_step_leaves_the_memory_empty() -> None:
 
 
 def test_twenty_steps_give_the_stored_losses() -> None:
-    # The losses of this test when it was written (jax 0.12.0.1, one CPU device): it guards against changes,
-    # not against bugs that existed then. Five passes over four segments.
+    # The losses of this test when it was written (jax 0.12.0.1, one CPU device), with the schedule that ends
+    # with the last step: it guards against changes, not against bugs that existed then. Five passes over
+    # four segments.
     _, seen = train(BATCHES * 5)
-    assert [seen[0]["loss"], seen[-1]["loss"]] == pytest.approx([5.5835, 4.0108], abs=2e-3)
+    assert [seen[0]["loss"], seen[-1]["loss"]] == pytest.approx([5.5835, 4.0351], abs=2e-3)
 
 
 # ------------------------------------------------------------------------------- decoding

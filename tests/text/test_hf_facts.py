@@ -70,7 +70,6 @@ def template(*names: str) -> dict:
         (template("<|begin|>"), {"add_bos_token": False}, False),
         (None, {"add_bos_token": True}, True),
         (None, {"add_bos_token": True, "bos_token": None}, False),
-        (None, {"add_bos_token": "no"}, False),
         (None, {"tokenizer_class": "LlamaTokenizerFast"}, True),
         (None, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, False),
         (None, {"tokenizer_class": "GPT2Tokenizer"}, False),

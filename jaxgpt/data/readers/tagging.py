@@ -263,6 +263,13 @@ def align(
 # --------------------------------------------------------------------------------------- the splits
 
 
+def asked_token(data: Tagged, task: Classifier) -> Literal["first", "last"]:
+    """The token of a word at which its tag is predicted; see `Tagged.align`."""
+    if data.align != "auto":
+        return data.align
+    return "last" if task.backbone.causal else "first"
+
+
 def encode(
     data: Tagged, tokenizer: Tokenizer, length: int, split: str, task: Classifier
 ) -> tuple[list[TaggedSentence], list[list[Item]]]:
@@ -274,6 +281,5 @@ def encode(
     sentences = read_conll(split_files(data, split))
     used = {tag for sentence in sentences for tag in sentence.tags}
     labels = known_labels(split, used, label_set(sentences), task)
-    causal = task.backbone.causal
-    at = data.align if data.align != "auto" else "last" if causal else "first"
+    at = asked_token(data, task)
     return sentences, [align(s, tokenizer, labels, length, data.joiner, at) for s in sentences]
