@@ -165,6 +165,8 @@ def main() -> None:
                           "seconds": round(seen.seconds, 1), "said": said[:300]})  # fmt: skip
             if verdict != "promised" and options.show:
                 print(f"[{verdict}] {case.kind}: {case.name} (code {seen.code}): {said[:200]}", flush=True)
+                if verdict == "traceback":
+                    print("    " + "\n    ".join(seen.err.strip().splitlines()[-12:]), flush=True)
             elif number % 25 == 0:
                 print(f"{number} of {len(cases)}", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)

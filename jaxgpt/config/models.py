@@ -11,6 +11,7 @@ from jaxgpt.errors import require
 
 MOST_KINDS = 64
 """Of layers or clusters of one model: each is traced by itself."""
+Context = Annotated[int, Bounds(2, 2**24)]
 Heads = Annotated[int, Bounds(1, 2**14)]
 Scale = Annotated[float, Bounds(1e-6, 1e6)]
 Activation = Literal["gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"]
@@ -72,7 +73,7 @@ class GPT:
     # sizes
     vocab_size: Tokens = 50_304
     """Vocabulary size: at least the tokenizer's, divisible by the mesh's tensor axis."""
-    context: Tokens = 1024
+    context: Context = 1024
     """Maximum sequence length in tokens; the rows of a learned position table."""
     layers: Layers = 12
     """Number of layers (attention and MLP)."""
@@ -258,7 +259,7 @@ class Bert(_Blocks):
 
     vocab_size: Tokens = 30_522
     """Vocabulary size: at least the tokenizer's."""
-    context: Tokens = 512
+    context: Context = 512
     """Maximum sequence length in tokens; the rows of the position table."""
     layers: Layers = 12
     """Number of layers (attention and MLP)."""
@@ -312,7 +313,7 @@ class TransformerXL(_Blocks):
 
     vocab_size: Tokens = 50_304
     """Vocabulary size: at least the tokenizer's."""
-    context: Tokens = 4096
+    context: Context = 4096
     """Maximum number of tokens that the sampler writes; training rows have `segment` tokens."""
     segment: Tokens = 150
     """Number of tokens per training row (tgt_len)."""
