@@ -589,7 +589,7 @@ def hf_cases() -> Iterator[Case]:
     for key, values in {
         "hidden_size": (0, -1, "16", 10**12, 10**400, 17, None, 1.5, []),
         "num_hidden_layers": (0, 1, 3, 10**9, "2", None),
-        "vocab_size": (10, 10**12, "x"),
+        "vocab_size": (10**12, "x"),
         "num_attention_heads": (0, 3, 10**6),
         "num_key_value_heads": (0, 2, "1"),
         "intermediate_size": (31, 10**15),
@@ -599,7 +599,7 @@ def hf_cases() -> Iterator[Case]:
         "hidden_act": ("none-such", 3),
         "model_type": ("none-such", 3, None),
         "max_position_embeddings": (0, "x", 10**30),
-        "eos_token_id": ("x", -5, {"a": 1}, 10**9),
+        "eos_token_id": ("x", -5, {"a": 1}),
     }.items():
         for value in values:
             yield case(f"{key}={str(value)[:12]}", set_to(key, value), "")
@@ -642,7 +642,7 @@ def hf_cases() -> Iterator[Case]:
     yield case("an index that is a list", sharded(lambda p, w: [1]), "index")
     yield case("a map of numbers", sharded(lambda p, w: {"weight_map": {head: 3}}), "index")
     extra = sharded(lambda p, w: shutil.copy(p / SHARDS[0], p / "extra.safetensors") and None)
-    yield case("a tensor in two files", extra, right=made, warn=("extra.safetensors",))
+    yield case("a file that no index names", extra)
     stale = json.dumps({"weight_map": {head: "gone.safetensors"}})
     beside = wrote("llama/model.safetensors.index.json", stale)
     yield case("a stale index", beside, "index", right=made, warn=("index",))

@@ -47,7 +47,12 @@ def several() -> bool:
     """Whether a launcher started several processes.
 
     SLURM and TPU pods are recognised by JAX; launch/local.sh sets the two numbers itself.
+
+    Raises:
+      UserError: a number that a launcher sets is none.
     """
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        _number(name)
     return (
         "JAX_COORDINATOR_ADDRESS" in os.environ
         or (_number("SLURM_NTASKS") or 1) > 1

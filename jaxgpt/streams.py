@@ -20,6 +20,8 @@ def steady_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows what it lacks as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr = steady_text(2, sys.stderr)
 
 

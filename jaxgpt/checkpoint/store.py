@@ -52,13 +52,17 @@ class State:
     memory: Any = None
 
 
+_ABANDONED = ("Event loop is closed", "Encountered error while reading array index")
+"""What Orbax's reads under way raise once another one has failed, or when nobody waits for them any more."""
+
+
 @functools.cache  # once per process
 def _one_error() -> None:
     """Keep quiet the reads and writes under way when another one fails: each would print a trace."""
     before = sys.unraisablehook
 
     def hook(error: Any) -> None:
-        if "Event loop is closed" not in str(error.exc_value):
+        if not any(words in str(error.exc_value) for words in _ABANDONED):
             before(error)
 
     sys.unraisablehook = hook

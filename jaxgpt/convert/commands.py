@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -328,7 +329,16 @@ def whole(target: Path, size: int) -> Iterator[Path]:
         raise UserError(f"{what}: {str(error).replace(str(work), str(target))}") from None
     finally:
         if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which threads of a failed save may write for a moment longer."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

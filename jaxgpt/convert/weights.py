@@ -153,6 +153,12 @@ def as_found(family: Family, model: Model, found: Mapping[str, Header], config: 
     """
     rows = _embeddings(family, found)
     if rows and rows[0] and rows[0][0] > 0:
+        if rows[0][0] != model.vocab_size:
+            log.warning(
+                "config.json has vocab_size %d, but the embedding has %d rows: taking these",
+                model.vocab_size,
+                rows[0][0],
+            )
         model = replace(model, vocab_size=rows[0][0])
     head = f"{family.head}.weight"
     if not isinstance(model, GPT) or model.tied or config.get("tie_word_embeddings") is not None:
