@@ -163,6 +163,9 @@ def _train_all(
                 break
     except KeyboardInterrupt:
         stopped = "stopped before a run had begun"
+    except OSError:  # the table cannot be written: what was measured is shown
+        print_rows(list(rows.values()))
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
     return stopped

@@ -236,8 +236,25 @@ def test_a_failed_run_is_noted_and_the_others_go_on(
     assert trained == ["plain"]
 
 
+@pytest.fixture
+def monkeypatch_signal():
+    """Sets a signal's handler until the test is over."""
+    before = {}
+
+    def handle(number: int, handler) -> None:
+        before[number] = signal.signal(number, handler)
+
+    yield handle
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_stopped_between_runs_keeps_what_is_done(number: int, config: Path, tmp_path: Path, acted):
+def test_a_sweep_stopped_between_runs_keeps_what_is_done(
+    number: int, config: Path, tmp_path: Path, acted, monkeypatch_signal
+):
+    # A shell's background job, in which the tests may run, begins with SIGINT ignored.
+    monkeypatch_signal(signal.SIGINT, signal.default_int_handler)
     trained = acted(relu=lambda run: os.kill(os.getpid(), number))
     assert main(["sweep", str(config), "--runs", str(tmp_path)]) == 75
     assert trained == ["plain", "relu"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 from jaxgpt.batch import Batch
 from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_batches
+from jaxgpt.errors import NotFinite
 from jaxgpt.models import abstract_model, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample.load import Trained, load_trained
@@ -80,4 +82,7 @@ def loss_of(
     carried = isinstance(chosen, Text) and chosen.contiguous
     memory = init_memory(run.model, run.compute, target, batch_size, evaluation=True) if carried else None
     with jax.set_mesh(mesh):
-        return evaluate(step, trained.params, itertools.islice(rows, batches or None), memory)
+        found = evaluate(step, trained.params, itertools.islice(rows, batches or None), memory)
+    if not math.isfinite(found["loss"]):
+        raise NotFinite("the loss on validation data is")
+    return found

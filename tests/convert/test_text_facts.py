@@ -81,6 +81,8 @@ def test_prompt_and_completion_are_the_whole_text(with_bos: Path) -> None:
     for seed in range(8):
         (made,) = generator.generate([prompt], max_new_tokens=12, seeds=[seed], stop=())
         assert "the cat" + made.text == generator.tokenizer.decode([*prompt, *made.ids])
+        tokens = generator.stream([prompt], max_new_tokens=12, seeds=[seed], stop=())
+        assert "".join(token.text for token in tokens) == made.text
     space = generator.tokenizer.encode("the cat sat")[-1]
     assert StreamDecoder(generator.tokenizer, prompt).feed(space) == " sat"
 

@@ -289,6 +289,19 @@ def test_a_sentencepiece_model_alone_encodes_as_its_library(llama2, text):
     assert weights == [1.0] * len(ids)
 
 
+@quick
+@given(text=anything, data=st.data())
+def test_a_fragment_of_a_sentencepiece_model_alone(llama2, text, data):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=llama2.files["tokenizer.model"])
+    ids = processor.encode(text)
+    cut = data.draw(st.integers(0, len(ids)))
+    prompt = StreamDecoder(llama2)
+    shown = "".join(map(prompt.feed, ids[:cut]))
+    assert shown + llama2.decode(ids[cut:], after=ids[:cut]) == processor.decode(ids)
+
+
 def test_a_sentencepiece_model_alone(llama2, tmp_path):
     assert llama2.control == {"<|bos|>": 1, "<|eos|>": 2, "<|pad|>": 2}
     first, later = llama2.encode("the"), llama2.encode_with_control("<s>the</s>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -193,3 +194,15 @@ def test_a_place_that_cannot_take_a_tokenizer_is_found_out_before_training(tmp_p
         with pytest.raises(UserError, match=words):
             train_tokenizer([str(tmp_path / "no text is read")], tmp_path / out, vocab_size=999)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "meta",
+    ["[", "[]", '{"kind": 1, "digest": ""}', '{"kind": "byte", "digest": []}', "[" * 100_000]
+    + [json.dumps({"kind": "hf", "digest": "", "vocab_size": size}) for size in ("9", -1, 1e400, 10**400)],
+    ids=lambda meta: meta[:40],
+)
+def test_damaged_facts_of_a_tokenizer_are_refused_in_one_sentence(meta, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(meta)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is damaged .*; restore that file"):
+        load_tokenizer(tmp_path)
