@@ -68,7 +68,7 @@ def losses(args: Losses) -> None:
         seconds = time.perf_counter() - start
         print(f"{name}: {parameter_counts(run.model)['total']:,} parameters, {seconds:.0f} s")
     plain, recurrent = (load_trained(f"runs/{n}") for n in ("shakespeare_char", "transformer_xl_shakespeare"))
-    documents = perplexity.read_split("data/shakespeare", "validation", plain.tokenizer)
+    documents = list(perplexity.read_split("data/shakespeare", "validation", plain.tokenizer))
     for stride in (0, 1):
         start = time.perf_counter()
         total = perplexity.sliding(Scorer.of(plain), documents, stride, 64)

@@ -39,11 +39,20 @@ def shown(value: Any, most: int = 80) -> str:
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
 
 
+MOST_LISTED = 100
+"""Names in a message."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint such as `; did you mean 'width'?`, or the list of what is allowed when nothing is near."""
-    names = sorted(allowed)
+    """A hint such as `; did you mean 'width'?`, or else what is allowed: of many names, a few."""
+    names, name = sorted(allowed), name[:100]
     close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(names)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if len(names) <= MOST_LISTED:
+        return f"; allowed: {', '.join(names)}"
+    some = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
+    return f"; allowed: {len(names):,} names, the nearest being {', '.join(some)}"
 
 
 def require(condition: bool, message: str) -> None:

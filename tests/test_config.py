@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import (
     GPT,
+    Bert,
     CausalLM,
     Chat,
     Compute,
+    MaskedLM,
     Mesh,
     MoE,
     Optim,
@@ -246,6 +248,25 @@ def test_json_without_a_name_or_of_another_shape_is_refused() -> None:
         (Train, {"accumulate": 3}, "train.batch_size 32 is not divisible by train.accumulate 3; every "),
         (Run, {"name": ""}, "name is ''; a run's name is a folder's name: letters, digits, -, _ and "),
         (Run, {"name": "a/b"}, "name is 'a/b'; a run's name is a folder's name"),
+        *(
+            (Run, {"name": name}, f"name is {name!r:.80}; a run's name is a folder's name")
+            for name in (".", "..", "-r", "a b", "a\\b", "a\n", "a\x1b[2J", "a\u202eb", "ä" * 101, "a" * 201)
+        ),
+        (Run, {"name": "a\0b"}, "name is 'a\\x00b'; it must be text without NUL and half surrogate pairs."),
+        (
+            Run,
+            {"name": "a\udc80"},
+            "name is 'a\\udc80'; it must be text without NUL and half surrogate pairs.",
+        ),
+        (
+            Run,
+            {
+                "name": "r",
+                "model": Bert(vocab_size=1),
+                "objective": MaskedLM(),
+            },
+            "model.vocab_size is 1; objective=MaskedLM() needs a mask and a token to hide: at least 2.",
+        ),
         (
             Run,
             {"name": "r", "data": Text(path="x", length=2048)},
@@ -388,6 +409,16 @@ def test_a_python_file_and_a_runs_folder_give_the_run(tmp_path: Path) -> None:
         ("def config():", "config = Run(name='r')\ndef other():", " has no function config(); define"),
         ("return Run", "return dict", ": config() returned dict; it must return a Run."),
         ("return", "return None #", ": config() returned NoneType; it must return a Run."),
+        ("return", "raise SystemExit #", ", line 5: it calls sys.exit(None); a config returns a Run."),
+        ("return", "import sys; sys.exit(3) #", ", line 5: it calls sys.exit(3); a config returns a Run."),
+        (
+            "\n\ndef",
+            "\nraise SystemExit('x')\ndef",
+            ", line 3: it calls sys.exit('x'); a config returns a Run.",
+        ),
+        ("return", "raise GeneratorExit('gone') #", ", line 5: GeneratorExit: gone"),
+        ("return", "raise BaseException('a') #", ", line 5: BaseException: a"),
+        ("return", "return config() #", ", line 5: RecursionError: maximum recursion depth exceeded"),
     ],
     ids=str,
 )

@@ -283,6 +283,10 @@ class Run:
                 "objective MaskedLM() predicts a hidden token from both sides, but this model is causal "
                 "and sees only what is before it; use Bert() or GPT(causal=False), or CausalLM().",
             )
+            require(
+                model.vocab_size >= 2,
+                "model.vocab_size is 1; objective=MaskedLM() needs a mask and a token to hide: at least 2.",
+            )
             require(isinstance(data, Text), "objective MaskedLM() reads plain text; set data to Text(...).")
             return
         require(

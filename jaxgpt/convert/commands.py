@@ -281,10 +281,10 @@ def _write_config(path: Path, config: dict[str, Any], held: Path | None) -> None
 def _bytes(text: str) -> int:
     """`5GB` as a number of bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B", text.strip(), re.IGNORECASE)
-    require(found is not None, f"max_shard_size is {text!r}; write it like 5GB or 500MB.")
+    require(found is not None, f"--max-shard-size is {text!r}; write it like 5GB or 500MB.")
     assert found is not None
     size = int(float(found[1]) * _UNITS[found[2].upper()])
-    require(size > 0, f"max_shard_size is {text!r}; it must be above 0.")
+    require(size > 0, f"--max-shard-size is {text!r}; it must be above 0.")
     return size
 
 

@@ -5,15 +5,17 @@ jax is imported only once the command runs, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from jaxgpt.alive import alive
 from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Text, TransformerXL, load_run
 from jaxgpt.config.bounds import Bounds, Limit, Tokens, TokensOr0, bounded
 from jaxgpt.errors import NotFinite, UserError, require
@@ -22,6 +24,7 @@ from jaxgpt.report import run_report
 from jaxgpt.sample.settings import Verify
 
 if TYPE_CHECKING:
+    from jaxgpt.evals.perplexity import Document
     from jaxgpt.evals.tasks import Figure
     from jaxgpt.sample.load import Trained
 
@@ -147,7 +150,8 @@ def evaluate(
     first = jax.process_index() == 0  # every process finds the same
     if first:
         require_writable(trained.folder / "eval")
-    for result in _results(trained, settings, text, names, chat):
+    results = _results(trained, settings, text, names, chat)
+    while result := _next(results):
         result = result._replace(name=result.name + kind, title=result.title + part)
         _require_finite(result)
         if first:
@@ -160,6 +164,11 @@ def evaluate(
             print(f"{result.title}: saved as {path}", file=sys.stderr)
             if (trained.folder / "metrics.jsonl").is_file():  # trained here: the run has a page of its own
                 run_report(trained.folder)
+
+
+def _next(results: Iterator[Result]) -> Result | None:
+    with alive("evaluating"):
+        return next(results, None)
 
 
 def _check(settings: Settings, text: bool, names: list[str]) -> None:
@@ -284,14 +293,16 @@ OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
 def _text(trained: Trained, settings: Settings, files: tuple[str, ...]) -> Result:
     from jaxgpt.evals.perplexity import read_texts
 
-    documents = read_texts(files, trained.tokenizer, trained.bos)[: settings.limit or None]
+    documents = itertools.islice(read_texts(files, trained.tokenizer, trained.bos), settings.limit or None)
     names = [Path(file).name.split(".jsonl")[0].removesuffix(".txt") for file in files]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     name = "text-" + names[0] + (f"-and-{len(names) - 1}-more" if more else "")
     return _perplexity(trained, settings, documents, name, Path(files[0]).name + more)
 
 
-def _perplexity(trained: Trained, settings: Settings, documents: list, name: str, what: str) -> Result:
+def _perplexity(
+    trained: Trained, settings: Settings, documents: Iterable[Document], name: str, what: str
+) -> Result:
     from jaxgpt.evals import perplexity
     from jaxgpt.evals.scoring import Scorer
     from jaxgpt.evals.tasks import Figure

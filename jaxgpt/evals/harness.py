@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import GPT
-from jaxgpt.errors import NotFinite, UserError, nearest, require
+from jaxgpt.errors import NotFinite, UserError, require, require_known
 from jaxgpt.evals.scoring import Scorer, progress
 from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator
@@ -257,8 +257,12 @@ def run_lm_eval(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    # To index the thousands of tasks that come with it takes a while.
-    manager = TaskManager(include_defaults=not all(Path(task).is_file() for task in tasks))
+    named = [task for task in tasks if not Path(task).is_file()]
+    if named:
+        log.info("looking up %s among the tasks of lm-evaluation-harness", ", ".join(named))
+    manager = TaskManager(include_defaults=bool(named))
+    for task in named:
+        require_known(task, manager.all_tasks, f"task {task!r} is none of lm-evaluation-harness's")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints
             found = lm_eval.simple_evaluate(
@@ -272,15 +276,6 @@ def run_lm_eval(
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,
             )
-    except KeyError as error:
-        unknown = [t for t in tasks if t not in manager.all_tasks and not Path(t).is_file()]
-        if not unknown:
-            raise
-        raise UserError(
-            f"task {unknown[0]!r} is none of lm-evaluation-harness's{nearest(unknown[0], manager.all_tasks)}"
-            if manager.all_tasks
-            else f"task {unknown[0]!r} is unknown ({error})."
-        ) from None
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _NETWORK:
             raise

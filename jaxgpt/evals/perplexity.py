@@ -14,11 +14,12 @@ Shapes: N tokens of a document, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,10 @@ from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import Row, Scored, Scorer, progress, require_finite
 from jaxgpt.models import init_memory
 from jaxgpt.text.tokenizer import Tokenizer, before_text
+
+T = TypeVar("T")
+AT_ONCE = 64
+"""Batches whose rows or documents are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ class Total(NamedTuple):
     words: int = 0
     bytes: int = 0
     characters: int = 0
+
+    def plus(self, document: Document) -> Total:
+        """With what a document is measured by; not yet its nats."""
+        return self._replace(
+            tokens=self.tokens + len(document.ids_N) - 1,
+            words=self.words + document.words,
+            bytes=self.bytes + document.bytes,
+            characters=self.characters + document.characters,
+        )
 
     def figures(self) -> dict[str, float]:
         """The measures of this module's head, `loss` (nats per token), `accuracy` and what was counted.
@@ -91,8 +105,8 @@ def exponential(nats: float | None) -> float | None:
 # ---------------------------------------------------------------------------------------- the texts
 
 
-def read_texts(files: Iterable[str], tokenizer: Tokenizer, bos: bool | None = None) -> list[Document]:
-    """Documents of raw text files: those of .jsonl[.gz] and .parquet, any other file being one.
+def read_texts(files: Iterable[str], tokenizer: Tokenizer, bos: bool | None = None) -> Iterator[Document]:
+    """Documents of raw text files, one after another: of .jsonl[.gz] and .parquet; any other file is one.
 
     Args:
       files: their paths.
@@ -102,14 +116,14 @@ def read_texts(files: Iterable[str], tokenizer: Tokenizer, bos: bool | None = No
     Raises:
       UserError: a file that cannot be read, is not UTF-8 or holds no text.
     """
-    documents: list[Document] = []
     before = before_text(tokenizer, tokenizer.adds_bos if bos is None else bos)
     for path in files:
         texts = read_documents([path]) if kind_of(path) not in ("", ".txt") else [_read(path)]
-        found = [_document(text, tokenizer, before) for text in texts if text]
-        require(bool(found), f"{path} holds no text; name a file that does.")
-        documents += found
-    return documents
+        empty = True
+        for text in filter(None, texts):
+            empty = False
+            yield _document(text, tokenizer, before)
+        require(not empty, f"{path} holds no text; name a file that does.")
 
 
 def _read(path: str) -> str:
@@ -127,7 +141,7 @@ def _document(text: str, tokenizer: Tokenizer, before: int) -> Document:
     return Document(ids_N, len(text.split()), len(text.encode()), len(text))
 
 
-def read_split(folder: str | Path, split: str, tokenizer: Tokenizer) -> list[Document]:
+def read_split(folder: str | Path, split: str, tokenizer: Tokenizer) -> Iterator[Document]:
     """Documents of prepared text, their last token `<|eos|>` being predicted too, as in training.
 
     Raises:
@@ -139,12 +153,11 @@ def read_split(folder: str | Path, split: str, tokenizer: Tokenizer) -> list[Doc
         f"{folder} was prepared with another tokenizer than the run's; prepare it again with "
         "--tokenizer set to the run's.",
     )
-    documents, bytes_V = list[Document](), tokenizer.token_bytes()
+    bytes_V = tokenizer.token_bytes()
     for number, length in enumerate(corpus.lengths_D):
         ids_N = corpus.read(number, 0, int(length)).astype(np.int32)
         text = tokenizer.decode(ids_N.tolist())
-        documents.append(Document(ids_N, len(text.split()), int(bytes_V[ids_N].sum()), len(text)))
-    return documents
+        yield Document(ids_N, len(text.split()), int(bytes_V[ids_N].sum()), len(text))
 
 
 # ------------------------------------------------------------------------------------- the methods
@@ -168,7 +181,7 @@ def windows(document: Document, context: int, stride: int) -> Iterator[Row]:
             return
 
 
-def sliding(scorer: Scorer, documents: Sequence[Document], stride: int = 0, batch_size: int = 32) -> Total:
+def sliding(scorer: Scorer, documents: Iterable[Document], stride: int = 0, batch_size: int = 32) -> Total:
     """Sums over documents read in windows of the model's context.
 
     Args:
@@ -186,13 +199,23 @@ def sliding(scorer: Scorer, documents: Sequence[Document], stride: int = 0, batc
         1 <= stride <= context,
         f"stride is {stride}; it must be between 1 and the model's context of {context} tokens.",
     )
-    rows = [row for document in documents for row in windows(document, context, stride)]
-    found = scorer.score_rows(rows, batch_size, "perplexity")
-    nats = -sum(float(logprobs_K.sum(dtype=np.float64)) for logprobs_K, _ in found)
-    return _total(nats, sum(int(greedy_K.sum()) for _, greedy_K in found), documents)
+    total = Total()
+
+    def rows() -> Iterator[Row]:
+        nonlocal total
+        for document in documents:
+            total = total.plus(document)
+            yield from windows(document, context, stride)
+
+    nats, correct = 0.0, 0
+    for part in parts(rows(), AT_ONCE * batch_size):
+        for logprobs_K, greedy_K in scorer.score_rows(part, batch_size, "perplexity"):
+            nats -= float(logprobs_K.sum(dtype=np.float64))
+            correct += int(greedy_K.sum())
+    return total._replace(nats=nats, correct=correct)
 
 
-def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, batch_size: int = 32) -> Total:
+def recurrent(scorer: Scorer, documents: Iterable[Document], segment: int = 0, batch_size: int = 32) -> Total:
     """Sums over documents read segment by segment with the memory carried on (Dai et al. 2019, 3.2).
 
     The memory has the model's `eval_memory` and is empty at a document's beginning. Documents are
@@ -212,7 +235,20 @@ def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, b
         isinstance(model, TransformerXL),
         f"a {type(model).__name__} carries no memory; leave memory out, or use stride.",
     )
-    segment, nats, correct = segment or model.row, 0.0, 0
+    segment, total = segment or model.row, Total()
+    for part in parts(documents, AT_ONCE * batch_size):
+        nats, correct = _carried(scorer, part, segment, batch_size)
+        total = total._replace(nats=total.nats + nats, correct=total.correct + correct)
+        for document in part:
+            total = total.plus(document)
+    return total
+
+
+def _carried(
+    scorer: Scorer, documents: Sequence[Document], segment: int, batch_size: int
+) -> tuple[float, int]:
+    """Nats of these documents, and how many of their tokens were the likeliest."""
+    model, nats, correct = scorer.model, 0.0, 0
     order = sorted(documents, key=lambda document: len(document.ids_N), reverse=True)
     steps = []
     for i in range(0, len(order), batch_size):
@@ -234,10 +270,11 @@ def recurrent(scorer: Scorer, documents: Sequence[Document], segment: int = 0, b
             require_finite(logprobs_K)
             nats -= float(logprobs_K.sum(dtype=np.float64))
         correct += sum(int(greedy_K.sum()) for _, greedy_K in found.rows())
-    return _total(nats, correct, documents)
+    return nats, correct
 
 
-def _total(nats: float, correct: int, documents: Sequence[Document]) -> Total:
-    tokens = sum(len(document.ids_N) - 1 for document in documents)
-    counts = [sum(getattr(d, name) for d in documents) for name in ("words", "bytes", "characters")]
-    return Total(nats, correct, tokens, *counts)
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items: what is held at a time does not grow with the file."""
+    items = iter(items)
+    while part := list(itertools.islice(items, size)):
+        yield part

@@ -62,7 +62,7 @@ def train_sentencepiece(
     least = 1 + len(CONTROL) + 256
     require(
         vocab_size > least,
-        f"vocab_size is {vocab_size}; it must be above {least} (bytes and control tokens alone).",
+        f"--vocab-size is {vocab_size}; it must be above {least} (bytes and control tokens alone).",
     )
     kept = _reservoir(sentences(texts), max_sentences)
     require(bool(kept), "the sources hold no text to train a tokenizer on; name files that do.")
@@ -77,7 +77,7 @@ def train_sentencepiece(
         if largest is None:
             raise UserError(f"SentencePiece could not train on this text ({error}).") from None
     raise UserError(
-        f"vocab_size {vocab_size} is too large for this text, which gives at most "
+        f"--vocab-size {vocab_size} is too large for this text, which gives at most "
         f"{largest[1]} entries; use --vocab-size {largest[1]} or add text."
     )
 

@@ -149,7 +149,7 @@ def test_mistakes_leave_nothing(run: Path, tmp_path: Path, capfd: pytest.Capture
     for args, words in (
         ([str(tmp_path / "alibi"), str(tmp_path / "out")], "position 'alibi'"),
         ([str(run), str(tmp_path / "full")], "not empty"),
-        ([str(run), str(tmp_path / "out"), "--max-shard-size", "much"], "max_shard_size is 'much'"),
+        ([str(run), str(tmp_path / "out"), "--max-shard-size", "much"], "--max-shard-size is 'much'"),
         ([str(run), str(tmp_path / "out"), "--checkpoint", "7"], "checkpoint '7'"),
         ([str(tmp_path / "none"), str(tmp_path / "out")], "does not exist"),
     ):

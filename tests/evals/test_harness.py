@@ -221,3 +221,15 @@ def test_data_that_cannot_be_had_are_one_sentence(scorer: Scorer, tmp_path: Path
     path.write_text(text.replace("dataset_path: json", "dataset_path: nobody/nothing"))
     with pytest.raises(UserError, match=r"the data of .*far\.yaml could not be had \("):
         run_lm_eval(scorer, [str(path)])
+
+
+def test_an_unknown_task_is_answered_with_near_names_alone(
+    scorer: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of thousands of tasks a message names a few; that they are looked up is said first."""
+    caplog.set_level("INFO")
+    with pytest.raises(UserError, match=r"^task 'qqqqqqqq' is none of lm-evaluation-harness's; ") as caught:
+        run_lm_eval(scorer, ["qqqqqqqq"])
+    assert "names, the nearest being " in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert "looking up qqqqqqqq among the tasks" in caplog.text

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from tiny_evals import MODEL, ROWS, TEXT
 
 from jaxgpt.config import TransformerXL
 from jaxgpt.errors import UserError
+from jaxgpt.evals import perplexity
 from jaxgpt.evals.perplexity import (
     Document,
     Total,
@@ -57,7 +59,7 @@ def test_windows_score_every_token_once_with_enough_before_it(
 def test_disjoint_windows_give_the_loss_of_training(text_run: Path, own_loss: dict[str, float]) -> None:
     """On one document the windows are the very rows that validation reads."""
     scorer = Scorer.load(text_run)
-    documents = read_split(text_run.parent / "text", "validation", scorer.tokenizer)
+    documents = list(read_split(text_run.parent / "text", "validation", scorer.tokenizer))
     assert len(documents) == 1
     assert documents[0].bytes > 3 * CONTEXT
     figures = sliding(scorer, documents, batch_size=ROWS).figures()
@@ -121,7 +123,7 @@ def test_a_file_that_is_no_text_is_one_sentence(data: bytes | None, message: str
     if data is not None:
         (tmp_path / "a").write_bytes(data)
     with pytest.raises(UserError, match=message):
-        read_texts([str(tmp_path / "a")], ByteTokenizer())
+        list(read_texts([str(tmp_path / "a")], ByteTokenizer()))
 
 
 def test_settings_that_cannot_be_are_refused(scorer: Scorer, text_run: Path, tmp_path: Path) -> None:
@@ -137,7 +139,32 @@ def test_settings_that_cannot_be_are_refused(scorer: Scorer, text_run: Path, tmp
     (other / "manifest.json").write_text(json.dumps(manifest))
     (other / "validation").symlink_to(text_run.parent / "text" / "validation")
     with pytest.raises(UserError, match="prepared with another tokenizer"):
-        read_split(other, "validation", scorer.tokenizer)
+        list(read_split(other, "validation", scorer.tokenizer))
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_what_is_held_at_a_time_changes_no_figure(
+    at_once: int, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents are taken from an endless source only as they are needed, and sums are those of a list."""
+    ids = np.random.default_rng(1).integers(0, 256, (40, 20)).astype(np.int32)
+    documents = [Document(row, 1, 2, 3) for row in ids]
+    whole = sliding(scorer, documents, batch_size=ROWS)
+    monkeypatch.setattr(perplexity, "AT_ONCE", at_once)
+    taken: list[int] = []
+    score_rows = scorer.score_rows
+
+    def watched(rows: list, *args: Any) -> Any:
+        seen.append((len(taken), len(rows)))
+        return score_rows(rows, *args)
+
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(scorer, "score_rows", watched)
+    total = sliding(scorer, (taken.append(1) or d for d in documents), batch_size=ROWS)
+    assert total.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert total[1:] == whole[1:] and total[2:] == (40 * 19, 40, 80, 120)
+    for number, (read, rows) in enumerate(seen, 1):
+        assert rows <= at_once * ROWS and read <= number * at_once * ROWS
 
 
 def test_memory_is_carried_from_segment_to_segment(scorer: Scorer) -> None:

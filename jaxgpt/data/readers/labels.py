@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from jaxgpt.alive import alive
 from jaxgpt.config import Classifier, Labelled, Tagged
 from jaxgpt.data.packing import Item, PackedExamples, Rows
 from jaxgpt.errors import UserError, require
@@ -58,9 +59,10 @@ def rows_by(encode: Encode) -> Callable[..., Rows]:
         if task is None:
             raise UserError("labels need a model that knows them; set model to Classifier(...).")
         split = "validation" if seed is None else "train"
-        if split == "train" and data.test:  # its labels are told before the training, not after it
-            encode(data, tokenizer, length, "test", task)
-        _, groups = encode(data, tokenizer, length, split, task)
+        with alive("reading labelled data and writing them as tokens"):
+            if split == "train" and data.test:  # its labels are told before the training, not after it
+                encode(data, tokenizer, length, "test", task)
+            _, groups = encode(data, tokenizer, length, split, task)
         items = [item for group in groups for item in group]
         return PackedExamples(items, length, data.bins, seed, tokenizer.control["<|pad|>"])
 
