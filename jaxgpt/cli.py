@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxgpt import __version__
 from jaxgpt.cluster import several, supervise
-from jaxgpt.streams import steady_streams
+from jaxgpt.streams import quiet_libraries, steady_streams
 
 
 class Command(NamedTuple):
@@ -92,6 +92,7 @@ def usage(names: list[str] | None = None) -> str:
     lines += [
         "",
         "`jaxgpt COMMAND --help` explains one; `jaxgpt quickstart` is the place to begin.",
+        "Any command takes --trust-code: run Python code that a run brings with it and that never ran here.",
     ]
     return "\n".join(lines)
 
@@ -109,11 +110,18 @@ def _run(name: str, args: list[str]) -> int:
     return supervise(call) if together else call()
 
 
+TRUST = "--trust-code"
+"""An option of every command: run Python code that a run brings with it (`jaxgpt.config.code`)."""
+
+
 def _call(name: str, args: list[str], computes: bool) -> int:
     from jaxgpt.config import parse_args
     from jaxgpt.errors import UserError, system_fix
 
     command = COMMANDS[name]
+    if TRUST in args:
+        args = [word for word in args if word != TRUST]
+        os.environ["JAXGPT_TRUST_CODE"] = "1"
     try:
         _log_to_stderr()
         if computes:
@@ -155,9 +163,8 @@ def _log_to_stderr() -> None:
     level, levels = os.environ.get("JAXGPT_LOG", "INFO").upper(), logging.getLevelNamesMapping()
     require_known(level, levels, f"JAXGPT_LOG is {level!r}")
     logging.getLogger("jaxgpt").setLevel(level)
-    if level != "DEBUG":  # Orbax and grain, and the tasks they leave: what they raise we say ourselves
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    if level != "DEBUG":
+        quiet_libraries()
 
 
 if __name__ == "__main__":

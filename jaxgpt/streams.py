@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from typing import Any, TextIO
@@ -30,6 +31,12 @@ def steady_text(number: int, like: TextIO | None) -> TextIO:
     encoding = like.encoding if like is not None else "utf-8"
     raw: Any = _Steady(number, "w", closefd=False)
     return io.TextIOWrapper(raw, encoding, errors="backslashreplace", write_through=True)
+
+
+def quiet_libraries() -> None:
+    """Keep to themselves Orbax and grain, and the tasks they leave: what they raise we say ourselves."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Steady(io.FileIO):

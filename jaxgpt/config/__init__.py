@@ -4,10 +4,12 @@ Nothing here imports jax, so that `jaxgpt train --help` answers at once (docs/ad
 Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 """
 
+from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.check import from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
-from jaxgpt.config.models import GPT, Bert, Classifier, Model, MoE, RopeScaling, TransformerXL
+from jaxgpt.config.models import Bert, Classifier, Model, TransformerXL
 from jaxgpt.config.run import (
     ONE_DEVICE,
     ROW_AXES,
@@ -25,6 +27,7 @@ __all__ = [
     "GPT",
     "ONE_DEVICE",
     "ROW_AXES",
+    "Architecture",
     "Bert",
     "CausalLM",
     "Chat",

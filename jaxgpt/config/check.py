@@ -8,8 +8,10 @@ import math
 import types
 import typing
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
 
+from jaxgpt.config import code
 from jaxgpt.config.bounds import check_bounds
 from jaxgpt.errors import UserError, nearest, require, require_known, shown
 
@@ -25,22 +27,43 @@ def check_types(part: Any, where: str) -> None:
     stop with Python's words, which name no field.
     """
     for name, hint in _hints(type(part)).items():
-        _parse(hint, to_json(getattr(part, name)), f"{where}.{name}" if where else name)
+        value = _parse(hint, getattr(part, name), f"{where}.{name}" if where else name)
+        object.__setattr__(part, name, value)  # a list as a tuple, a whole number as a float
 
 
 def to_json(value: Any) -> Any:
     """A dataclass tree as plain JSON values, each dataclass naming its class under `kind`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
+        return {"kind": code.name_of(type(value)), **fields}
     if isinstance(value, tuple | list):
         return [to_json(v) for v in value]
     return value
 
 
-def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """The inverse of `to_json`; an unknown key, a missing one or a wrong type is a `UserError`."""
-    return _parse(kind, value, where)
+def from_json(kind: type[T], value: Any, where: str = "", folder: Path | None = None) -> T:
+    """The inverse of `to_json`; an unknown key, a missing one or a wrong type is a `UserError`.
+
+    Args:
+      kind: of the value.
+      value: of JSON.
+      where: name of the value in messages.
+      folder: of the files that it names as `FILE.py:NAME`.
+    """
+    return _parse(kind, _with_code(value, where, folder), where)
+
+
+def _with_code(value: Any, where: str, folder: Path | None) -> Any:
+    """The value with parts whose class is in a user's file made of that class already."""
+    if isinstance(value, list):
+        return [_with_code(part, f"{where}[{i}]", folder) for i, part in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    parts = {k: _with_code(part, f"{where}.{k}" if where else k, folder) for k, part in value.items()}
+    if not code.is_reference(parts.get("kind")):
+        return parts
+    kind = code.class_of(parts.pop("kind"), folder, f"{where}.kind")
+    return _parse_dataclass(kind, parts, where)
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
@@ -56,13 +79,17 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         options = [a for a in args if a is not type(None)]
         if len(options) == 1:
             return _parse(options[0], value, where)
-        named = {o.__name__: o for o in options}
-        if not isinstance(value, dict):
+        named = {o.__name__: o for o in options if not getattr(o, "abstract", False)}
+        if isinstance(value, tuple(o for o in options if isinstance(o, type))) and _is_part(value):
+            return value
+        if not (_is_part(value) or isinstance(value, dict)):
             raise UserError(f"{name} is {shown(value)}; it must be a {' or a '.join(named)}.")
-        kind = value.get("kind")
+        kind = type(value).__name__ if _is_part(value) else value.get("kind")
         _require_one_of(kind, named, f"{name}.kind")
         return _parse(named[kind], value, where)
     if dataclasses.is_dataclass(hint):
+        if _is_part(value) and isinstance(value, cast(type, hint)):
+            return value  # it was checked when it was made
         return _parse_dataclass(hint, value, where)
     if origin is Literal:
         _require_one_of(value, args, name)
@@ -84,6 +111,10 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _is_part(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
 def _require_one_of(value: Any, allowed: Collection[Any], name: str) -> None:
     # Of the type too: True is not 1, and what cannot be hashed or compared is none of them.
     if not (isinstance(value, str | int) and value in allowed):
@@ -103,6 +134,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     name = where or "config"
+    if _is_part(value):
+        value = {"kind": type(value).__name__}
     if not isinstance(value, dict):
         raise UserError(f"{name} is {shown(value)}; it must be an object ({kind.__name__}).")
     hints = _hints(kind)

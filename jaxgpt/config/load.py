@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import io
 import itertools
 import re
@@ -16,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config.check import from_json, to_json
+from jaxgpt.config import code
+from jaxgpt.config.architecture import Architecture
+from jaxgpt.config.check import from_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
-from jaxgpt.config.models import GPT, Bert, Classifier, MoE, RopeScaling, TransformerXL
+from jaxgpt.config.gpt import GPT, MoE, RopeScaling
+from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
 from jaxgpt.errors import UserError, nearest, require, shown
 from jaxgpt.files import read_json
@@ -44,7 +46,7 @@ def load(path: str | Path) -> Run:
     if path.suffix == ".json":
         record = read_json(path, dict[str, Any], "restore it or start a new run")
         try:
-            return from_json(Run, record.get("run", record))
+            return from_json(Run, record.get("run", record), folder=path.parent / code.FOLDER)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
@@ -124,15 +126,14 @@ def _call(path: Path, function: str, kind: str) -> Any:
 
 def _checked(run: Any, where: str) -> Run:
     require(isinstance(run, Run), f"{where} {type(run).__name__}; it must return a Run.")
-    return from_json(Run, to_json(run))  # the round trip checks every field's type
+    return run
 
 
 def load_module(path: Path) -> types.ModuleType:
     """Run a Python config file and return it as a module."""
-    spec = importlib.util.spec_from_file_location(f"jaxgpt_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = code.run_file(path)
+    if any(isinstance(v, type) and v.__module__ == module.__name__ for v in vars(module).values()):
+        code.trust(path)  # runs may keep copies of it
     return module
 
 
@@ -156,7 +157,7 @@ def _explained(path: Path) -> Iterator[None]:
 def _explain_error(error: BaseException) -> str:
     """Name the nearest field when the error is an unknown keyword of one of our classes."""
     words = str(error).split("'")
-    for kind in KINDS:
+    for kind in (*KINDS, *Architecture.__subclasses__()):
         if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(error):
             names = [f.name for f in dataclasses.fields(kind)]
             return f"{kind.__name__} has no field {words[1]!r}{nearest(words[1], names)}"
@@ -175,7 +176,7 @@ def override(
     import tyro  # imported late: it is only needed by commands that take options
 
     kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
-    return from_json(Run, to_json(parse_args(kind, args, prog, default=run, description=description)))
+    return parse_args(kind, args, prog, default=run, description=description)
 
 
 def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.bounds import (
     Bounds,
     Decay,
@@ -25,7 +26,8 @@ from jaxgpt.config.bounds import (
 )
 from jaxgpt.config.check import check_types
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
-from jaxgpt.config.models import GPT, Bert, Classifier, TransformerXL
+from jaxgpt.config.gpt import GPT
+from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.errors import require, shown
 
 
@@ -220,7 +222,7 @@ class Run:
 
     name: str
     """Name of the run's folder."""
-    model: GPT | Bert | TransformerXL | Classifier = field(default_factory=GPT)
+    model: GPT | Bert | TransformerXL | Classifier | Architecture = field(default_factory=GPT)
     data: Text | Chat | Tagged | Labelled = field(default_factory=lambda: Text(path="data/text"))
     objective: CausalLM | MaskedLM | Classification = field(default_factory=CausalLM)
     optim: Optim = field(default_factory=Optim)

@@ -24,13 +24,9 @@ import tyro
 from jaxgpt.config import (
     GPT,
     ONE_DEVICE,
-    CausalLM,
-    Chat,
-    Compute,
     MaskedLM,
     Mesh,
     Run,
-    Text,
     load,
     load_run,
     to_json,
@@ -75,65 +71,22 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
         finite, a damaged file, or a folder that cannot be written.
     """
     from jaxgpt.convert import files, weights
-    from jaxgpt.convert.registry import read_config, text_part
+    from jaxgpt.convert.load import read_model
     from jaxgpt.sample.load import sampling_mesh
-    from jaxgpt.text.hf_tokenizer import HFTokenizer
 
     source, target = Path(folder), Path(run)
     _refuse_filled(target, "a run")
-    original = files.read_json(source / files.CONFIG)
-    config = text_part(original, str(source / files.CONFIG))
-    family, model = read_config(config, str(source / files.CONFIG))
-    found = files.headers(source)
-    model = weights.as_found(family, model, found, config)
-    used, unused = weights.check(family, model, found, folder)
-    words = _tokenizer(tokenizer or folder)
-    if isinstance(words, HFTokenizer) and (count := words.vocab_size) > model.vocab_size:
-        words = words.within(model.vocab_size)
-        log.info("the embedding has no rows for %d added tokens: left out", count - words.vocab_size)
-    require(
-        words.vocab_size <= model.vocab_size,
-        f"the tokenizer of {tokenizer or folder} has {words.vocab_size} ids but the embedding only "
-        f"{model.vocab_size} rows; name the model's own with --tokenizer.",
-    )
-    made = _run(target, model, words, {found[name].dtype for name in used})
-    if unused:
-        log.info("not used: %s", files.shorten(unused))
-    placed = sampling_mesh(made, mesh)
-    size = sum(math.prod(found[name].shape) for name in used) * 4  # in float32
-    with whole(target, size) as work, _progress(sum(found[n].size for n in used)) as step:
-        words.save(work / "tokenizer")
-        _remember(source, work / HF, config, config == original)
-        names = {n: weights.unwrapped(n) if config == original else weights.usual(family, n) for n in used}
-        write_json(work / HF / TENSORS, {names[name]: found[name].dtype for name in used})
-        params = weights.load(family, model, found, used, placed, step)
-        _save(work, made, params)
-    print(f"{target}: {family.model_type} of {folder}; try `jaxgpt {_verb(made)} {target}`")
-
-
-def _tokenizer(name: str) -> Any:
-    from jaxgpt.text.load import load_tokenizer
-    from jaxgpt.text.tokenizer import ByteTokenizer
-
-    return ByteTokenizer() if name == "byte" else load_tokenizer(name)
-
-
-def _run(target: Path, model: Any, words: Any, dtypes: set[str]) -> Run:
-    """The config of an imported run.
-
-    Data stand in for those that were trained on: Chat where the tokenizer has a chat template, by
-    which `sample` and `chat` know a model tuned on dialogues.
-    """
-    dialogues = words.template is not None and isinstance(model, GPT)
-    half = dtypes <= {"BF16"}  # float16 has more digits: only float32 keeps them
-    return Run(
-        name=target.resolve().name,
-        runs=str(target.resolve().parent),
-        model=model,
-        data=Chat(train=("data.jsonl",)) if dialogues else Text(path="data/text"),
-        objective=CausalLM() if isinstance(model, GPT) else MaskedLM(),
-        compute=Compute(dtype="bfloat16" if half else "float32"),
-    )
+    model = read_model(source, tokenizer, target)
+    placed, family, found = sampling_mesh(model.run, mesh), model.family, model.found
+    same = model.config == files.read_json(source / files.CONFIG)
+    size = sum(math.prod(found[name].shape) for name in model.used) * 4  # in float32
+    with whole(target, size) as work, _progress(model.size) as step:
+        model.tokenizer.save(work / "tokenizer")
+        _remember(source, work / HF, model.config, same)
+        names = {n: weights.unwrapped(n) if same else weights.usual(family, n) for n in model.used}
+        write_json(work / HF / TENSORS, {names[name]: found[name].dtype for name in model.used})
+        _save(work, model.run, model.load(placed, step))
+    print(f"{target}: {family.model_type} of {folder}; try `jaxgpt {_verb(model.run)} {target}`")
 
 
 def _verb(run: Run) -> str:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, TransformerXL
+from jaxgpt.config import ONE_DEVICE, Classifier, Compute, Mesh, Model
 from jaxgpt.errors import NotFinite, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.models import abstract_model
@@ -100,7 +100,7 @@ class Scorer:
         bos: bool | None = None,
     ) -> None:
         require(
-            isinstance(model, GPT | TransformerXL) and model.causal,
+            not isinstance(model, Classifier) and model.causal,
             f"a {type(model).__name__}{'' if model.causal else ' that sees both sides'} does not predict "
             "the next token, so it gives texts no probability; give a run of a causal language model.",
         )

@@ -92,7 +92,22 @@ class StackedLayer(NamedTuple):
 
 HeldLayer = LayerCache | StackedLayer
 """One layer, in either form."""
-Cache = tuple[LayerCache, ...] | StackedCache
+
+
+class TokenCache(NamedTuple):
+    """Nothing but the tokens, of a model that computes its rows anew (`Predictor.decode`)."""
+
+    tokens_BS: jax.Array
+
+
+Cache = tuple[LayerCache, ...] | StackedCache | TokenCache
+
+
+def append_tokens(tokens_BS: jax.Array, new_BT: jax.Array, start_B: jax.Array) -> jax.Array:
+    """Write T new tokens of each row, starting at its slot `start_B`."""
+    return jax.vmap(lambda row_S, new_T, start: jax.lax.dynamic_update_slice(row_S, new_T, (start,)))(
+        tokens_BS, new_BT, start_B
+    )
 
 
 def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
@@ -109,6 +124,8 @@ def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.
 
 def cache_axes(cache: Cache) -> tuple[str, ...]:
     """Logical axes of the cache's arrays."""
+    if isinstance(cache, TokenCache):
+        return ("batch", "length")
     if isinstance(cache, StackedCache):
         return ("layers", "batch", "kv_heads", "length", "head")
     return ("batch", "length", "kv_heads", "head")
@@ -151,7 +168,8 @@ def cached_layers(
     """
     if not isinstance(cache, StackedCache):
         apart = list[LayerCache]()
-        for i, (block, held) in enumerate(zip(cast("Iterable[Any]", blocks), cache, strict=True)):
+        held_layers = cast("Iterable[LayerCache]", cache)
+        for i, (block, held) in enumerate(zip(cast("Iterable[Any]", blocks), held_layers, strict=True)):
             own = jax.tree.map(operator.itemgetter(i), per_layer)
             x_BTD, layer = call(block, x_BTD, rows, own, held, i % period)
             apart.append(layer)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import Compute
+from jaxgpt.layers.tape import tape
 from jaxgpt.target import Target
 
 Call = Callable[[Any, jax.Array, Any, Any, int], tuple[jax.Array, Any]]
@@ -71,14 +72,12 @@ def run_layers(
       The final x, and the extras of all layers with a leading layer axis.
     """
     if isinstance(blocks, nnx.List):
-        extras = []
-        for i, block in enumerate(blocks):
-            own = jax.tree.map(operator.itemgetter(i), per_layer)
-            x_BTD, extra = call(block, x_BTD, rows, own, i % period)
-            extras.append(extra)
-        return x_BTD, _stack(extras)
+        return _one_by_one(list(blocks), x_BTD, rows, per_layer, call, period)
     graphdef, params = nnx.split(blocks)
     layers = jax.tree.leaves(params)[0].shape[0]
+    if tape() is not None:  # a scan could not tell its layers apart
+        apart = [nnx.merge(graphdef, jax.tree.map(operator.itemgetter(i), params)) for i in range(layers)]
+        return _one_by_one(apart, x_BTD, rows, per_layer, call, period)
     parts, done = [], 0
     for size, turns in ((period, layers // period), (layers % period, 1)):
         if size and turns:
@@ -90,6 +89,23 @@ def run_layers(
             parts.append(extras if size == 1 else jax.tree.map(lambda e: e.reshape(-1, *e.shape[2:]), extras))
             done += size * turns
     return x_BTD, parts[0] if len(parts) == 1 else jax.tree.map(lambda *e: jnp.concatenate(e), *parts)
+
+
+def _one_by_one(
+    blocks: list[Any], x_BTD: jax.Array, rows: Any, per_layer: Any, call: Call, period: int
+) -> tuple[jax.Array, Any]:
+    """`run_layers` without a scan; an open tape sees every layer."""
+    extras, seen = [], tape()
+    if seen is not None:
+        seen.note_state(x_BTD)
+    for i, block in enumerate(blocks):
+        own = jax.tree.map(operator.itemgetter(i), per_layer)
+        x_BTD, extra = call(block, x_BTD, rows, own, i % period)
+        extras.append(extra)
+        if seen is not None:
+            seen.layers += 1
+            seen.note_state(x_BTD)
+    return x_BTD, _stack(extras)
 
 
 def _turns(tree: Any, start: int, size: int, turns: int) -> Any:

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxgpt.config import GPT, Bert, Classifier, Compute, Model, TransformerXL
+from jaxgpt.config import GPT, Architecture, Bert, Classifier, Compute, Model, TransformerXL
 from jaxgpt.layers.stack import unstack
 from jaxgpt.models import transformer_xl
 from jaxgpt.models.bert import Encoder
 from jaxgpt.models.gpt import Decoder
 from jaxgpt.models.heads import ClassifierModule
+from jaxgpt.models.predictor import Predictor
 from jaxgpt.models.transformer_xl import Recurrent
 from jaxgpt.target import Target
 
@@ -24,7 +25,7 @@ from jaxgpt.target import Target
 def _classifier(
     model: Classifier, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
 ) -> nnx.Module:
-    backbone: Any = MODULES[type(model.backbone)]
+    backbone: Any = builder(model.backbone)
     return ClassifierModule(model, compute, target, key, backbone=backbone, scanned=scanned)
 
 
@@ -34,12 +35,17 @@ MODULES: dict[type, Callable[..., Any]] = {
     TransformerXL: Recurrent,
     Classifier: _classifier,
 }
-"""The registry: from a config class to the builder of the module it describes."""
+"""The registry of the package: from a config class to the builder of the module it describes."""
+
+
+def builder(model: Model) -> Callable[..., Any]:
+    """What builds the module of a config, called as (model, compute, target, key, scanned=...)."""
+    return model.module() if isinstance(model, Architecture) else MODULES[type(model)]
 
 
 def init_params(model: Model, compute: Compute, target: Target, key: jax.Array) -> dict:
     """Initial parameters as a pure dict of arrays (call it under `jax.jit` to shard them)."""
-    return nnx.to_pure_dict(nnx.state(MODULES[type(model)](model, compute, target, key)))
+    return nnx.to_pure_dict(nnx.state(builder(model)(model, compute, target, key)))
 
 
 def abstract_model(
@@ -49,7 +55,7 @@ def abstract_model(
 
     `nnx.merge(graph, params)` inside traced code restores the model.
     """
-    build = MODULES[type(model)]
+    build = builder(model)
     return nnx.split(
         nnx.eval_shape(lambda: build(model, compute, target, jax.random.key(0), scanned=scanned))
     )
@@ -83,9 +89,19 @@ def trainable(model: Model) -> Callable[[tuple[Any, ...], Mapping[str, Any]], bo
     return lambda path, about: not (frozen and path[0] == "backbone")
 
 
+def caches_keys(model: Model) -> bool:
+    """Whether the module decodes with a cache of keys and values, and not by `Predictor.decode`."""
+    return getattr(builder(model), "decode", Predictor.decode) is not Predictor.decode
+
+
 def decoding_params(model: Model, params: dict[str, Any]) -> dict[str, Any]:
     """Convert parameters from the training form (stacked layers) to unstacked layers."""
     return params | {"blocks": unstack(params["blocks"], model.layers)}
+
+
+def unstacks(model: Model, target: Target) -> bool:
+    """Whether decoding runs the layers one after another, each with its own parameters."""
+    return target.unroll and caches_keys(model)
 
 
 def parameter_counts(model: Model) -> dict[str, int]:

@@ -1,14 +1,19 @@
 """The base class of all models: from features to logits, losses and log-probabilities.
 
-Shapes: B rows, T tokens per row, D hidden size, V vocabulary (or labels).
+Shapes: B rows, T tokens per row, S slots per row, D hidden size, V vocabulary (or labels).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Compute
+from jaxgpt.layers.cache import TokenCache, append_tokens
 from jaxgpt.layers.unembedding import Head, Losses
 
 
@@ -21,6 +26,29 @@ class Predictor(nnx.Module):
     def unembedding(self) -> Head:
         """The output projection."""
         raise NotImplementedError
+
+    def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
+        """Final features of packed rows; a key turns dropout on."""
+        raise NotImplementedError
+
+    def decode(
+        self, tokens_BT: jax.Array, start_B: jax.Array | None, cache: Any, prefix_B: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Append tokens to every row of the cache and return their features; see `Decoder.decode`.
+
+        This one keeps the tokens alone and computes a row's features anew from all of them. Any causal module
+        can be sampled from this way, in quadratic instead of linear time per row.
+        """
+        B, T = tokens_BT.shape
+        first_B = jnp.zeros(B, jnp.int32) if start_B is None else start_B
+        cache = TokenCache(append_tokens(cache.tokens_BS, tokens_BT, first_B))
+        row_BS = tokens_BT if start_B is None else cache.tokens_BS
+        index_BS = jnp.broadcast_to(jnp.arange(row_BS.shape[1]), row_BS.shape)
+        segments_BS = (index_BS < (first_B + T)[:, None]).astype(jnp.int32)  # what follows is not there yet
+        zeros_BS = jnp.zeros(row_BS.shape, jnp.float32)
+        x_BSD = self.hidden(Batch(row_BS, row_BS, zeros_BS, segments_BS, index_BS)).x_BTD
+        at_BT = first_B[:, None] + jnp.arange(T)
+        return jnp.take_along_axis(x_BSD, at_BT[..., None], axis=1), cache
 
     def transform(self, x: jax.Array) -> jax.Array:
         """The input of the output projection; by default the features themselves."""

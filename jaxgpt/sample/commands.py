@@ -18,7 +18,7 @@ from jaxgpt.config import ONE_DEVICE, Mesh, load_run
 from jaxgpt.config.bounds import Rows, Seed, Tokens, bounded
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import to_json
-from jaxgpt.sample.settings import Asked, Sampling, Verify
+from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Verify
 
 if TYPE_CHECKING:
     from jaxgpt.sample.generate import Generator, Token
@@ -31,8 +31,6 @@ FLAT = tyro.conf.arg(name="")
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-SAMPLE_DEFAULT = Sampling(temperature=0.8)
-CHAT_DEFAULT = Sampling(temperature=0.6)
 AS_THE_MODEL = Asked()
 
 

@@ -54,6 +54,9 @@ class Completion:
     """What the ids add to the prompt's text, without the stop token and up to a stop string."""
     seed: int
 
+    def __repr__(self) -> str:
+        return f"Completion({self.text!r}, {len(self.ids)} tokens, {self.finish_reason!r}, seed {self.seed})"
+
 
 class Token(NamedTuple):
     """One token of a stream."""

@@ -30,6 +30,9 @@ class Trained(NamedTuple):
     mesh: jax.sharding.Mesh
     step: int
 
+    def __repr__(self) -> str:
+        return f"Trained({str(self.folder)!r}, step {self.step})"
+
     @property
     def bos(self) -> bool:
         """Whether a text begins with `<|bos|>`, as those that the model was trained on.

@@ -18,8 +18,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Compute, Model
-from jaxgpt.layers.cache import Cache, constrain_cache, init_cache
-from jaxgpt.models import abstract_model, decoding_params
+from jaxgpt.layers.cache import Cache, TokenCache, constrain_cache, init_cache
+from jaxgpt.models import abstract_model, caches_keys, decoding_params, unstacks
 from jaxgpt.sample.strategies import Controls, Features, choose
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
@@ -94,7 +94,11 @@ class Program:
         """
         model = self.merge(params)
         (B, T), dtype = rows.tokens_BT.shape, jnp.dtype(self.compute.dtype)
-        cache = constrain_cache(init_cache(self.model, self.target, B, self.slots, dtype))
+        if caches_keys(self.model):
+            cache = init_cache(self.model, self.target, B, self.slots, dtype)
+        else:
+            cache = TokenCache(jnp.zeros((B, self.slots), jnp.int32))
+        cache = constrain_cache(cache)
         x_BTD, cache = model.decode(rows.tokens_BT, None, cache, rows.prefix_B)
         last_B11 = jnp.maximum(rows.length_B - 1, 0)[:, None, None]
         logits_BV = model.logits(jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
@@ -180,7 +184,7 @@ def _everywhere(made: Made) -> Made:
 
 def decoder(model: Model, compute: Compute, target: Target) -> tuple[nnx.GraphDef, nnx.State]:
     """The model without arrays as decoding runs it: on a CPU layers apart, elsewhere stacked."""
-    return abstract_model(model, compute, target, scanned=not target.unroll)
+    return abstract_model(model, compute, target, scanned=not unstacks(model, target))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -220,4 +224,6 @@ def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dic
             p = p.astype(about[names].get("read_in", compute.dtype))  # a router is read in float32
         return constrain(p, *about[names]["axes"])
 
-    return jax.tree_util.tree_map_with_path(one, decoding_params(model, params) if target.unroll else params)
+    if unstacks(model, target):
+        params = decoding_params(model, params)
+    return jax.tree_util.tree_map_with_path(one, params)

@@ -65,6 +65,12 @@ class Sampling:
         return self.temperature < GREEDY_BELOW
 
 
+SAMPLE_DEFAULT = Sampling(temperature=0.8)
+"""What goes on with a text, unless the model or the call says otherwise."""
+CHAT_DEFAULT = Sampling(temperature=0.6)
+"""What answers a dialogue."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """The settings that a call gives. What it leaves out (None) is as the model's generation_config.json

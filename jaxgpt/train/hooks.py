@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxgpt.config import Classifier, Run, load, load_run, to_json
+from jaxgpt.config import Classifier, Run, code, load, load_run, to_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import write_json
 from jaxgpt.lock import LOCK, owned
@@ -105,7 +105,8 @@ def _claim(run: Run, tokenizer: Tokenizer) -> None:
         )
     elif jax.process_index() == 0:
         tokenizer.save(folder / "tokenizer")
-        write_json(path, {"run": to_json(run), "environment": environment()})
+        code.save(run, folder)
+        write_json(path, {"run": code.portable(to_json(run)), "environment": environment()})
     _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
 
 
@@ -119,10 +120,11 @@ def check_folder(run: Run) -> None:
     )
     if path.exists():
         _check_same(run, load(path))
+        code.check_same(run, folder)
 
 
 def _check_same(run: Run, held: Run) -> None:
-    before, now = _flat(to_json(held)), _flat(to_json(run))
+    before, now = _flat(code.portable(to_json(held))), _flat(code.portable(to_json(run)))
     changed = [
         name
         for name in sorted(before.keys() | now.keys())

@@ -49,6 +49,9 @@ class StopSignal:
         self._left = threading.Event()
 
     def __enter__(self) -> StopSignal:
+        if threading.current_thread() is not threading.main_thread():
+            self._left.set()  # only the main thread can handle signals: whoever started this one does
+            return self
         for number in _NUMBERS:
             if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._on_signal)

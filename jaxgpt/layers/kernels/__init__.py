@@ -19,10 +19,11 @@ import jax.numpy as jnp
 
 from jaxgpt.config import GPT, Compute
 from jaxgpt.errors import require
-from jaxgpt.layers.kernels.base import Kernel, Scores, plain
+from jaxgpt.layers.kernels.base import Kernel, Scores, plain, probabilities
 from jaxgpt.layers.kernels.gpu import CUDNN, CUDNN_PACKED, TOKAMAX
 from jaxgpt.layers.kernels.tpu import SPLASH
 from jaxgpt.layers.mask import Mask
+from jaxgpt.layers.tape import tape
 from jaxgpt.target import Target
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,9 @@ def attend(
     Returns:
       [B, T, H, K], in the type of the queries.
     """
-    run = KERNELS[kernel].run
+    run, seen = KERNELS[kernel].run, tape()
+    if seen is not None and seen.wants_map:
+        seen.attention_BHTS[seen.layers] = probabilities(q_BTHK, k_BSGK, mask, scores)
     if extra is None:
         return run(q_BTHK, k_BSGK, v_BSGK, mask, scores)
     (B, T), P, both = q_BTHK.shape[:2], extra[0].shape[1], replace(scores, residual=True)

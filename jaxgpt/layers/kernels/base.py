@@ -1,6 +1,6 @@
 """What kernels share: their arguments besides the mask, and plain attention, which supports everything.
 
-Shapes: B batch, T queries, S keys, H heads, G key-value heads, R = H / G, K head size.
+Shapes: B batch, T queries, S keys, H heads, G key-value heads, R = H / G queries per key, K head size.
 """
 
 from __future__ import annotations
@@ -121,6 +121,24 @@ def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
 
 
 def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
+    (B, T, H, K), s_BGRTS = q_BTHK.shape, _scores(q_BTHK, k_BSGK, mask, scores)
+    probs = jax.nn.softmax(s_BGRTS, axis=-1).astype(v_BSGK.dtype)
+    y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
+    y_BTHK = y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
+    if not scores.residual:
+        return y_BTHK
+    lse_BHT = jax.nn.logsumexp(s_BGRTS, axis=-1).reshape(B, H, T)
+    return y_BTHK, lse_BHT.swapaxes(1, 2)
+
+
+def probabilities(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
+    """How much each query attends to each key [B, H, T, S], float32; rows sum to 1."""
+    s_BGRTS = _scores(q_BTHK, k_BSGK, mask, scores)
+    return jax.nn.softmax(s_BGRTS, axis=-1).reshape(*q_BTHK.shape[::2], *s_BGRTS.shape[3:])
+
+
+def _scores(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
+    """Scores with cap, bias and mask [B, G, R, T, S], float32."""
     B, T, H, K = q_BTHK.shape
     G, bias = k_BSGK.shape[2], scores.bias
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * scores.scale
@@ -130,11 +148,4 @@ def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, 
         bias_BHTS = bias(mask.distance()) if callable(bias) else bias
         s_BGRTS = s_BGRTS + bias_BHTS.reshape(-1, G, H // G, *bias_BHTS.shape[2:])
     # A finite floor: gradients of -inf would be NaN.
-    s_BGRTS = jnp.where(mask.dense()[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(s_BGRTS, axis=-1).astype(v_BSGK.dtype)
-    y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
-    y_BTHK = y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
-    if not scores.residual:
-        return y_BTHK
-    lse_BHT = jax.nn.logsumexp(s_BGRTS, axis=-1).reshape(B, H, T)
-    return y_BTHK, lse_BHT.swapaxes(1, 2)
+    return jnp.where(mask.dense()[:, None, None], s_BGRTS, jnp.finfo(jnp.float32).min)

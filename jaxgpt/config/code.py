@@ -1,0 +1,219 @@
+"""Python that a config names: stored as `FILE.py:NAME`, the file copied into the run and loaded from there.
+
+Code runs with all the rights of its user. So a copy in a run's folder is run only where the user has
+loaded the same file as a config before, or says so (`--trust-code`).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.errors import UserError, library_errors, nearest, require, shown
+from jaxgpt.files import read_small, write_bytes
+
+FOLDER = "code"
+"""In a run's folder."""
+TRUST = "JAXGPT_TRUST_CODE"
+"""Environment variable that `--trust-code` sets, for this process and those that it starts."""
+_REFERENCE = re.compile(r"(?P<file>[^\0]*\.py):(?P<name>[^\W\d]\w*)")
+_EXPERIMENT = ("config", "sweep")
+"""Functions of a file that are no part of what a run computes: their values are in its config."""
+
+
+def name_of(kind: type) -> str:
+    """How JSON names a config class: by its name, one outside the package as `FILE.py:NAME`.
+
+    Raises:
+      UserError: it is defined in no file, or not at the top of one.
+    """
+    if not _is_outside(kind):
+        return kind.__name__
+    path = _file_of(kind)
+    require(
+        path is not None and kind.__qualname__ == kind.__name__,
+        f"the class {kind.__qualname__} cannot be stored with a run; define it at the top of a .py file.",
+    )
+    return f"{path}:{kind.__name__}"
+
+
+def _is_outside(kind: Any) -> bool:
+    return inspect.isclass(kind) and kind.__module__.partition(".")[0] != "jaxgpt"
+
+
+def _file_of(kind: type) -> Path | None:
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return Path(file).resolve() if file and file.endswith(".py") else None
+
+
+def is_reference(name: Any) -> bool:
+    """Whether it is a `FILE.py:NAME`."""
+    return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
+
+
+def class_of(reference: str, folder: Path | None, where: str) -> type:
+    """The class that `FILE.py:NAME` means.
+
+    Args:
+      reference: as `name_of` gives it, or with a FILE of `folder` alone.
+      folder: of the files.
+      where: name of the field in messages.
+
+    Raises:
+      UserError: there is no such file or class, it is no config class, or its code is not trusted.
+    """
+    file, _, name = reference.rpartition(":")
+    path = Path(file) if folder is None or Path(file).is_absolute() else folder / Path(file).name
+    require(
+        path.is_file(),
+        f"{where} is {shown(reference)} but {path} does not exist; keep a run's folder {FOLDER!r} beside its "
+        "config.json.",
+    )
+    data = read_small(path, "restore it")
+    require(
+        _is_trusted(data),
+        f"{where} is {shown(reference)}: {path} holds Python code that came with the run and that you have "
+        "not run before; read it, then add --trust-code (in Python, trust_code=True).",
+    )
+    with library_errors(f"{path} cannot be loaded", "restore it"):
+        module = _loaded(path.resolve(), data)
+    kind = getattr(module, name, None)
+    kinds = [n for n, k in vars(module).items() if _is_outside(k) and dataclasses.is_dataclass(k)]
+    require(
+        name in kinds,
+        f"{where} is {shown(reference)} but {path} defines no such config class{nearest(name, kinds)}",
+    )
+    assert isinstance(kind, type)
+    return kind
+
+
+@functools.cache  # so that two loads of one run have equal configs, and share compiled programs
+def _loaded(path: Path, data: bytes) -> types.ModuleType:
+    return run_file(path, hashlib.sha256(data).hexdigest())
+
+
+def run_file(path: Path, digest: str = "") -> types.ModuleType:
+    """Run a Python file and return it as a module."""
+    path = path.resolve()
+    known = hashlib.sha256(str(path).encode()).hexdigest()[:12] + digest[:12]
+    spec = importlib.util.spec_from_file_location(f"jaxgpt_file_{known}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+# -------------------------------------------------------------------------------------- a run's copies
+
+
+def portable(value: Any) -> Any:
+    """JSON with every `FILE.py:NAME` named by the file's last part, as a run's folder keeps it."""
+    if isinstance(value, list):
+        return [portable(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    parts = {name: portable(part) for name, part in value.items()}
+    if is_reference(parts.get("kind")):
+        parts["kind"] = Path(parts["kind"]).name
+    return parts
+
+
+def save(run: Any, folder: Path) -> None:
+    """Copy the files whose classes a config uses into `folder`.
+
+    Raises:
+      UserError: two of them have the same name.
+    """
+    for path in _files(run):
+        (folder / FOLDER).mkdir(exist_ok=True)
+        write_bytes(folder / FOLDER / path.name, path.read_bytes())
+
+
+def check_same(run: Any, folder: Path) -> None:
+    """Refuse to go on with a run whose code is another by now, beside what `config` and `sweep` do.
+
+    Raises:
+      UserError: naming the file.
+    """
+    for path in _files(run):
+        held = folder / FOLDER / path.name
+        same = held.is_file() and _meaning(held) == _meaning(path)
+        require(
+            same,
+            f"{path} is not what {folder} was started with ({held}); give this run another name, or restore "
+            "the file.",
+        )
+
+
+def _meaning(path: Path) -> str:
+    """A file's syntax tree without comments, its docstring and the functions of the experiment."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return str(path)
+    names = [part for part in tree.body if getattr(part, "name", None) not in _EXPERIMENT]
+    return "\n".join(ast.dump(part) for part in names if not _is_docstring(part))
+
+
+def _is_docstring(part: ast.stmt) -> bool:
+    return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+
+
+def _files(run: Any) -> list[Path]:
+    found: dict[str, Path] = {}
+    for kind in _kinds(run):
+        path = _file_of(kind)
+        if path is None or not _is_outside(kind):
+            continue
+        other = found.setdefault(path.name, path)
+        require(other == path, f"{other} and {path} are both used and have one name; rename one of them.")
+    return list(found.values())
+
+
+def _kinds(value: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(value):
+        yield type(value)
+        for field in dataclasses.fields(value):
+            yield from _kinds(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _kinds(part)
+
+
+# -------------------------------------------------------------------------------------- what is trusted
+
+
+def trust(path: Path) -> None:
+    """Remember that the user has run this file, so that copies of it in runs may be run."""
+    data = path.read_bytes()
+    if not _is_trusted(data):
+        try:
+            write_bytes(_mark(data), str(path.resolve()).encode())
+        except (OSError, UserError):  # no home that can be written: such copies need --trust-code then
+            _here.add(_mark(data).name)
+
+
+def _is_trusted(data: bytes) -> bool:
+    mark = _mark(data)
+    return os.environ.get(TRUST) == "1" or mark.name in _here or mark.exists()
+
+
+_here: set[str] = set()
+"""Digests of files that this process has run, where they cannot be written down."""
+
+
+def _mark(data: bytes) -> Path:
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return home / "jaxgpt" / "trusted" / hashlib.sha256(data).hexdigest()
