@@ -433,9 +433,8 @@ class Model:
         if wanted is None:
             return tuple(range(count))
         for number in wanted:
-            require(
-                -count <= number < count, f"layers holds {number}; it must be from {-count} to {count - 1}."
-            )
+            allowed = f"it must be between {-count} and {count - 1}"
+            require(-count <= number < count, f"layers holds {number}; {allowed}.")
         return tuple(number % count for number in wanted)
 
     def _refuse_labels(self, what: str, instead: str) -> None:
