@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from jaxgpt.alive import alive
 from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Text, TransformerXL, load_run
 from jaxgpt.config.bounds import Bounds, Limit, Tokens, TokensOr0, bounded
 from jaxgpt.errors import NotFinite, UserError, require
-from jaxgpt.files import require_writable, to_json, write_json
+from jaxgpt.files import require_writable, to_json, write_json, write_jsonl
 from jaxgpt.report import run_report
 from jaxgpt.sample.settings import Verify
 
@@ -83,6 +83,7 @@ class Result(NamedTuple):
       truncated: contexts that lost their beginning, being longer than the model's.
       report: more of it as text, in lines.
       confusion: labels and their counts, rows gold and columns predicted.
+      predictions: of each example, as JSON.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Result(NamedTuple):
     truncated: int = 0
     report: str = ""
     confusion: tuple[list[str], list[list[int]]] | None = None
+    predictions: Sequence[dict[str, Any]] = ()
 
 
 @bounded
@@ -161,6 +163,8 @@ def evaluate(
                 _print(result) if not json else print(to_json(record, 2), flush=True)
             finally:  # shown also where it cannot be saved, saved also where it cannot be shown
                 write_json(path, record)
+                if result.predictions:
+                    write_jsonl(path.with_suffix(".predictions.jsonl"), result.predictions)
             print(f"{result.title}: saved as {path}", file=sys.stderr)
             if (trained.folder / "metrics.jsonl").is_file():  # trained here: the run has a page of its own
                 run_report(trained.folder)
@@ -275,7 +279,8 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
     figures = {name: Figure(value) for name, value in found.figures.items()}
     title = f"The run's own {settings.split} labels"
     confusion = (list(found.labels), found.counts.tolist())
-    return Result(settings.split, title, figures, report=found.text, confusion=confusion)
+    more: dict[str, Any] = {"report": found.text, "confusion": confusion, "predictions": found.predictions}
+    return Result(settings.split, title, figures, **more)
 
 
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {

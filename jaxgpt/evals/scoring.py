@@ -6,7 +6,7 @@ Shapes: B rows, T tokens per row, K scored targets per row, N tokens of one row,
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -307,7 +307,7 @@ def require_finite(logprobs_K: np.ndarray) -> None:
         raise NotFinite("log-probabilities of tokens of the text are")
 
 
-def progress(parts: Sequence[Any], about: str) -> Any:
+def progress(parts: Iterable[Any], about: str) -> Any:
     """The parts in turn, with a progress line on standard error while it is a terminal."""
     console = Console(stderr=True)
     return track(parts, about, console=console, transient=True, disable=not (about and console.is_terminal))
