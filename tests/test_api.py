@@ -111,7 +111,8 @@ def test_scores_add_up_to_the_loss(model: Any, run: Path, tmp_path: Path) -> Non
     each = [logprobs_TV[i, token] for i, token in enumerate(ids[1:])]
     assert logprob == pytest.approx(sum(each), abs=1e-3) and not greedy
     assert of_rest == pytest.approx(sum(each[6:]), abs=1e-3)
-    lines = [{"text": f"{i} dogs ran far"} for i in range(20)]
+    # Each is 32 tokens with its first and last, a row of its own: packing cuts none of them.
+    lines = [{"text": f"{i} dogs ran over green hills".ljust(30, ".")} for i in range(20)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare([str(tmp_path / "a.jsonl")], tmp_path / "text", validation=0.5, workers=1)
     corpus = Corpus(tmp_path / "text", "validation")
