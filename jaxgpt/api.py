@@ -24,11 +24,12 @@ from jaxgpt import runtime
 from jaxgpt.config import ONE_DEVICE, Classifier, Mesh, Run, code
 from jaxgpt.config import load as load_config
 from jaxgpt.convert.load import load_model
-from jaxgpt.errors import NotFinite, require, require_known
+from jaxgpt.errors import NotFinite, nearest, require, require_known
 from jaxgpt.evals.features import Pooling, Wanted, observe, reading_ids
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.files import read_json
 from jaxgpt.models import parameter_counts
+from jaxgpt.report import points, read_metrics
 from jaxgpt.sample.generate import Completion, Generator, Token
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Sampling
@@ -161,6 +162,18 @@ class Model:
             kind = f"{kind} of {len(model.labels)} labels on {type(model.backbone).__name__}"
         about = f"{kind}, {count:,} parameters, context {model.context:,}"
         return f"<jaxgpt.Model {str(self.folder)!r}: {about}, step {self.step:,}>"
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a number that training logged, such as `loss`, `val_loss` or `learning_rate`.
+
+        Raises:
+          UserError: it was never logged.
+        """
+        records = read_metrics(self.folder / "metrics.jsonl")
+        found = [(int(step), value) for step, value in points(records, name)]
+        known = {key for record in records for key in record} - {"step", "event"}
+        require(bool(found), f"{self.folder} has no curve {name!r}{nearest(name, known)}")
+        return found
 
     # ------------------------------------------------------------------------------------- writing
 

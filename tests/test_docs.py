@@ -152,6 +152,29 @@ def test_code_of_somebody_elses_run_is_run_only_when_asked(
             load_run(run)
 
 
+def test_the_walk_of_python_md(
+    averager: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (DOCS / "python.md").read_text("utf-8")
+    walk = "\n".join(re.findall(r"```python\n(.*?)```", words, re.DOTALL))
+    smaller = {
+        "data/shakespeare": str(averager.parent / "text"),
+        "steps=400, batch_size=16, eval_every=100": "steps=6, batch_size=8, eval_every=2",
+        "layers=4, width=128": "layers=2, width=32",
+        "warmup_steps=20": "warmup_steps=2",
+    }
+    for long, short in smaller.items():
+        assert long in walk
+        walk = walk.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    exec(compile(walk, "python.md", "exec"), {"__name__": "walk"})
+    said = capsys.readouterr().out
+    assert "<jaxgpt.Model 'runs/small': GPT" in said
+    for picture in ("attention.png", "loss.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
+
+
 def test_the_model_of_add_a_model_learns_and_looks_back_only(averager: Path) -> None:
     model = replace(load_config(averager).model, vocab_size=64, context=T, width=16)
     assert parameter_counts(model)["total"] == 64 * 16 + 2 * (3 * 16 + 2 * 4 * 16 * 16) + 16
