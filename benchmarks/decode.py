@@ -19,6 +19,7 @@ from jaxgpt.models import init_params
 from jaxgpt.runtime import keep_memory
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
+from jaxgpt.target import Target
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 TORCH = """
@@ -61,7 +62,7 @@ def main(
     about = machine()
     keep_memory()
     model, compute = GPT(vocab_size=50304, context=1024), Compute(dtype="float32")
-    params = jax.jit(init_params, static_argnums=(0, 1))(model, compute, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=(0, 1, 2))(model, compute, Target.of(), jax.random.key(0))
     generator = Generator(model, compute, params, ByteTokenizer())
     rows = []
     for batch in batches:

@@ -93,6 +93,7 @@ def speed(args: Speed) -> None:
     from jaxgpt.batch import Batch
     from jaxgpt.config import GPT, Compute, TransformerXL
     from jaxgpt.models import abstract_model, init_memory, init_params
+    from jaxgpt.target import Target
 
     compute = Compute(dtype="float32", attention="xla")
     shape = {"layers": args.layers, "width": args.width, "heads": args.heads, "mlp_width": args.mlp_width}

@@ -30,7 +30,7 @@ from flax import nnx
 
 from jaxgpt.aot import hlo
 from jaxgpt.aot.topology import Topology
-from jaxgpt.config import GPT, ROW_AXES, Run, to_json
+from jaxgpt.config import GPT, ROW_AXES, Run, code, to_json
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import check_json, parse_json
 from jaxgpt.models import abstract_params
@@ -38,7 +38,7 @@ from jaxgpt.sharding import TABLE
 
 log = logging.getLogger(__name__)
 
-PROGRAMS = ("train", "eval", "prefill", "decode")
+PROGRAMS = ("train", "eval", "prefill", "decode", "checksum")
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def compile_for(
     # Settings for programs that run on this machine must not change those compiled for another one.
     dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
     environment = {k: v for k, v in os.environ.items() if k not in dropped} | topology.environment
+    environment[code.TRUST] = "1"  # this process has run it already
     environment |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",

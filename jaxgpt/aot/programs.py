@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jaxgpt.aot import Decoding, Report, hlo
 from jaxgpt.aot.topology import CHIPS
 from jaxgpt.batch import Batch
+from jaxgpt.checkpoint.checksum import jit_measure
 from jaxgpt.config import Compute, Run
 from jaxgpt.layers.cache import cache_axes
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
@@ -117,8 +118,10 @@ def _program(
     run: Run, mesh: jax.sharding.Mesh, target: Target, program: str, decoding: Decoding
 ) -> tuple[Any, tuple[Any, ...]]:
     """The function that the loop or the sampler calls, and the shapes of its arguments."""
-    if program in ("train", "eval"):
+    if program in ("train", "eval", "checksum"):
         parts = make_program(run, mesh, target)
+        if program == "checksum":
+            return jit_measure(mesh), (jax.tree.leaves(parts.abstract.params),)
         objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
         layout = batch_sharding(mesh)
         batch = Batch.abstract(run.train.batch_size, run.length, layout, types=run.typed)

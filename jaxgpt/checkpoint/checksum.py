@@ -83,16 +83,17 @@ def measure(tree: Any) -> Leaves:
     if not arrays:
         return {}
     layout: Any = getattr(arrays[0], "sharding", None)
-    mesh: Any = layout.mesh if isinstance(layout, NamedSharding) else None
-    out = None if mesh is None else replicated(mesh)
-    numbers = np.asarray(_program(out)(arrays)).tolist()
+    numbers = np.asarray(
+        jit_measure(layout.mesh if isinstance(layout, NamedSharding) else None)(arrays)
+    ).tolist()
     shapes = shapes_of(tree).items()
     return {path: Leaf(*shape, *pair) for (path, shape), pair in zip(shapes, numbers, strict=True)}
 
 
 @functools.cache
-def _program(out: NamedSharding | None) -> Any:
-    return jax.jit(_measure, out_shardings=out)
+def jit_measure(mesh: Any) -> Any:
+    """The program of `measure` for arrays on a mesh, or elsewhere (None): each device reads its own parts."""
+    return jax.jit(_measure, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def _measure(arrays: list[jax.Array]) -> jax.Array:

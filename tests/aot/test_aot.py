@@ -74,7 +74,7 @@ def dims_of(collective) -> set[tuple[int, ...]]:
 def test_every_program_compiles_for_a_mesh(program):
     decoding = aot.Decoding(rows=8, prompt=8, slots=16)
     found = programs.compile_on(make_run(), mesh(MIXED), program, decoding)
-    assert found.fits and found.product_flops > 0
+    assert found.fits and (found.product_flops > 0 or program == "checksum")
     assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
     assert found.memory["arguments"] > 0 and found.needed == sum(found.memory.values())
     # Decoding until all rows are done is a loop whose iterations are known only at run time.
@@ -94,6 +94,16 @@ def test_evaluation_is_a_forward_pass_and_a_step_is_three():
     step = programs.compile_on(run, one, "train")
     assert step.product_flops == 3 * forward
     assert step.model_flops == pytest.approx(3 * forward, rel=0.02)  # it also counts biases and norms
+
+
+def sends_sums_only(found: aot.Report) -> bool:
+    """Whether devices send each other two numbers for every array, and no part of one."""
+    return 0 < found.sent < 10_000
+
+
+def test_checksums_are_made_where_the_parameters_lie():
+    found = programs.compile_on(make_run(), mesh(MIXED), "checksum")
+    assert sends_sums_only(found), traffic(found.collectives)
 
 
 def test_a_topology_is_a_chip_and_a_shape():
@@ -182,6 +192,14 @@ class TestDecoding:
         gathered = [a for c in inside if c.kind == "all-gather" for a in c.whole if a.size != 8 * V]
         assert gathered == [], "a parameter or the cache is gathered"
         assert sum(c.runs for c in inside if c.kind == "all-reduce") <= 2 * LAYERS + 3
+
+
+@pytest.mark.aot
+@needs_libtpu
+def test_checksums_are_made_where_the_parameters_lie_on_a_tpu():
+    found = report("checksum", fsdp=8)
+    assert sends_sums_only(found), traffic(found.collectives)
+    assert found.memory["temporaries"] < found.memory["arguments"] / 10
 
 
 @pytest.mark.aot
