@@ -47,6 +47,12 @@ COMMANDS = {
         "jaxgpt.sweep", "sweep", "train the runs of a config's sweep(), compare them", jax=True, config=True
     ),
     "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
+    "predict": Command(
+        "jaxgpt.evals.predict_command",
+        "predict",
+        "label new texts with a trained tagger or classifier",
+        jax=True,
+    ),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import COMPUTE
 
+from jaxgpt import cli
 from jaxgpt.config import GPT, Bert, Classification, Classifier, Labelled, Optim, Run, Tagged, Train
+from jaxgpt.data.readers.labelled import read_labelled
+from jaxgpt.data.readers.tagging import read_conll
 from jaxgpt.errors import UserError
 from jaxgpt.evals.labels import label_report
 from jaxgpt.sample.load import load_trained
@@ -35,7 +40,9 @@ def table(n: int, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("kind", ["tags", "texts", "pairs"])
-def test_training_and_the_report_agree(kind: str, tmp_path: Path) -> None:
+def test_training_the_report_and_predictions_agree(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three labels, fewer than the id of padding; a table without pairs and one with them."""
     make = tags if kind == "tags" else table
     for name, n in (("train", 120), ("validation", 30)):
@@ -51,10 +58,30 @@ def test_training_and_the_report_agree(kind: str, tmp_path: Path) -> None:
     run = Run(name=kind, runs=str(tmp_path), model=model, data=data, **parts)
     result = loop.train(run)
     assert result.reason == "finished"
-    figures = label_report(load_trained(run.folder), "validation", batch_size=4).figures
+    report = label_report(load_trained(run.folder), "validation", batch_size=4)
+    figures = report.figures
     accuracy = figures["token_accuracy" if kind == "tags" else "label_accuracy"]
     assert accuracy == pytest.approx(1 - result.best, abs=1e-6)
     assert accuracy > 0.6  # a third of the tags, a half of the texts, would be chance
+    assert cli.main(["predict", str(run.folder), files["validation"][0]]) == 0
+    assert close([json.loads(line) for line in capsys.readouterr().out.splitlines()], report.predictions)
+    out = tmp_path / "out.tsv"
+    assert cli.main(["predict", str(run.folder), files["validation"][0], "--out", str(out)]) == 0
+    if kind == "tags":
+        wanted = [tuple(found["tags"]) for found in report.predictions]
+        assert [sentence.tags for sentence in read_conll([out])] == wanted
+    else:
+        made = [example.label for example in read_labelled([out], label_field="predicted")]
+        assert made == [found["label"] for found in report.predictions]
+
+
+def close(made: Any, wanted: Any) -> bool:
+    """Equal JSON, up to the rounding of numbers."""
+    if isinstance(wanted, dict):
+        return wanted.keys() <= made.keys() and all(close(made[key], value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return len(made) == len(wanted) and all(map(close, made, wanted))
+    return made == (pytest.approx(wanted, rel=1e-4) if isinstance(wanted, float) else wanted)
 
 
 def test_labels_that_the_model_lacks_are_named_together(tmp_path: Path) -> None:

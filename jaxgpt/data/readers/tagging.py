@@ -29,6 +29,8 @@ SUFFIXES = (".txt", ".conll", ".tsv", ".bio", ".iob", ".iob2", ".bioes", ".bmes"
 Scheme = Literal["iob1", "bio", "bioes", "bilou", "bmes"]
 _KINDS: dict[str, str] = {"iob1": "BIO", "bio": "BIO", "bioes": "BIOES", "bilou": "BILOU", "bmes": "BMOES"}
 _TAG = re.compile("O|[BIMESLU](-.+)?")
+DOCUMENT = "-DOCSTART-"
+"""In place of a word where a document of CoNLL-2003 begins."""
 _LAST, _ALONE = "EL", "SU"
 """Kinds that end an entity, and that are a whole one: of BIOES and BMES, of BILOU."""
 
@@ -51,7 +53,7 @@ class TaggedSentence:
 def _split(tag: str) -> tuple[str, str]:
     """Kind and type of a tag; the type of `O` is empty, and of a kind alone."""
     require(
-        bool(_TAG.fullmatch(tag)),
+        is_tag(tag),
         f"tag {tag!r} fits no scheme; allowed: O, and B, I, M, E, S, L or U alone or with a type, as B-PER.",
     )
     return tag[0], tag[2:]
@@ -177,7 +179,7 @@ def _read_file(path: str) -> Iterator[TaggedSentence]:
             ) from None
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        start = word == "-DOCSTART-"
+        start = word == DOCUMENT
         if words and (start or number > last + 1):  # blank lines are only seen in the numbers
             yield TaggedSentence(tuple(words), tuple(tags))
             words, tags = [], []
@@ -191,20 +193,31 @@ def _read_file(path: str) -> Iterator[TaggedSentence]:
 
 def _columns(line: bytes | None) -> tuple[str, str, int]:
     """Word, tag and number of columns of a line (0 of a `-DOCSTART-`); `ValueError` where it has none."""
+    columns = split_columns(line)
+    if columns[0] == DOCUMENT:
+        return columns[0], "O", 0
+    require(
+        len(columns) > 1,
+        f"one column, {columns[0][:40]!r}; a line is a word and its tag (a space as a word needs a tab).",
+    )
+    _split(columns[-1])
+    return columns[0], columns[-1], len(columns)
+
+
+def split_columns(line: bytes | None) -> list[str]:
+    """The columns of a line that is not blank, the first being a word; `ValueError` where it has none."""
     if line is None:
         raise ValueError("the line is too long for a word and its tag")
     # not str.split() and str.strip(): to them an ideographic space is a blank, here it is a word
     text = line.decode("utf-8").rstrip(" \t\r\n")
     columns = text.split("\t") if "\t" in text else re.split(" +", text.lstrip(" "))
-    if columns[0] == "-DOCSTART-":
-        return columns[0], "O", 0
-    require(
-        len(columns) > 1,
-        f"one column, {text[:40]!r}; a line is a word and its tag (a word that is a space needs a tab).",
-    )
     require(bool(columns[0]), "the word is empty; a line is a word and its tag.")
-    _split(columns[-1])
-    return columns[0], columns[-1], len(columns)
+    return columns
+
+
+def is_tag(text: str) -> bool:
+    """Whether it is a tag of any scheme."""
+    return bool(_TAG.fullmatch(text))
 
 
 # ------------------------------------------------------------------------------------- the subwords
