@@ -84,10 +84,10 @@ def main(argv: list[str] | None = None) -> int:
     if group and len(args) == 1:
         print(usage(group), file=sys.stderr)
         return USAGE_ERROR
-    from jaxgpt.errors import nearest
+    from jaxgpt.glossary import look_up
 
     name = " ".join(args[: 2 if group else 1])
-    print(f"jaxgpt: unknown command {name!r}{nearest(name, group or COMMANDS)}", file=sys.stderr)
+    print(f"jaxgpt: unknown command {name!r}{look_up(name, group or COMMANDS)}", file=sys.stderr)
     return USAGE_ERROR
 
 

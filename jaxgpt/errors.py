@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -46,13 +47,64 @@ MOST_LISTED = 100
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint such as `; did you mean 'width'?`, or else what is allowed: of many names, a few."""
     names, name = sorted(allowed), name[:100]
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    if hint := did_you_mean(name, names):
+        return f"; {hint}"
     if len(names) <= MOST_LISTED:
         return f"; allowed: {', '.join(names)}"
     some = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
     return f"; allowed: {len(names):,} names, the nearest being {', '.join(some)}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`did you mean 'width'?` where some of the names are near (at most three), else nothing."""
+    near = [repr(one) for one in near_names(name, names)[:3]]
+    return f"did you mean {' or '.join(filter(None, (', '.join(near[:-1]), near[-1])))}?" if near else ""
+
+
+def near_names(name: str, names: Iterable[str]) -> list[str]:
+    """The names that someone who wrote `name` may have meant, the nearest ones alone.
+
+    Those are, in this order: names that are the same but for case, dashes and the groups before their last
+    dot; names a few slips of the finger away; names that begin with it or have it as one of their words.
+    """
+    asked, own = _plain(name), _plain(name).rpartition(".")[2]
+    most = 1 if len(own) < 6 else 2 if len(own) < 12 else 3
+    ranked: dict[str, int] = {}
+    for other in names:
+        whole = _plain(other)
+        last = whole.rpartition(".")[2]
+        if asked == whole or own == last:
+            ranked[other] = 0 if asked == whole else 1
+            continue
+        slips = min(_slips(asked, whole, most), _slips(own, last, most) if "." not in asked else most + 1)
+        if slips <= most:
+            ranked[other] = 1 + slips
+        elif len(own) > 2 and (last.startswith(own) or own in re.split(r"[_. ]", last)):
+            ranked[other] = 9
+    return [other for other, rank in ranked.items() if rank == min(ranked.values())]
+
+
+def same_name(a: str, b: str) -> bool:
+    """Whether two names differ in nothing but case, dashes and the groups before their last dot."""
+    return _plain(a).rpartition(".")[2] == _plain(b).rpartition(".")[2]
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").casefold()
+
+
+def _slips(a: str, b: str, most: int) -> int:
+    """Characters put in, left out, replaced, or exchanged with their neighbours; `most` + 1 for more."""
+    if abs(len(a) - len(b)) > most:
+        return most + 1
+    before, row = list[int](), list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
+            if i > 1 and j > 1 and (x, a[i - 2]) == (b[j - 2], y):
+                row[-1] = min(row[-1], older[j - 2] + 1)
+    return min(row[-1], most + 1)
 
 
 def require(condition: bool, message: str) -> None:

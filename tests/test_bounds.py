@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import inspect
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -116,7 +117,12 @@ def test_every_number_of_a_command_has_bounds_and_is_named_by_its_flag() -> None
                 with pytest.raises(
                     UserError, match=f"^--{name.replace('_', '-')} is .*; it must be between "
                 ):
-                    command("x", **{"out": "y"} if "out" in hints(command) else {}, **{name: value})
+                    needed = {
+                        n: "x"
+                        for n, p in inspect.signature(command).parameters.items()
+                        if p.default is p.empty
+                    }
+                    command(**needed | {name: value})
             count += 1
     assert count > 12
     for name in hints(Asked):  # of `sample` and `chat`: one place for all who sample

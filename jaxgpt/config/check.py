@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from jaxgpt.config import code
 from jaxgpt.config.bounds import check_bounds
-from jaxgpt.errors import UserError, nearest, require, require_known, shown
+from jaxgpt.errors import UserError, nearest, require, shown
+from jaxgpt.glossary import look_up
 
 T = TypeVar("T")
 STORED = "stored"
@@ -146,7 +147,8 @@ def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     if tag != kind.__name__:
         raise UserError(f"{name}.kind is {shown(tag)}; it must be {kind.__name__!r}.")
     for key in given:
-        require_known(key, names, f"{name} has no field {shown(key)}")
+        if key not in names:
+            raise UserError(f"{name} has no field {shown(key)}{look_up(key, names)}")
     prefix = f"{where}." if where else ""
     parsed = {key: _parse(hints[key], v, prefix + key) for key, v in given.items()}
     for f in dataclasses.fields(kind):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import re
@@ -22,8 +21,9 @@ from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
-from jaxgpt.errors import UserError, nearest, require, shown
+from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.files import read_json
+from jaxgpt.glossary import answer, look_up
 
 KINDS = (
     *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled),
@@ -160,7 +160,7 @@ def _explain_error(error: BaseException) -> str:
     for kind in (*KINDS, *Architecture.__subclasses__()):
         if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(error):
             names = [f.name for f in dataclasses.fields(kind)]
-            return f"{kind.__name__} has no field {words[1]!r}{nearest(words[1], names)}"
+            return f"{kind.__name__} has no field {words[1]!r}{look_up(words[1], names)}"
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({shown(error.code, 40)}); a config returns a Run."
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
@@ -198,8 +198,9 @@ def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:
     with contextlib.redirect_stdout(box), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, **options)
     flags = re.findall(r"(?<!\S)--[a-z][\w.-]*", box.getvalue())
-    near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"`{prog} --help` lists what there is."
+    name = unknown[0].partition("=")[0]
+    said = "" if any(same_name(name, flag) for flag in flags) else answer(name, flags=True)
+    hint = f"{said}." if said else did_you_mean(name, flags) or f"`{prog} --help` lists what there is."
     raise UserError(f"unknown option {unknown[0]!r}; {hint}")
 
 
