@@ -41,6 +41,19 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
     return optax.join_schedules([warmup, after], [peak_at])
 
 
+def stable_until(optim: Optim, steps: int) -> int:
+    """The last step (counted from 1) up to which a longer run has the same learning rates.
+
+    All steps of a constant schedule, those before the decay of wsd; none of the others.
+    """
+    if optim.schedule == "constant":
+        return steps
+    if optim.schedule != "wsd":
+        return 0
+    rest = max(1, steps - 1 - max(0, optim.warmup_steps - 1))
+    return steps - min(rest, max(1, round(optim.decay_fraction * steps)))
+
+
 DECAYED = ("matrix", "embedding", "position")
 """Roles of the parameters with weight decay."""
 Trainable = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]

@@ -270,7 +270,7 @@ def test_json_without_a_name_or_of_another_shape_is_refused() -> None:
         (
             Run,
             {"name": "r", "data": Text(path="x", length=2048)},
-            "data.length 2048 is longer than model.context 1024; shorten the rows or lengthen the context.",
+            "data.length 2048 is more than model.context 1024; lower the one or raise the other",
         ),
         (Run, {"name": "r", "model": GPT(causal=False)}, "model.causal is False but the objective predicts "),
         (

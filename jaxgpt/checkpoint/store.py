@@ -83,9 +83,12 @@ class SaveError(RuntimeError):
 
 @dataclass(frozen=True)
 class _NewestWhole:
-    """Keeps the newest n checkpoints that a run can be resumed from (an Orbax preservation policy)."""
+    """Keeps the newest n checkpoints that a run can be resumed from, and that of the step `always` (an Orbax
+    preservation policy).
+    """
 
     n: int
+    always: int
 
     def should_preserve(
         self,
@@ -94,16 +97,17 @@ class _NewestWhole:
         context: policies.PreservationContext,
     ) -> Sequence[bool]:
         whole = [info.step for info in checkpoints if ALONE not in (info.metrics or {})]
-        return [info.step in whole[-self.n :] for info in checkpoints]
+        return [info.step in (*whole[-self.n :], self.always) for info in checkpoints]
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the newest `keep`, and the best (`Train.best_by`).
+    """The checkpoints of one run folder: the newest `keep`, the best (`Train.best_by`), and that of one step
+    which is kept `always`.
 
     A best one may hold parameters alone (`Train.best_holds`): nothing is resumed from it.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, always: int = 0, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute() / "checkpoints"
         _one_error()
         require(
@@ -111,7 +115,7 @@ class Checkpoints:
             f"{self.folder} is not a folder; move it away.",
         )
         _forget_damaged_scores(self.folder)
-        newest = _NewestWhole(keep)
+        newest = _NewestWhole(keep, always)
         best = policies.BestN(
             get_metric_fn=_score,
             reverse=True,
@@ -142,6 +146,10 @@ class Checkpoints:
         """The step with the lowest score, the newest where none was measured."""
         steps = self.steps()
         return (self.manager.best_step() or steps[-1]) if steps else None
+
+    def has_best(self) -> bool:
+        """Whether a checkpoint has a score."""
+        return self.manager.best_step() is not None
 
     def save(
         self, state: State, host: dict[str, Any], score: float | None = None, *, whole: bool = True

@@ -28,6 +28,8 @@ def check_types(part: Any, where: str) -> None:
     stop with Python's words, which name no field.
     """
     for name, hint in _hints(type(part)).items():
+        if getattr(part, name) is None and type(part).__dataclass_fields__[name].default is None:
+            continue  # left out
         value = _parse(hint, getattr(part, name), f"{where}.{name}" if where else name)
         object.__setattr__(part, name, value)  # a list as a tuple, a whole number as a float
 

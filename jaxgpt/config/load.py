@@ -12,17 +12,15 @@ import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
-from jaxgpt.config.check import from_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
-from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train
+from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train, read_run
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
-from jaxgpt.files import read_json
 from jaxgpt.glossary import answer, look_up
 
 KINDS = (
@@ -44,11 +42,7 @@ def load(path: str | Path) -> Run:
     if path.is_dir():
         path = _existing(path / "config.json")
     if path.suffix == ".json":
-        record = read_json(path, dict[str, Any], "restore it or start a new run")
-        try:
-            return from_json(Run, record.get("run", record), folder=path.parent / code.FOLDER)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        return read_run(path, repr(str(path)))
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
     return _checked(_call(path, "config", "Run"), f"{path}: config() returned")
 
@@ -175,8 +169,18 @@ def override(
     """
     import tyro  # imported late: it is only needed by commands that take options
 
+    run = _started_from(run, args)
     kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
     return parse_args(kind, args, prog, default=run, description=description)
+
+
+def _started_from(run: Run, args: list[str]) -> Run:
+    """The run with `--init-from` set, whose model it takes where its config gives none."""
+    joined = next((word.partition("=")[2] for word in args if word.startswith("--init-from=")), "")
+    base = args[args.index("--init-from") + 1 :][:1] if "--init-from" in args else [joined]
+    if not (run.inherits and base and base[0]):
+        return run
+    return dataclasses.replace(run, init_from=base[0], model=cast(Any, None))
 
 
 def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:

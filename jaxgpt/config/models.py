@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jaxgpt.config.architecture import Architecture, Blocks
 from jaxgpt.config.bounds import Bounds, Decay, Layers, Positive, Tokens, TokensOr0, Width
@@ -159,12 +159,15 @@ class TransformerXL(Blocks):
         return True
 
 
+_INHERITED: Any = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Blocks):
     """A backbone with a linear head over labels: of every token, or of the whole text."""
 
-    backbone: GPT | Bert | TransformerXL | Architecture
-    """The model under the head; init_from can name a run of it."""
+    backbone: GPT | Bert | TransformerXL | Architecture = _INHERITED
+    """The model under the head; unspecified means that of the run named by init_from."""
     labels: tuple[str, ...]
     """The labels, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
     pool: Literal["token", "first", "last", "mean"] = "token"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.bounds import (
     Bounds,
@@ -24,11 +25,12 @@ from jaxgpt.config.bounds import (
     Tokens,
     Weight,
 )
-from jaxgpt.config.check import check_types
+from jaxgpt.config.check import check_types, from_json
 from jaxgpt.config.data import Chat, Labelled, Tagged, Text
 from jaxgpt.config.gpt import GPT
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
-from jaxgpt.errors import require, shown
+from jaxgpt.errors import UserError, require, shown
+from jaxgpt.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +218,18 @@ class Train:
         )
 
 
+_INHERITED: Any = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One experiment: everything that `jaxgpt train` needs, and nothing that it finds elsewhere."""
 
     name: str
     """Name of the run's folder."""
-    model: GPT | Bert | TransformerXL | Classifier | Architecture = field(default_factory=GPT)
+    model: GPT | Bert | TransformerXL | Classifier | Architecture = _INHERITED
+    """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
+    backbone may be left out in the same way."""
     data: Text | Chat | Tagged | Labelled = field(default_factory=lambda: Text(path="data/text"))
     objective: CausalLM | MaskedLM | Classification = field(default_factory=CausalLM)
     optim: Optim = field(default_factory=Optim)
@@ -230,11 +237,16 @@ class Run:
     mesh: Mesh = field(default_factory=Mesh)
     compute: Compute = field(default_factory=Compute)
     init_from: str = ""
-    """A run folder whose best parameters this one starts from."""
+    """A run folder whose best parameters this one starts from, and whose model it has unless one is given."""
     runs: str = "runs"
     """Folder that holds the folder of this run."""
 
+    inherits: ClassVar[bool] = False
+    """Whether the model was left out (of one object: `replace` gives the model that was found)."""
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "inherits", self.model is None)
+        object.__setattr__(self, "model", self._resolved_model())
         check_types(self, "")
         require(
             self.name not in ("", ".", "..")
@@ -247,8 +259,8 @@ class Run:
         )
         require(
             self.length <= self.model.context,
-            f"data.length {self.length} is longer than model.context {self.model.context}; "
-            "shorten the rows or lengthen the context.",
+            f"data.length {self.length} is more than model.context {self.model.context}; lower the one or "
+            "raise the other (with init_from too, unless model.position is 'learned').",
         )
         self._check_task()
         require(
@@ -256,6 +268,20 @@ class Run:
             f"optim.warmup_steps {self.optim.warmup_steps} is more than train.steps {self.train.steps}; "
             "warm up for fewer steps.",
         )
+
+    def _resolved_model(self) -> Any:
+        """The model that is given, completed by that of `init_from`."""
+        given: Any = self.model
+        if getattr(given, "backbone", given) is not None:
+            return given
+        require(
+            given is None or bool(self.init_from),
+            "model.backbone is missing; name one, or in init_from a run whose model it shall be.",
+        )
+        if not self.init_from:
+            return GPT()
+        base: Any = read_run(Path(self.init_from) / "config.json", f"init_from {self.init_from!r}").model
+        return base if given is None else replace(given, backbone=getattr(base, "backbone", base))
 
     def _check_task(self) -> None:
         """Refuse a model, data and objective that do not belong together."""
@@ -372,6 +398,31 @@ class Run:
             f"model.moe.experts {experts} is not divisible by mesh.expert {sizes['expert']}; lower the axis.",
         )
         return sizes
+
+
+def read_run(path: Path, where: str) -> Run:
+    """The run of a config.json.
+
+    Args:
+      path: the file.
+      where: what names it, in messages.
+
+    Raises:
+      UserError: it is missing, damaged, or of something else.
+    """
+    require(
+        path.is_file(),
+        f"{where} is no run folder: {path} does not exist; name a run that was trained or imported.",
+    )
+    record = read_json(path, dict[str, Any], "restore it or start a new run")
+    require(
+        "model_type" not in record,
+        f"{where} is a Hugging Face folder; first `jaxgpt import {path.parent} runs/NAME` makes a run of it.",
+    )
+    try:
+        return from_json(Run, record.get("run", record), folder=path.parent / code.FOLDER)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 _SHOWN = {"groups": "kv_heads", "hidden": "mlp_width"}

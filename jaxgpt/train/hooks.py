@@ -9,25 +9,19 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from jaxgpt.config import Classifier, Run, code, load, load_run, to_json
-from jaxgpt.errors import UserError, require
-from jaxgpt.files import write_json
+from jaxgpt.config import Run, code, load, to_json
+from jaxgpt.errors import require
+from jaxgpt.files import read_json, write_json
 from jaxgpt.lock import LOCK, owned
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
-
-MAY_CHANGE = (
-    "mesh", "compute", "runs", "data.workers", "train.log_every", "train.save_every", "train.keep",
-    "train.best_holds",
-)  # fmt: skip
-"""Fields that may differ when a run is resumed: they change how it is computed, not what."""
+from jaxgpt.train.changes import branch, check_resumed, differences
 
 
 class Claim:
@@ -103,6 +97,10 @@ def _claim(run: Run, tokenizer: Tokenizer) -> None:
             f"{folder} was trained with another tokenizer than that of its data now; "
             "give this run another name or bring the data back.",
         )
+        branch(run, held := load(path))
+        if jax.process_index() == 0 and set(differences(held, run)) - {"runs"}:
+            record = read_json(path, dict[str, Any], "restore it")
+            write_json(path, record | {"run": code.portable(to_json(run))})
     elif jax.process_index() == 0:
         tokenizer.save(folder / "tokenizer")
         code.save(run, folder)
@@ -119,74 +117,13 @@ def check_folder(run: Run) -> None:
         f"give this run another name, and start it there with --init-from {folder}.",
     )
     if path.exists():
-        _check_same(run, load(path))
+        check_resumed(run, load(path))
         code.check_same(run, folder)
-
-
-def _check_same(run: Run, held: Run) -> None:
-    before, now = _flat(code.portable(to_json(held))), _flat(code.portable(to_json(run)))
-    changed = [
-        name
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
-    ]
-    if changed:
-        name = changed[0]
-        more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
-        raise UserError(
-            f"{run.folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}{more}; "
-            f"give this run another name or --runs (with --init-from {run.folder} it goes on from there), or "
-            "delete the folder to start over."
-        )
-
-
-MAY_DIFFER = ("dropout", "head_dropout", "frozen", "causal", "prefix")
-"""Fields of a model that its parameters do not depend on: a run may start from one that differs in them."""
-
-
-def check_base(run: Run, tokenizer: Tokenizer) -> None:
-    """Make sure that the run named by `init_from`, if there is one, holds the same model and tokenizer.
-
-    Raises:
-      UserError: it is no run, a field of its model beside `MAY_DIFFER` differs, or its ids mean
-        something else.
-    """
-    if not run.init_from:
-        return
-    base, model = load_run(run.init_from).model, run.model
-    if isinstance(model, Classifier) and not isinstance(base, Classifier):
-        model = model.backbone
-    require(
-        type(base) is type(model),
-        f"init_from {run.init_from!r} holds a {type(base).__name__}, not a {type(model).__name__}; "
-        "give this config the same one.",
-    )
-    differ = [
-        f"{f.name} {getattr(base, f.name)!r}, not {getattr(model, f.name)!r}"
-        for f in fields(base)
-        if f.name not in MAY_DIFFER and getattr(base, f.name) != getattr(model, f.name)
-    ]
-    require(
-        not differ,
-        f"init_from {run.init_from!r} holds a model with {', '.join(differ)}; "
-        f"give this config the same one (only {', '.join(MAY_DIFFER)} may differ).",
-    )
-    require(
-        load_tokenizer(Path(run.init_from) / "tokenizer").digest == tokenizer.digest,
-        f"init_from {run.init_from!r} was trained with another tokenizer than that of this run's data; "
-        f"prepare the data with --tokenizer {run.init_from}/tokenizer, or leave data.tokenizer empty.",
-    )
 
 
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.removesuffix("."): value}
-    return {k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}{name}.").items()}
 
 
 def environment() -> dict[str, Any]:

@@ -30,7 +30,8 @@ from jaxgpt.optim import schedule
 from jaxgpt.runtime import memory_errors, require_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.train.hooks import Claim, Patience, check_base, claimed
+from jaxgpt.train.changes import branching_step, check_base
+from jaxgpt.train.hooks import Claim, Patience, claimed
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
@@ -118,7 +119,8 @@ def train(run: Run, *, progress: bool = True, verify: bool = True) -> Result:
     try:  # the folder comes after all checks: a mistake leaves nothing behind
         with memory_errors(_LESS), stop, closing(data), claimed(run, tokenizer) as claim:
             stop.clean_up = claim.withdraw
-            with closing(Checkpoints(run.folder, keep=run.train.keep)) as checkpoints:
+            kept = {"keep": run.train.keep, "always": branching_step(run)}
+            with closing(Checkpoints(run.folder, **kept)) as checkpoints:
                 state, memory = _start(run, program, checkpoints, data, verify)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
                 if reason := loop.ended(step):
@@ -141,7 +143,10 @@ def _start(
         state, host = restored
         data.set_state(host["data"])
         log.info("resuming %s at step %d of %d", run.folder, int(state.step), run.train.steps)
-        return state, host["loop"]
+        memory: Memory = host["loop"]
+        if not checkpoints.has_best():
+            memory.pop("best", None)  # it was set apart, or removed by hand: the next one is the best again
+        return state, memory
     params = None
     if run.init_from:
         base = load_run(run.init_from)
@@ -173,6 +178,7 @@ class Loop:
         self.data, self.validation = data, validation
         self.patience = Patience(run.train.patience, memory.get("best", math.inf), memory["waited"])
         self.skipped, self.bad = memory["skipped"], 0
+        self.branching = branching_step(run)
         self.layout = batch_sharding(program.mesh)
         self.part = process_rows(self.layout, run.train.batch_size)
         self.meter = Meter(
@@ -242,7 +248,7 @@ class Loop:
             pending = (step, metrics, done)
             stopping, last = stop.seen(step, train.log_every), step == train.steps
             evaluating = last or step % train.eval_every == 0
-            saving = last or stopping or step % train.save_every == 0
+            saving = last or stopping or step % train.save_every == 0 or step == self.branching
             if evaluating or saving:  # a checkpoint's own step is on record before it is written
                 self.report(*pending)
                 claim.keep()

@@ -25,7 +25,8 @@ from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prompt_ids
 from jaxgpt.text.tokenizer import ByteTokenizer
-from jaxgpt.train.hooks import check_base, claimed
+from jaxgpt.train.changes import check_base
+from jaxgpt.train.hooks import claimed
 
 SIZE = ByteTokenizer().vocab_size + 1
 MODERN = GPT(

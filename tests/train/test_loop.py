@@ -338,7 +338,7 @@ def test_another_model_is_refused_by_its_field(corpus, trained, tmp_path, change
 
 
 def test_dropout_may_differ_from_the_run_it_starts_from(trained, tmp_path) -> None:
-    from jaxgpt.train.hooks import check_base
+    from jaxgpt.train.changes import check_base
 
     run = replace(load(trained), model=replace(MODEL, dropout=0.3), init_from=str(trained))
     check_base(run, ByteTokenizer())
@@ -348,7 +348,7 @@ def test_dropout_may_differ_from_the_run_it_starts_from(trained, tmp_path) -> No
 
 def test_the_run_it_starts_from_must_read_the_same_ids(trained, tmp_path) -> None:
     """Parameters whose ids mean other text would be noise, and nothing else would tell."""
-    from jaxgpt.train.hooks import check_base
+    from jaxgpt.train.changes import check_base
 
     texts = ["the cat sat on a mat while seven dogs ran over green hills and far away"] * 9
     run = replace(load(trained), init_from=str(trained))
