@@ -185,9 +185,7 @@ def test_a_run_has_the_model_of_the_one_it_starts_from(rope: Path, corpus: Path,
     assert made.model == replace(labels, backbone=ROPE)
     with pytest.raises(UserError, match=r"model.backbone is missing; name one, or in init_from"):
         Run(**parts | {"data": data}, model=labels, objective=Classification())
-    with pytest.raises(
-        UserError, match=r"init_from 'nowhere' is no run folder: nowhere/config.json"
-    ):
+    with pytest.raises(UserError, match=r"init_from 'nowhere' is no run folder: nowhere/config.json"):
         Run(**parts, init_from="nowhere")
 
 
