@@ -70,8 +70,8 @@ def check_resumed(run: Run, held: Run) -> None:
         kind = run.optim.schedule
         require(
             kind in ("constant", "wsd"),
-            f"{run.folder} has train.steps {before}, not {after}, and optim.schedule {kind!r} depends on it at "
-            "every step (wsd and constant do not); "
+            f"{run.folder} has train.steps {before}, not {after}, and with optim.schedule {kind!r} every step "
+            "depends on their number (with wsd and constant not); "
             f"give this run another name, with --init-from {run.folder}.",
         )
     if changed:
