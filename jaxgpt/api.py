@@ -113,8 +113,8 @@ def fit(config: Run | str | Path, *, progress: bool = True, verify: bool = True)
       KeyboardInterrupt: training was stopped; what it did is saved, and the same call goes on.
     """
     _set_up()
-    run = config if isinstance(config, Run) else load_config(config)
-    result = train(run, progress=progress, verify=verify)
+    run, source = (config, None) if isinstance(config, Run) else (load_config(config), Path(config))
+    result = train(run, progress=progress, verify=verify, source=source)
     if result.reason not in ("finished", "patience"):
         raise KeyboardInterrupt(f"{run.folder}: {result.reason} at step {result.step}, saved")
     return load(run.folder, mesh=_own_devices(run), verify=verify)

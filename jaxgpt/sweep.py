@@ -155,7 +155,7 @@ def _train_all(
             else:
                 log.info("run %d of %d: %s", number, len(chosen), runs[name].folder)
                 kept = {key: rows[name][key] for key in ("name", "run", "differs")}
-                rows[name] = kept | _train(runs[name])
+                rows[name] = kept | _train(runs[name], Path(shlex.split(words)[0]))
                 log.info("%s: %s%s", name, rows[name]["state"], _best_words([rows[name]]))
             _write(folder, list(rows.values()), words)
             if rows[name]["state"] == "stopped":
@@ -171,7 +171,7 @@ def _train_all(
     return stopped
 
 
-def _train(run: Run) -> Row:
+def _train(run: Run, source: Path) -> Row:
     """Train one run; how it ended and what it measured."""
     import jax
 
@@ -181,7 +181,7 @@ def _train(run: Run) -> Row:
 
     row: Row = {"parameters": parameter_counts(run.model)["total"]}
     try:
-        result = loop.train(run)
+        result = loop.train(run, source=source)
     except (UserError, loop.Diverged, SaveError, jax.errors.JaxRuntimeError) as error:  # last: no memory
         reason = str(error).strip().split("\n")[0]
         log.error("%s failed: %s", run.folder, reason)

@@ -87,7 +87,7 @@ def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         for again in (False, True):
             if again:
                 states += [row["state"] for row in rows(runs / "tiny").values()]
-                patch.setattr(loop, "train", lambda run: trained.append(run.name) or train(run))
+                patch.setattr(loop, "train", lambda run, **how: trained.append(run.name) or train(run))
             else:
                 interrupt(patch, "relu", signal.SIGTERM)
             with redirect_stdout(StringIO()) as out:
@@ -187,10 +187,10 @@ def acted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]
     def install(**acts: Act) -> list[str]:
         trained = list[str]()
 
-        def train(run: Run) -> loop.Result:
+        def train(run: Run, **how: Any) -> loop.Result:
             trained.append(run.name)
             write_json(run.folder / "config.json", {"run": to_json(run)})
-            acts.get(run.name, lambda run: None)(run)
+            acts.get(run.name, lambda run, **how: None)(run)
             return loop.Result(run.train.steps, 1.0, "finished")
 
         monkeypatch.setattr(loop, "train", train)
@@ -255,7 +255,7 @@ def test_a_sweep_stopped_between_runs_keeps_what_is_done(
 ):
     # A shell's background job, in which the tests may run, begins with SIGINT ignored.
     monkeypatch_signal(signal.SIGINT, signal.default_int_handler)
-    trained = acted(relu=lambda run: os.kill(os.getpid(), number))
+    trained = acted(relu=lambda run, **how: os.kill(os.getpid(), number))
     assert main(["sweep", str(config), "--runs", str(tmp_path)]) == 75
     assert trained == ["plain", "relu"]
     assert [row["State"] for row in table(tmp_path / "tiny").values()] == ["finished", "waiting", "waiting"]

@@ -113,7 +113,7 @@ def _save(folder: Path, run: Run, params: dict[str, Any]) -> None:
     import jax.numpy as jnp
 
     from jaxgpt.checkpoint import Checkpoints
-    from jaxgpt.train.hooks import environment
+    from jaxgpt.train.provenance import environment
     from jaxgpt.train.state import State
 
     write_json(folder / "config.json", {"run": to_json(run), "environment": environment()})

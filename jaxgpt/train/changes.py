@@ -12,7 +12,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
 from jaxgpt.checkpoint import Checkpoints
@@ -70,8 +69,8 @@ def check_resumed(run: Run, held: Run) -> None:
         kind = run.optim.schedule
         require(
             kind in ("constant", "wsd"),
-            f"{run.folder} has train.steps {before}, not {after}, and with optim.schedule {kind!r} every step "
-            "depends on their number (with wsd and constant not); "
+            f"{run.folder} has train.steps {before}, not {after}, and with optim.schedule {kind!r} every "
+            "step depends on their number (with wsd and constant not); "
             f"give this run another name, with --init-from {run.folder}.",
         )
     if changed:
@@ -89,37 +88,38 @@ def branching_step(run: Run) -> int:
     return stable_until(run.optim, run.train.steps) if run.optim.schedule == "wsd" else 0
 
 
-def branch(run: Run, held: Run) -> None:
-    """Make a run's folder ready for another number of steps: its newest checkpoint is one up to which both
-    runs are the same, and what came after it is kept as a run of its own, in `branches/STEP`.
+def branch_point(run: Run, held: Run) -> tuple[int, list[int]]:
+    """Where a run of another number of steps goes on: the newest checkpoint up to which both are the same (0
+    for none), and the checkpoints after it, which are of the run that is held.
 
     Raises:
-      UserError: no such checkpoint is left.
+      UserError: there are only later ones.
     """
     if run.train.steps == held.train.steps or not (run.folder / "checkpoints").is_dir():
-        return
+        return 0, []
     until = min(stable_until(one.optim, one.train.steps) for one in (run, held))
     with closing(Checkpoints(run.folder, read_only=True)) as checkpoints:
         steps, whole = checkpoints.steps(), checkpoints.whole_steps()
     later = [step for step in steps if step > until]
-    if not later:
-        return
-    before = max((step for step in whole if step <= until), default=None)
+    before = max((step for step in whole if step <= until), default=0)
     require(
-        before is not None,
+        before > 0 or not later,
         f"{run.folder} keeps no checkpoint of step {until} or before, from which a run of {run.train.steps} "
         f"steps would branch off; give that run another name, and start it with --init-from {run.folder}.",
     )
-    if jax.process_index() == 0:
-        _set_apart(run.folder, later)
-        log.warning(
-            "going on from step %d; what was trained after it is now the run %s",
-            before, run.folder / BRANCHES / str(later[-1]),
-        )  # fmt: skip
+    return before, later
 
 
-def _set_apart(folder: Path, later: list[int]) -> None:
-    """Move checkpoints into a run folder of their own, whole with what belongs to them."""
+def branch(run: Run, held: Run) -> None:
+    """Keep what was trained after the branching point as a run of its own, in `branches/STEP`."""
+    before, later = branch_point(run, held)
+    if later:
+        apart = _set_apart(run.folder, later)
+        log.warning("going on from step %d; what was trained after it is now the run %s", before, apart)
+
+
+def _set_apart(folder: Path, later: list[int]) -> Path:
+    """Move checkpoints into a run folder of their own, whole with what belongs to them; returns that."""
     apart = folder / BRANCHES / str(later[-1])
     number = 1
     while apart.exists():
@@ -134,6 +134,7 @@ def _set_apart(folder: Path, later: list[int]) -> None:
             shutil.copy2(folder / name, apart / name)
     for step in later:
         shutil.move(folder / "checkpoints" / str(step), apart / "checkpoints" / str(step))
+    return apart
 
 
 # ----------------------------------------------------------------------------- a run starts from another

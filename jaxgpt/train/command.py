@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
+from pathlib import Path
 
 from jaxgpt import config
 from jaxgpt.config import CausalLM, Run
@@ -36,13 +37,14 @@ def train(args: list[str]) -> int:
     4 another process ended, 75 stopped by a signal with everything saved.
     """
     verify = NO_VERIFY not in args
-    run = read_args([word for word in args if word != NO_VERIFY], "train", HELP)
+    args = [word for word in args if word != NO_VERIFY]
+    run = read_args(args, "train", HELP)
     from jaxgpt.checkpoint import SaveError
     from jaxgpt.train import loop
     from jaxgpt.train.signals import STOPPED_BY_SIGNAL
 
     try:
-        result = loop.train(run, verify=verify)
+        result = loop.train(run, verify=verify, source=Path(args[0]))
     except (loop.Diverged, SaveError) as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return 3

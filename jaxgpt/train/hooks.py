@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,8 @@ from jaxgpt.files import read_json, write_json
 from jaxgpt.lock import LOCK, owned
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
-from jaxgpt.train.changes import branch, check_resumed, differences
+from jaxgpt.train.changes import branch, branch_point, check_resumed, differences
+from jaxgpt.train.provenance import environment
 
 
 class Claim:
@@ -90,22 +87,32 @@ def claimed(run: Run, tokenizer: Tokenizer) -> Iterator[Claim]:
 
 def _claim(run: Run, tokenizer: Tokenizer) -> None:
     folder, path = run.folder, run.folder / "config.json"
-    check_folder(run)  # once more: now nobody changes it
-    if path.exists():
+    check_folder(run)  # once more: now nobody else changes it
+    resumed = path.exists()
+    _barrier("check_folder")
+    if resumed:
         require(
             load_tokenizer(folder / "tokenizer").digest == tokenizer.digest,
             f"{folder} was trained with another tokenizer than that of its data now; "
             "give this run another name or bring the data back.",
         )
-        branch(run, held := load(path))
-        if jax.process_index() == 0 and set(differences(held, run)) - {"runs"}:
-            record = read_json(path, dict[str, Any], "restore it")
-            write_json(path, record | {"run": code.portable(to_json(run))})
-    elif jax.process_index() == 0:
-        tokenizer.save(folder / "tokenizer")
-        code.save(run, folder)
-        write_json(path, {"run": code.portable(to_json(run)), "environment": environment()})
+    if jax.process_index() == 0:
+        if resumed:
+            _renew(run, path)
+        else:
+            tokenizer.save(folder / "tokenizer")
+            code.save(run, folder)
+            write_json(path, {"run": code.portable(to_json(run)), "environment": environment()})
     _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
+
+
+def _renew(run: Run, path: Path) -> None:
+    """Bring a run's stored config up to date; where it branches off, its folder too."""
+    held = load(path)
+    branch(run, held)
+    if set(differences(held, run)) - {"runs"}:
+        record = read_json(path, dict[str, Any], "restore it")
+        write_json(path, record | {"run": code.portable(to_json(run))})
 
 
 def check_folder(run: Run) -> None:
@@ -117,46 +124,15 @@ def check_folder(run: Run) -> None:
         f"give this run another name, and start it there with --init-from {folder}.",
     )
     if path.exists():
-        check_resumed(run, load(path))
+        held = load(path)
+        check_resumed(run, held)
+        branch_point(run, held)
         code.check_same(run, folder)
 
 
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def environment() -> dict[str, Any]:
-    """What a run was computed with: revision, versions, devices, flags."""
-    names = ("jaxgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
-    try:
-        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        revision = None
-    return {
-        "git": revision,
-        "python": platform.python_version(),
-        "versions": versions,
-        "devices": jax.device_count(),
-        "device": jax.devices()[0].device_kind,
-        "processes": jax.process_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
 
 
 class Patience:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import jax
@@ -33,6 +34,7 @@ from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
+from jaxgpt.train.provenance import note_start
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluate, jit_eval_step, jit_train_step
@@ -87,13 +89,14 @@ class Result:
     reason: str
 
 
-def train(run: Run, *, progress: bool = True, verify: bool = True) -> Result:
+def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path | None = None) -> Result:
     """Train a run to its end, from where its folder stands.
 
     Args:
       run: the config.
       progress: show a progress line on standard error.
       verify: compare the checksums of what is loaded.
+      source: the config file, to be kept with the run.
 
     Raises:
       UserError: config, data, mesh, memory or folder do not fit each other, or the folder is in use.
@@ -125,6 +128,8 @@ def train(run: Run, *, progress: bool = True, verify: bool = True) -> Result:
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
                 if reason := loop.ended(step):
                     return Result(step, loop.patience.best, reason)
+                if jax.process_index() == 0:
+                    note_start(run.folder, source)
                 metrics = Metrics(run.folder, run.train.steps, step, progress=progress)
                 with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))

@@ -94,7 +94,7 @@ def test_what_no_step_depends_on_may_change_and_is_stored(whole: dict[str, Path]
     [
         (
             {"optim": OPTIM, "train": replace(SHORT, steps=9)},
-            "with optim.schedule 'cosine' every step",
+            "with optim.schedule 'cosine' every",
         ),
         ({"optim": replace(WSD, peak_lr=1e-3)}, "holds a run with optim.peak_lr 0.003, not 0.001"),
         ({"train": replace(SHORT, seed=1)}, "holds a run with train.seed 0, not 1"),
