@@ -98,9 +98,8 @@ def revision(package: Path | None = None) -> str | None:
 
 def _diff(package: Path | None = None) -> bytes:
     """How the repository's tracked files differ from the revision."""
-    return (
-        (_git(package, "diff", "HEAD", "--no-color", "--no-ext-diff") or b"") if _is_tracked(package) else b""
-    )
+    plain = ("diff", "HEAD", "--no-color", "--no-ext-diff")
+    return (_git(package, *plain) or b"") if _is_tracked(package) else b""
 
 
 def _is_tracked(package: Path | None) -> bool:

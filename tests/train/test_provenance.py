@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: one record for each start, and the revision of our own repository alone."""
+"""Where a run's numbers come from: a record for each start, the revision of our own repository."""
 
 from __future__ import annotations
 
