@@ -115,7 +115,8 @@ _ANSWERS = {
         "`jaxgpt import FOLDER RUN` makes a run of a Hugging Face folder, and `--init-from RUN` starts from a run"
     ),
     "wandb report_to log_with wandb_project wandb_log use_wandb tensorboard tracker mlflow comet": (
-        "losses are in RUN/metrics.jsonl, RUN/report.html and TensorBoard events (extra track)"
+        "`--train.track wandb tensorboard` chooses trackers (extra track); RUN/metrics.jsonl and RUN/report.html have "
+        "the numbers too"
     ),
     # ---------------------------------------------------------------------------------- the model
     "n_layer n_layers num_layers num_hidden_layers depth": "the number of layers is `model.layers`",

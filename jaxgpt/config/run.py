@@ -208,6 +208,8 @@ class Train:
     """Early stopping: evaluations without improvement before the run stops; 0 turns it off."""
     max_bad_steps: Steps = 10
     """Consecutive skipped updates (NaN or Inf) before the run aborts."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] | None = None
+    """Trackers that get the numbers too (extra `track`); None means TensorBoard where it is installed."""
 
     def __post_init__(self) -> None:
         check_types(self, "train")
@@ -216,6 +218,8 @@ class Train:
             f"train.batch_size {self.batch_size} is not divisible by train.accumulate {self.accumulate}; "
             "every microbatch holds the same number of rows.",
         )
+        names = self.track or ()
+        require(len(set(names)) == len(names), f"train.track is {names}; name every tracker once.")
 
 
 _INHERITED: Any = None

@@ -38,6 +38,7 @@ from jaxgpt.train.provenance import note_start
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluate, jit_eval_step, jit_train_step
+from jaxgpt.train.trackers import chosen
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
     data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
     validation = validation_batches(run.data, tokenizer, **shape)
 
+    chosen(run)  # what it names is installed
     program = make_program(run, mesh)
     check_base(run, tokenizer)
     require_memory(state_bytes(program), "parameters, gradients and optimizer", _LESS)
@@ -130,7 +132,7 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
                     return Result(step, loop.patience.best, reason)
                 if jax.process_index() == 0:
                     note_start(run.folder, source)
-                metrics = Metrics(run.folder, run.train.steps, step, progress=progress)
+                metrics = Metrics(run, run.train.steps, step, progress=progress)
                 with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
                     stop.begin()
@@ -240,6 +242,7 @@ class Loop:
         train, step, pending = self.run.train, int(state.step), None
         saved, reason = step if step else None, ""
         self.meter.start(step)
+        self.metrics.begin(step)
         while not reason:
             with self.meter.waiting():
                 batch = self.put(next(self.data))
@@ -312,7 +315,8 @@ class Loop:
         }
         self.metrics.write(step, record)
         speed = f"{record['tokens_per_second']:,.0f} tok/s mfu {record['mfu']:.0%}"
-        self.metrics.note(f"loss {record['loss']:.3f} {speed}", done=step)
+        rate = f"lr {record['learning_rate']:.2e} grad_norm {record['grad_norm']:.3g}"
+        self.metrics.note(f"loss {record['loss']:.3f} {rate} {speed}", done=step)
 
     def require_finite(self, step: int, state: State) -> None:
         """Refuse parameters that are NaN or infinite before they are measured or saved."""

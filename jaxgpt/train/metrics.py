@@ -1,16 +1,15 @@
-"""Where numbers go: a progress line, `metrics.jsonl`, TensorBoard; and how fast the hardware could be."""
+"""Where numbers go: a progress line, `metrics.jsonl`, trackers; and how fast the hardware could be."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,11 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxgpt.config import Run
 from jaxgpt.errors import UserError
 from jaxgpt.files import Count, finite, parse_json, to_json, write_text
 from jaxgpt.report import run_report
+from jaxgpt.train.trackers import Tracker, start_trackers
 
 log = logging.getLogger(__name__)
 
@@ -116,24 +117,21 @@ class Metrics:
     """The sinks of a run's numbers; only the first process of a cluster writes.
 
     Args:
-      folder: the run's folder.
+      run: the config.
       steps: length of the run.
       start: first step of this process; records after it, of a run that was cut off, are dropped.
       progress: show a progress line on standard error.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int, *, progress: bool = True) -> None:
-        self.folder, self.writes = folder, jax.process_index() == 0
-        path = folder / "metrics.jsonl"
+    def __init__(self, run: Run, steps: int, start: int, *, progress: bool = True) -> None:
+        self.folder, self.steps, self.writes = run.folder, steps, jax.process_index() == 0
+        path = self.folder / "metrics.jsonl"
         self.file: TextIO | None = None
-        self.board: Any = None
+        self.trackers: list[Tracker] = []
         if self.writes:
+            self.trackers = start_trackers(run, start)
             _drop_after(path, start)
             self.file = path.open("a", encoding="utf-8")
-            before = set(threading.enumerate())
-            self.board = _tensorboard(folder, start)
-            self.writers = set(threading.enumerate()) - before
-            _end_quietly(self.writers)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -144,21 +142,28 @@ class Metrics:
             disable=not (self.writes and progress),
             refresh_per_second=4,
         )
-        self.task = self.bar.add_task(folder.name, total=steps, completed=start, line="compiling")
+        self.task = self.bar.add_task(run.name, total=steps, completed=start, line="compiling")
         self.bar.start()
+        self.begin(start)
+
+    def begin(self, step: int) -> None:
+        """Count the time from here on: what is left is as long in proportion, evaluations included."""
+        self.begun = (step, time.perf_counter())
 
     def note(self, line: str, done: int | None = None) -> None:
-        """Change the words of the progress line; a log file gets a line of its own instead."""
+        """Change the words of the progress line; a log file gets a line of its own, with the time left."""
         self.bar.update(self.task, line=line, completed=done)
         if done is not None and not self.bar.disable and not self.bar.console.is_terminal:
-            self.print(f"step {done}: {line}")
+            step, since = self.begun
+            seconds = (time.perf_counter() - since) / max(1, done - step) * (self.steps - done)
+            self.print(f"step {done} of {self.steps}: {line}, {timedelta(seconds=round(seconds))} left")
 
     def print(self, line: str) -> None:
         """A line that stays, above the progress line."""
-        self.bar.console.print(line, highlight=False)
+        self.bar.console.print(line, highlight=False, soft_wrap=True)
 
     def write(self, step: int, record: Mapping[str, float | int | str]) -> None:
-        """One record of `metrics.jsonl`, and its numbers to TensorBoard."""
+        """One record of `metrics.jsonl`, and its numbers to the trackers."""
         if self.file is None:
             return
         shown = finite(dict(record))
@@ -167,13 +172,9 @@ class Metrics:
             self.file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.file.name) from None
-        if self.board is not None and not all(thread.is_alive() for thread in self.writers):
-            log.warning("TensorBoard events cannot be written to %s any more", self.folder)
-            self.board = None  # adding to them would wait for ever
-        if self.board is not None:
-            for name, value in shown.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(name, value, step)
+        numbers = {name: value for name, value in shown.items() if isinstance(value, int | float)}
+        for tracker in self.trackers if numbers else ():
+            tracker.write(step, numbers)
 
     def draw(self) -> None:
         """Bring `report.html` up to date."""
@@ -186,20 +187,9 @@ class Metrics:
         if self.file is not None:
             with contextlib.suppress(OSError):  # what could not be written was said when it was
                 self.file.close()
-        if self.board is not None:
-            self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
         self.draw()
-
-
-def _end_quietly(threads: set[threading.Thread]) -> None:
-    """Threads that end with an error, as on a full disk, print no trace: it is said when it is noticed."""
-    others = threading.excepthook
-
-    def hook(error: Any) -> None:
-        if error.thread not in threads:
-            others(error)
-
-    threading.excepthook = hook
 
 
 class _Record(msgspec.Struct):
@@ -225,12 +215,3 @@ def _drop_after(path: Path, step: int) -> None:
     if damaged > 1:  # one may be the last, cut off with the process
         log.warning("%s: %d lines are damaged and left out", path, damaged)
     write_text(path, "".join(kept))
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    if importlib.util.find_spec("tensorboardX") is None:
-        log.info("no TensorBoard events: install the extra `track` to have them")
-        return None
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -35,7 +36,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.text.train import train_sentencepiece
 from jaxgpt.train import loop
-from jaxgpt.train.metrics import Meter
+from jaxgpt.train.metrics import Meter, Metrics
 
 # ------------------------------------------------------------------------ dispatch and fetch
 
@@ -366,6 +367,31 @@ def test_a_speed_counts_the_time_of_its_own_steps() -> None:
 
 
 def test_a_log_file_gets_a_line_a_record(corpus, tmp_path, capfd) -> None:
-    loop.train(text_run(corpus, tmp_path, "logged", train=replace(TRAIN, steps=3)))
-    lines = [line for line in capfd.readouterr().err.splitlines() if " tok/s " in line]
-    assert [line.split(":")[0] for line in lines[:3]] == ["step 1", "step 2", "step 3"]
+    run = text_run(corpus, tmp_path, "logged", train=replace(TRAIN, steps=3))
+    loop.train(run)
+    lines = [
+        line for line in capfd.readouterr().err.splitlines() if line.startswith("step") and "tok/s" in line
+    ]
+    form = r"step (\d) of 3: loss (\S+) lr (\S+) grad_norm (\S+) [\d,]+ tok/s mfu \d+%, (\d+:\d\d:\d\d) left"
+    found = [re.fullmatch(form, line) for line in lines]
+    assert all(found), lines
+    names = ("step", "loss", "learning_rate", "grad_norm")
+    logged = [[r[name] for name in names] for r in records(run.folder)]
+    assert [[float(x) for x in m.groups()[:4]] for m in found if m] == [
+        pytest.approx(values, rel=1e-2) for values in logged
+    ]
+    assert found[-1] is not None
+    assert found[-1][5] == "0:00:00"
+
+
+def test_the_time_left_is_that_of_the_steps_so_far(corpus, tmp_path, capfd, monkeypatch) -> None:
+    """Ten of forty steps in two minutes, all that came between them included: thirty take six."""
+    now = iter([100.0, 1000.0, 1120.0, 1120.0])
+    metrics = Metrics(text_run(corpus, tmp_path), 40, 0)
+    monkeypatch.setattr("time.perf_counter", lambda: next(now, 1120.0))
+    next(now)
+    metrics.begin(0)
+    metrics.note("so far", done=10)
+    monkeypatch.undo()
+    metrics.close()
+    assert "step 10 of 40: so far, 0:06:00 left" in capfd.readouterr().err
