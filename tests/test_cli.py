@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,49 @@ def test_help_of_train_lists_every_field_with_the_configs_own_defaults(call: Cal
     chat = call("train", str(CONFIGS / "instruct_alpaca.py"), "--help")[1]
     assert "--data.validation-fraction" in chat
     assert "--data.path" not in chat
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("gpt2_124m", "model is GPT (or Bert, TransformerXL, Classifier, your own Architecture); "),
+        ("gpt2_124m", "model.moe is None (or MoE); data is Text (or Chat, Tagged, Labelled); objective is "),
+        (
+            "ner_resume",
+            "model is Classifier (or GPT, Bert, TransformerXL, your own Architecture); model.backbone is ",
+        ),
+        (
+            "ner_resume",
+            "objective is Classification (or CausalLM, MaskedLM). Kinds are chosen in the config file",
+        ),
+        ("mixtral_8x7b", "model.moe is MoE (or None); "),
+    ],
+)
+def test_help_of_train_names_the_other_kinds(config: str, words: str, call: Call) -> None:
+    _, out, _ = call("train", str(CONFIGS / f"{config}.py"), "--help")
+    assert words in " ".join(out.split())
+
+
+REQUIRED = {
+    "tokenizer train": ("SOURCES", "--out"),
+    "data prepare": ("SOURCES", "--out"),
+    **dict.fromkeys(("data show", "info", "train", "sweep"), ("CONFIG",)),
+    **dict.fromkeys(("eval", "sample", "chat"), ("RUN",)),
+    "predict": ("RUN", "FILE"),
+    "import": ("FOLDER", "RUN"),
+    "export": ("RUN", "FOLDER"),
+}
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_what_is_required_is_shown_as_required(name: str, call: Call) -> None:
+    said = " ".join(call(*name.split(), "--help")[1].replace("│", " ").split())
+    for word in REQUIRED[name]:
+        assert re.search(rf"{word}\b(?:(?! --|\(required).)*\(required\)", said), word
+    assert said.count("(required)") == len(REQUIRED[name])
+    code, _, err = call(*name.split())
+    assert code == 2
+    assert re.search(r"Missing|needs|required|no source", err)
 
 
 def test_help_imports_neither_jax_nor_flax() -> None:

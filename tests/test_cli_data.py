@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -66,11 +67,33 @@ def split(tokens, end):
     assert not part
 
 
-def test_the_picture_shows_every_word(chat_config, capsys):
-    show(chat_config, n=2)
+def test_marks_in_a_pipe_are_the_mask(chat_config, capsys):
+    """Between the marks stands what has weight, and nothing else."""
+    show(chat_config, n=3)
+    legend, *lines = capsys.readouterr().out.splitlines()
+    assert legend == "Trained tokens are between {+ and +}; the others are only read."
+    marked = re.findall(r"\{\+(.*?)\+\}", "\n".join(lines), re.DOTALL)
+    assert {"uno 一<|end|>", "dos<|end|>", "3<|end|>"} <= set(marked)
+    assert "<|user|>one?<|end|><|assistant|>{+" in "\n".join(lines)
+    show(chat_config, n=3, json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    tokenizer = ByteTokenizer()
+    trained = [t for row in rows for t, w in zip(row["tokens"], row["weights"], strict=True) if w]
+    names = tokenizer.names
+    pieces = [names[t].encode() if t in names else tokenizer.piece_bytes(t) for t in trained]
+    assert "".join(marked) == b"".join(pieces).decode()
+
+
+def test_a_terminal_has_colours_and_no_marks(chat_config, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show(chat_config, n=1)
     out = capsys.readouterr().out
-    for part in ("uno 一<|end|>", "<|user|>one?", "trained"):
-        assert part in out
+    assert "{+" not in out and "\x1b[" in out and "bold green" in out
+    monkeypatch.setenv("NO_COLOR", "1")
+    show(chat_config, n=1)
+    assert "{+" in capsys.readouterr().out
 
 
 def test_text_rows_show_documents(tmp_path, capsys):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import re
 import stat
 import traceback
 import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -171,6 +173,8 @@ def override(
 
     run = _started_from(run, args)
     kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
+    if {"-h", "--help"} & set(args):
+        description = f"{description or inspect.getdoc(Run)}\n\n{CONFIG}\n\n{kinds_of(run)}"
     return parse_args(kind, args, prog, default=run, description=description)
 
 
@@ -181,6 +185,36 @@ def _started_from(run: Run, args: list[str]) -> Run:
     if not (run.inherits and base and base[0]):
         return run
     return dataclasses.replace(run, init_from=base[0], model=cast(Any, None))
+
+
+CONFIG = (
+    "CONFIG (required): a .py file with `def config() -> Run`, a run's config.json or a run folder; --help "
+    "behind it shows its own fields."
+)
+
+
+def kinds_of(run: Run) -> str:
+    """What the help says about the kinds of a run's parts: those it has, and the others."""
+    parts = "; ".join(f"{where} is {kind} (or {', '.join(others)})" for where, kind, others in _kinds(run))
+    return (
+        f"The fields below are those of this config's kinds, with its values as defaults: {parts}. Kinds are "
+        "chosen in the config file; docs/config.md lists the fields of all."
+    )
+
+
+def _kinds(part: Any, where: str = "") -> Iterator[tuple[str, str, list[str]]]:
+    """(field, its kind, the others) of each part that can be of several."""
+    hints = typing.get_type_hints(type(part))
+    for field in dataclasses.fields(part):
+        options = [k for k in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(k)]
+        value, name = getattr(part, field.name), where + field.name
+        if options:
+            kinds = [k.__name__ if k is not Architecture else "your own Architecture" for k in options]
+            kinds += ["None"] * (type(None) in typing.get_args(hints[field.name]))
+            kind = "None" if value is None else type(value).__name__
+            yield name, kind, [other for other in kinds if other != kind]
+        if dataclasses.is_dataclass(value):
+            yield from _kinds(value, f"{name}.")
 
 
 def parse_args(kind: Any, args: list[str], prog: str, **options: Any) -> Any:

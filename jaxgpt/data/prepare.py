@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 
 from jaxgpt.config.bounds import Part, Share, Workers, bounded
 from jaxgpt.data import jobs
 from jaxgpt.data.corpus import read_lengths
 from jaxgpt.data.documents import Span, cut
-from jaxgpt.data.sources import Report, expand
+from jaxgpt.data.sources import Report, Sources, expand
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import read_json, write_json
 from jaxgpt.text.load import load_tokenizer
@@ -44,7 +43,7 @@ JOB_BYTES = (1 << 20, 64 << 20)
 
 @bounded
 def prepare(
-    sources: tyro.conf.Positional[list[str]],
+    sources: Sources,
     out: Path,
     *,
     tokenizer: str = "byte",

@@ -6,7 +6,7 @@ import json as jsonlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -16,10 +16,21 @@ from jaxgpt.data.readers import rows_of, run_tokenizer
 from jaxgpt.data.readers.tagging import asked_token
 from jaxgpt.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+MARKS = "{+", "+}"
+"""Around what is trained, where there is no colour (as wdiff marks what is new)."""
+
 
 @bounded
-def show(config: tyro.conf.Positional[str], *, n: Rows = 3, json: bool = False) -> None:
-    """Print the first training rows of a config: trained tokens (or labels) in colour, the others dimmed.
+def show(config: File, *, n: Rows = 3, json: bool = False) -> None:
+    """Print the first training rows of a config, and which of their tokens are trained.
+
+    In a terminal, trained tokens (or labels) are in colour and the others dimmed; in a pipe or a log, trained
+    stretches stand between `{+` and `+}`.
 
     Args:
       config: a config file or a run folder.
@@ -31,11 +42,27 @@ def show(config: tyro.conf.Positional[str], *, n: Rows = 3, json: bool = False) 
     behind = (
         run.task is not None and isinstance(run.data, Tagged) and asked_token(run.data, run.task) == "last"
     )
-    for number, example in enumerate(examples(run, tokenizer, n)):
-        if json:
+    if json:
+        for example in examples(run, tokenizer, n):
             print(jsonlib.dumps(example, ensure_ascii=False))
-        else:
-            _print(number, example, tokenizer, behind)
+        return
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    coloured = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+    console.print(_legend(coloured, run.task is not None, behind), style="dim", markup=False, soft_wrap=True)
+    for number, example in enumerate(examples(run, tokenizer, n)):
+        _print(console, coloured, number, example, tokenizer, behind)
+
+
+def _legend(coloured: bool, labels: bool, behind: bool) -> str:
+    if labels:
+        where = "after the token" if behind else "before the token"
+        shown = "bold green" if coloured else "brackets"
+        return f"Labels are in {shown}, {where} at which they are learned; O is learned too and not shown."
+    if coloured:
+        return "Trained tokens are bold green; dim ones are only read."
+    return f"Trained tokens are between {MARKS[0]} and {MARKS[1]}; the others are only read."
 
 
 def examples(run: Run, tokenizer: Tokenizer, n: int) -> Iterator[dict[str, Any]]:
@@ -108,12 +135,12 @@ def _with_labels(example: dict[str, Any], tokenizer: Tokenizer, behind: bool) ->
     return runs
 
 
-def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer, behind: bool) -> None:
-    from rich.console import Console
+def _print(
+    console: Console, coloured: bool, number: int, example: dict[str, Any], tokenizer: Tokenizer, behind: bool
+) -> None:
     from rich.rule import Rule
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False)
     weights, segments = example["weights"], example["segments"]
     trained = sum(w > 0 for w in weights)
     count = max(segments, default=0)
@@ -121,6 +148,7 @@ def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer, behind: b
     console.print(Rule(title, style="bold"))
     before, line = 1, Text()
     runs = _runs(example["tokens"], weights, segments, tokenizer)
+    begin, end = ("", "") if coloured or "labels" in example else MARKS
     if "labels" in example:
         runs = _with_labels(example, tokenizer, behind)
     for text, is_trained, segment in runs:
@@ -128,5 +156,5 @@ def _print(number: int, example: dict[str, Any], tokenizer: Tokenizer, behind: b
             console.print(line, soft_wrap=True)
             console.print(Rule(style="dim"))
             before, line = segment, Text()
-        line.append(text, "bold green" if is_trained else "dim")
+        line.append(f"{begin}{text}{end}" if is_trained else text, "bold green" if is_trained else "dim")
     console.print(line, soft_wrap=True)

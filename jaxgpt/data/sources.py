@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+import tyro
 
 from jaxgpt.errors import UserError, require
 
@@ -40,6 +42,10 @@ def endings(*kinds: str) -> tuple[str, ...]:
     return tuple(kind + p for kind in kinds for p in ("", *PACKED) if not p or kind != ".parquet")
 
 
+Sources = Annotated[
+    list[str], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCES", help_behavior_hint="(required)")
+]
+"""The argument of a command that names files, folders or globs."""
 SUFFIXES = endings(".txt", ".jsonl", ".ndjson", ".parquet")
 """Of documents."""
 

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from jaxgpt.alive import alive
 from jaxgpt.config.bounds import Bounds, Share, Tokens, bounded
 from jaxgpt.data.documents import read_documents
-from jaxgpt.data.sources import expand, total_size
+from jaxgpt.data.sources import Sources, expand, total_size
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import require_writable
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer, saved_meta
@@ -63,7 +61,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 @bounded
 def train_tokenizer(
-    sources: tyro.conf.Positional[list[str]],
+    sources: Sources,
     out: Path,
     *,
     vocab_size: Tokens = 8192,

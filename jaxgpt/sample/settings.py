@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 Verify = Annotated[
     bool,
     tyro.conf.FlagCreatePairsOff,
-    tyro.conf.arg(help="load without comparing the checkpoint's checksums or looking for NaN in it"),
+    tyro.conf.arg(
+        help="load without comparing the checkpoint's checksums or looking for NaN in it",
+        help_behavior_hint="",
+    ),
 ]
 """The option --no-verify of every command that loads a checkpoint."""
 

@@ -25,7 +25,7 @@ def read_args(args: list[str], command: str, description: str | None = None) -> 
     prog = f"jaxgpt {command} CONFIG"
     if args and not args[0].startswith("-"):
         return config.override(config.load(args[0]), args[1:], prog, description)
-    if {"-h", "--help"} & set(args):
+    if {"-h", "--help"} & set(args):  # of no config: that of the defaults
         config.override(Run(name="NAME"), ["--help"], prog, description)
     raise UserError(
         f"`jaxgpt {command}` needs a CONFIG first: a .py file, a run's config.json or a run folder."
