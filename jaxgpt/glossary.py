@@ -87,7 +87,7 @@ _ANSWERS = {
     "max_iters max_steps num_steps n_steps iters iterations num_iterations train_steps total_steps num_train_steps": (
         "the number of steps is `train.steps`"
     ),
-    "epoch epochs num_epochs n_epochs max_epochs num_train_epochs": "the length of a training is `train.steps`",
+    "epoch epochs num_epochs n_epochs max_epochs num_train_epochs": "`train.epochs` is the number of passes over the data, in place of `train.steps`",
     "bs bsz micro_batch_size per_device_batch_size per_device_train_batch_size global_batch_size train_batch_size": (
         "`train.batch_size` counts the rows of a step over all devices and microbatches (`train.accumulate`)"
     ),

@@ -130,14 +130,16 @@ def info(args: list[str]) -> int:
     run = read_args(args, "info")
     found = cost(run)
     table = Table(title=f"{run.name}: {type(run.model).__name__}", show_header=False, title_justify="left")
+    epochs = run.train.epochs
+    later = "" if epochs is None else f"those of train.epochs {epochs:g}, counted when training starts"
     total_flops = found.flops_per_token * found.tokens_per_step * run.train.steps
     for name, value in (
         ("parameters", f"{found.parameters:,}"),
         ("without embeddings", f"{found.non_embedding:,}"),
         ("training FLOPs per token", f"{found.flops_per_token:.3e}"),
         ("tokens per step", f"{found.tokens_per_step:,}"),
-        ("tokens in all", f"{found.tokens_per_step * run.train.steps:,}"),
-        ("training FLOPs in all", f"{total_flops:.3e}"),
+        ("tokens in all", later or f"{found.tokens_per_step * run.train.steps:,}"),
+        ("training FLOPs in all", later or f"{total_flops:.3e}"),
         (
             "devices",
             f"{found.devices} ({', '.join(f'{k} {max(1, v)}' for k, v in vars(run.mesh).items())})",

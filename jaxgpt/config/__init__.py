@@ -6,7 +6,7 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.check import from_json, to_json
-from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
 from jaxgpt.config.models import Bert, Classifier, Model, TransformerXL
@@ -37,6 +37,7 @@ __all__ = [
     "Labelled",
     "MaskedLM",
     "Mesh",
+    "Mix",
     "MoE",
     "Model",
     "Optim",

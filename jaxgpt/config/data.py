@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from jaxgpt.config.bounds import Bounds, Part, Rows, Workers
@@ -116,4 +118,68 @@ class Labelled(_Files):
     """Field of the label."""
 
 
-Data = Text | Chat | Tagged | Labelled
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Several sources as one: pretraining texts, dialogues, or both, each giving its share of the rows."""
+
+    sources: tuple[Text | Chat, ...]
+    """The sources; all are read with one tokenizer."""
+    weights: tuple[Annotated[float, Bounds(1e-9, 1e9)], ...] = ()
+    """Share of the rows, and so of the tokens read, that each source gives, in any unit; one that is used up
+    begins anew. Empty means by size, see temperature."""
+    temperature: Annotated[float, Bounds(1e-2, 1e4)] = 1.0
+    """Without weights, shares are proportional to size ** (1 / temperature): 1 keeps the sizes, more makes
+    them more equal (T5, section 3.5.2)."""
+    names: tuple[str, ...] = ()
+    """Names of the sources in logs; empty means those of their folders or files."""
+    length: Length | None = None
+    """Tokens per row, of all sources; None means model.context."""
+    workers: Workers = 0
+    """Number of processes that read ahead; 0 means threads of this process."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        count = len(self.sources)
+        require(count > 0, "data.sources is empty; name at least one source.")
+        for name in ("weights", "names"):
+            given = getattr(self, name)
+            require(
+                not given or len(given) == count,
+                f"data.{name} has {len(given)} entries for {count} sources; give one for each, or none.",
+            )
+        require(
+            not self.weights or self.temperature == 1.0,
+            f"data.temperature is {self.temperature} but data.weights are given; drop one of them.",
+        )
+        bad = [n for n in self.names if not n.isprintable() or not n or set(n) & set("/ ")]
+        require(
+            not bad and len(set(self.names)) == len(self.names),
+            f"data.names is {self.names}; names differ, and hold no spaces or slashes.",
+        )
+        for i, source in enumerate(self.sources):
+            own = {"length": source.length, "workers": source.workers or None}
+            for name, value in own.items():
+                require(
+                    value is None,
+                    f"data.sources[{i}].{name} is {value} but rows are mixed; set data.{name} instead.",
+                )
+            require(
+                not (isinstance(source, Text) and source.contiguous),
+                f"data.sources[{i}].contiguous is True, but text that goes on from batch to batch cannot be "
+                "mixed; set it to False.",
+            )
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The name of each source, all different."""
+        if self.names:
+            return self.names
+        found: list[str] = []
+        for source in self.sources:
+            path = source.path if isinstance(source, Text) else source.train[0]
+            own = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-") or "source"
+            found.append(own if own not in found else f"{own}-{len(found) + 1}")
+        return tuple(found)
+
+
+Data = Text | Chat | Tagged | Labelled | Mix

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
-from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train, read_run
@@ -26,7 +26,7 @@ from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
 
 KINDS = (
-    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled),
+    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled, Mix),
     *(CausalLM, MaskedLM, Classification, Compute, Optim, Mesh, Train, Run),
 )
 """What a config file can build."""

@@ -26,7 +26,7 @@ from jaxgpt.config.bounds import (
     Weight,
 )
 from jaxgpt.config.check import check_types, from_json
-from jaxgpt.config.data import Chat, Labelled, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
 from jaxgpt.config.gpt import GPT
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.errors import UserError, require, shown
@@ -182,7 +182,9 @@ class Train:
     """The training loop: its length, how often it logs, evaluates and saves, and what it keeps."""
 
     steps: Steps = 1000
-    """Number of training steps."""
+    """Number of training steps; with epochs, it is found from them."""
+    epochs: Annotated[float, Bounds(1e-6, 1e6)] | None = None
+    """Number of passes over the training data, in place of steps."""
     batch_size: Rows = 32
     """Batch size: rows per step over all devices and microbatches."""
     accumulate: Rows = 1
@@ -234,7 +236,7 @@ class Run:
     model: GPT | Bert | TransformerXL | Classifier | Architecture = _INHERITED
     """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
     backbone may be left out in the same way."""
-    data: Text | Chat | Tagged | Labelled = field(default_factory=lambda: Text(path="data/text"))
+    data: Text | Chat | Tagged | Labelled | Mix = field(default_factory=lambda: Text(path="data/text"))
     objective: CausalLM | MaskedLM | Classification = field(default_factory=CausalLM)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
@@ -268,7 +270,7 @@ class Run:
         )
         self._check_task()
         require(
-            self.optim.warmup_steps <= self.train.steps,
+            self.optim.warmup_steps <= self.train.steps or self.train.epochs is not None,
             f"optim.warmup_steps {self.optim.warmup_steps} is more than train.steps {self.train.steps}; "
             "warm up for fewer steps.",
         )
@@ -319,7 +321,10 @@ class Run:
                 model.vocab_size >= 2,
                 "model.vocab_size is 1; objective=MaskedLM() needs a mask and a token to hide: at least 2.",
             )
-            require(isinstance(data, Text), "objective MaskedLM() reads plain text; set data to Text(...).")
+            require(
+                all(isinstance(source, Text) for source in self.sources),
+                "objective MaskedLM() reads plain text; set data to Text(...).",
+            )
             return
         require(
             model.causal,
@@ -354,7 +359,12 @@ class Run:
     @property
     def templated(self) -> bool:
         """Whether it reads dialogues by a chat template, so that its model answers turns."""
-        return isinstance(self.data, Chat) and self.data.template != "none"
+        return any(isinstance(source, Chat) and source.template != "none" for source in self.sources)
+
+    @property
+    def sources(self) -> tuple[Text | Chat | Tagged | Labelled, ...]:
+        """What is mixed, or the one source of the data."""
+        return self.data.sources if isinstance(self.data, Mix) else (self.data,)
 
     @property
     def typed(self) -> bool:
@@ -365,6 +375,31 @@ class Run:
     def folder(self) -> Path:
         """Where this run keeps its checkpoints, metrics and report."""
         return Path(self.runs) / self.name
+
+    def with_steps(self, epoch_rows: int) -> Run:
+        """The run with the number of steps that `train.epochs` comes to, if it is set.
+
+        Args:
+          epoch_rows: rows of one pass over the training data.
+
+        Raises:
+          UserError: the steps are given too and are others, or fewer than those of the warm-up.
+        """
+        train = self.train
+        if train.epochs is None:
+            return self
+        steps = max(1, math.ceil(train.epochs * epoch_rows / train.batch_size - 1e-9))
+        default = Train.__dataclass_fields__["steps"].default
+        require(
+            train.steps in (default, steps),
+            f"train.steps is {train.steps} but train.epochs {train.epochs:g} come to {steps}; drop one.",
+        )
+        require(
+            self.optim.warmup_steps <= steps,
+            f"optim.warmup_steps {self.optim.warmup_steps} is more than the {steps} steps that train.epochs "
+            f"{train.epochs:g} come to; warm up for fewer steps.",
+        )
+        return replace(self, train=replace(train, steps=steps))
 
     def check_mesh(self, devices: int) -> dict[str, int]:
         """Axis sizes for this number of devices; `UserError` where model or batch do not divide."""

@@ -19,7 +19,8 @@ import numpy as np
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import Classifier
-from jaxgpt.config.data import Data
+from jaxgpt.config.data import Data, Mix
+from jaxgpt.data.mixing import MixedRows
 from jaxgpt.data.packing import Row, Rows
 from jaxgpt.data.readers import rows_of
 from jaxgpt.errors import require
@@ -62,7 +63,26 @@ def train_iterator(
         f"the training data fill {have} rows of {rows.length} tokens, fewer than one batch of "
         f"{batch_size}; add data, or lower train.batch_size or data.length.",
     )
-    return TrainIterator(rows, batch_size, part, data.workers)
+    names = data.source_names if isinstance(data, Mix) else ()
+    return TrainIterator(rows, batch_size, part, data.workers, names)
+
+
+def validation_parts(
+    data: Data,
+    tokenizer: Tokenizer,
+    *,
+    model_length: int,
+    batch_size: int,
+    task: Classifier | None = None,
+    part: Sequence[int] | None = None,
+) -> dict[str, ValidationBatches]:
+    """The validation data of each source of a mixture, by its name; of other data one part, named ""."""
+    shape: dict[str, Any] = {"batch_size": batch_size, "task": task, "part": part}
+    if not isinstance(data, Mix):
+        return {"": validation_batches(data, tokenizer, model_length=model_length, **shape)}
+    shape["model_length"] = data.length or model_length
+    pairs = zip(data.source_names, data.sources, strict=True)
+    return {name: validation_batches(source, tokenizer, **shape) for name, source in pairs}
 
 
 def validation_batches(
@@ -138,8 +158,16 @@ def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
 class TrainIterator(Iterator[Batch]):
     """Endless training batches; made by `train_iterator`."""
 
-    def __init__(self, rows: Rows, batch_size: int, part: Sequence[int] | None, workers: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        part: Sequence[int] | None,
+        workers: int,
+        names: Sequence[str] = (),
+    ) -> None:
         self._rows, self._batch, self._part = rows, batch_size, part
+        self._names = names
         self._workers = workers
         self._at = 0
         self._stream: Any = None
@@ -159,6 +187,24 @@ class TrainIterator(Iterator[Batch]):
         self._at += self._batch
         self._check(batch)
         return batch
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of the (first) epoch; of a mixture, until every source has given its own once."""
+        return self._rows.epoch_rows
+
+    def progress(self, step: int) -> dict[str, float]:
+        """What was read up to a step: `epoch`, and of a mixture's sources `tokens/NAME` and `epoch/NAME`.
+
+        Tokens are those of whole rows, padding included. All follows from the number of the step, so it is
+        the same in every process and after every resume.
+        """
+        count, rows = step * self._batch, self._rows
+        found = {"epoch": count / rows.epoch_rows}
+        if isinstance(rows, MixedRows):
+            for name, source, given in zip(self._names, rows.sources, rows.given(count), strict=True):
+                found |= {f"tokens/{name}": given * rows.length, f"epoch/{name}": given / source.epoch_rows}
+        return found
 
     @property
     def extra(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,7 +13,7 @@ import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -25,7 +25,7 @@ GOLDEN = 2654435769
 """The odd number nearest to 2^32 / 1.618..."""
 
 
-class Mix:
+class MixedRows:
     """Rows of several sources, each source's in its own order and none left out.
 
     With a seed the stream is endless and mixes endless sources by weight; what the seed decides is where
@@ -78,6 +78,11 @@ class Mix:
     def __getitem__(self, index: int) -> Row:
         number, row = self.place(int(index))
         return self._blank | self.sources[number][row]
+
+    def given(self, count: int) -> list[int]:
+        """Of the first `count` rows, how many each source has given; of an endless stream."""
+        beyond = [self._beyond(edge, count) for edge in self._edges]
+        return [a - b for a, b in pairwise(beyond)]
 
     def place(self, index: int) -> tuple[int, int]:
         """The source of a row, and the row's number in it."""

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from jaxgpt.alive import alive
-from jaxgpt.config import ONE_DEVICE, Chat, Labelled, MaskedLM, Mesh, Tagged, Text, TransformerXL, load_run
+from jaxgpt.config import (
+    ONE_DEVICE,
+    Chat,
+    Labelled,
+    MaskedLM,
+    Mesh,
+    Mix,
+    Tagged,
+    Text,
+    TransformerXL,
+    load_run,
+)
 from jaxgpt.config.bounds import Bounds, Limit, Tokens, TokensOr0, bounded
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import require_writable, to_json, write_json, write_jsonl
@@ -221,6 +232,8 @@ def _results(
                 f"it has for {', '.join(kind.__name__ for kind in OWN_DATA)}."
             )
         yield OWN_DATA[type(data)](trained, settings)
+        if isinstance(data, Mix):
+            yield from _own_sources(trained, settings, data)
 
 
 # --------------------------------------------------------------------------------- the run's own data
@@ -247,14 +260,28 @@ def _own_chat(trained: Trained, settings: Settings) -> Result:
     return _own_loss(trained, settings, "validation dialogues, answers alone")
 
 
-def _own_loss(trained: Trained, settings: Settings, title: str) -> Result:
+def _own_mix(trained: Trained, settings: Settings) -> Result:
+    _no_test(settings)
+    require(settings.stride is None, "--stride is for text, but this run reads a mixture; add --text.")
+    return _own_loss(trained, settings, "validation data, all sources")
+
+
+def _own_sources(trained: Trained, settings: Settings, data: Mix) -> Iterator[Result]:
+    """A table for each source of a mixture."""
+    length = data.length or trained.run.model.row
+    for name, source in zip(data.source_names, data.sources, strict=True):
+        alone = trained._replace(run=replace(trained.run, data=replace(source, length=length)))
+        yield _own_loss(alone, settings, f"validation data of {name}", f"validation-{name}")
+
+
+def _own_loss(trained: Trained, settings: Settings, title: str, name: str = "validation") -> Result:
     from jaxgpt.evals.loss import loss_of
     from jaxgpt.evals.tasks import Figure
 
     found = loss_of(trained, batch_size=settings.batch_size, batches=settings.limit)
     found["targets"] = round(found["targets"])
     figures = {"loss": found["loss"], "token_perplexity": math.exp(min(found["loss"], 100.0))} | found
-    name = _named("validation", settings)
+    name = _named(name, settings)
     title += f" (memory of {settings.memory} tokens)" if settings.memory is not None else ""
     return Result(name, f"The run's own {title}", {n: Figure(v) for n, v in figures.items()})
 
@@ -286,6 +313,7 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
     Text: _own_text,
     Chat: _own_chat,
+    Mix: _own_mix,
     Tagged: _own_labels,
     Labelled: _own_labels,
 }

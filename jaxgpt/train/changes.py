@@ -65,6 +65,10 @@ def check_resumed(run: Run, held: Run) -> None:
       UserError: naming the first such field.
     """
     changed = {n: pair for n, pair in differences(held, run).items() if not n.startswith(NO_MATTER)}
+    if run.train.epochs is not None and run.train.epochs == held.train.epochs:
+        changed.pop("train.steps", None)  # not found yet; the data must be the same ones
+    if "train.epochs" in changed and "train.steps" in changed:
+        del changed["train.epochs"]
     if "train.steps" in changed:
         before, after = changed.pop("train.steps")
         kind = run.optim.schedule

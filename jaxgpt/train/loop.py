@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.checkpoint import Checkpoints, load_params, measure, not_finite
 from jaxgpt.config import Run, load_run
-from jaxgpt.data.loader import TrainIterator, train_iterator, validation_batches
+from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator, validation_parts
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
 from jaxgpt.files import Count
@@ -37,7 +37,7 @@ from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.provenance import note_start
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
-from jaxgpt.train.step import evaluate, jit_eval_step, jit_train_step
+from jaxgpt.train.step import evaluation_sums, jit_eval_step, jit_train_step, loss_means
 from jaxgpt.train.trackers import chosen
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
     part = process_rows(batch_sharding(mesh), run.train.batch_size)
     shape = {"model_length": run.length, "batch_size": run.train.batch_size, "task": run.task, "part": part}
     data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
-    validation = validation_batches(run.data, tokenizer, **shape)
+    run = run.with_steps(data.epoch_rows)
+    validation = validation_parts(run.data, tokenizer, **shape)
 
     chosen(run)  # what it names is installed
     program = make_program(run, mesh)
@@ -178,7 +179,7 @@ class Loop:
         program: Program,
         checkpoints: Checkpoints,
         data: TrainIterator,
-        validation: Iterable[Batch],
+        validation: Mapping[str, ValidationBatches],
         memory: Memory,
     ) -> None:
         self.run, self.program, self.checkpoints = run, program, checkpoints
@@ -250,8 +251,8 @@ class Loop:
             step += 1
             # Where a call returns only with its result (on a CPU), the step is done by now.
             done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None
-            if pending:
-                self.report(*pending)
+            if pending:  # it was done before this one
+                self.report(pending[0], pending[1], pending[2] or done)
                 claim.keep()
             pending = (step, metrics, done)
             stopping, last = stop.seen(step, train.log_every), step == train.steps
@@ -309,13 +310,17 @@ class Loop:
         if step % train.log_every and step != train.steps and step > 1:
             return
         self.checkpoints.check()
-        record = self.meter.record(step, values, done) | {
-            "learning_rate": float(np.asarray(self.rate(step - self.skipped - (self.bad == 0)))),
-            "skipped": self.skipped,
-        }
+        record = (
+            self.meter.record(step, values, done)
+            | self.data.progress(step)
+            | {
+                "learning_rate": float(np.asarray(self.rate(step - self.skipped - (self.bad == 0)))),
+                "skipped": self.skipped,
+            }
+        )
         self.metrics.write(step, record)
         speed = f"{record['tokens_per_second']:,.0f} tok/s mfu {record['mfu']:.0%}"
-        rate = f"lr {record['learning_rate']:.2e} grad_norm {record['grad_norm']:.3g}"
+        rate = f"epoch {record['epoch']:.2f} lr {record['learning_rate']:.2e} grad_norm {record['grad_norm']:.3g}"
         self.metrics.note(f"loss {record['loss']:.3f} {rate} {speed}", done=step)
 
     def require_finite(self, step: int, state: State) -> None:
@@ -333,18 +338,28 @@ class Loop:
             "lower optim.peak_lr, lengthen optim.warmup_steps, or look at the data."
         )
 
+    def _sums(self, state: State, batches: Iterable[Batch]) -> list[dict[str, jax.Array]]:
+        batches = map(self.put, itertools.islice(batches, self.run.train.eval_batches or None))
+        return evaluation_sums(self.eval_fn, state.params, batches, self.memory_fn())
+
     def evaluate(self, step: int, state: State) -> float:
         """The `Train.best_by` of the state: validation loss (nats per target), or share of targets missed.
 
         Over every validation token or `eval_batches` batches.
         """
         run = self.run
-        batches = map(self.put, itertools.islice(self.validation, run.train.eval_batches or None))
-        means = evaluate(self.eval_fn, state.params, batches, self.memory_fn())
-        loss = means.pop("loss")
-        del means["targets"]
-        self.metrics.print(f"step {step}: validation loss {loss:.4f}")  # before what may fail: saving it
-        self.metrics.write(step, {"val_loss": loss} | {f"val_{name}": mean for name, mean in means.items()})
+        parts = {name: self._sums(state, batches) for name, batches in self.validation.items()}
+        means = loss_means([part for sums in parts.values() for part in sums])
+        record = {f"val_{name}": mean for name, mean in means.items() if name != "targets"}
+        words = f"step {step}: validation loss {means['loss']:.4f}"
+        for name, sums in parts.items():
+            if name:
+                of_source = loss_means(sums)
+                record |= {f"val_{key}/{name}": of_source[key] for key in ("loss", "accuracy")}
+                words += f", {name} {of_source['loss']:.4f}"
+        self.metrics.print(words)  # before what may fail: saving it
+        self.metrics.write(step, record)
+        loss = means["loss"]
         self.metrics.draw()
         self.meter.start(step)
         by_loss = run.train.best_by == "loss" or not math.isfinite(loss)

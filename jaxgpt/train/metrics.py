@@ -69,6 +69,10 @@ def _measured_peak(dtype: str, size: int = 1024, tries: int = 5) -> float:
     return 2 * size**3 / best
 
 
+SHORTEST = 1e-9
+"""Seconds that a record is taken to be about at least: the clock may not have moved."""
+
+
 class Meter:
     """Speed between two records: step time, tokens/s, MFU and the share spent waiting for data.
 
@@ -95,7 +99,7 @@ class Meter:
 
     def record(self, step: int, values: dict[str, float], now: float) -> dict[str, float]:
         """The numbers of one log record, whose step was done at the time `now`; measuring begins anew."""
-        seconds = (now - self.last) / max(1, step - self.step)
+        seconds = max(now - self.last, SHORTEST) / max(1, step - self.step)
         wait = self.wait / max(1, step - self.step)
         self.start(step, now)
         bits = values["nll"] * values["weight"] / math.log(2)

@@ -154,12 +154,19 @@ def evaluate(
     Raises:
       UserError: there are no batches.
     """
+    return loss_means(evaluation_sums(step, params, batches, memory))
+
+
+def evaluation_sums(
+    step: Callable[[dict, Batch], tuple[Metrics, Any]], params: dict, batches: Iterable[Batch], memory: Any
+) -> list[Metrics]:
+    """What `eval_step` returns of each batch; see `evaluate`."""
     sums = []
     for batch in batches:
         part, memory = step(params, replace(batch, memory=memory))
         sums.append(part)
     require(bool(sums), "the validation data hold no batch; add data.")
-    return loss_means(sums)
+    return sums
 
 
 def loss_means(sums: Sequence[Metrics]) -> dict[str, float]:

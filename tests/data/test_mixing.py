@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxgpt.config import Text
 from jaxgpt.data.loader import TrainIterator, ValidationBatches
-from jaxgpt.data.mixing import Mix, floor_sum
+from jaxgpt.data.mixing import MixedRows, floor_sum
 from jaxgpt.data.packing import ENDLESS, Item, PackedExamples, Row
 from jaxgpt.data.readers import rows_of
 from jaxgpt.errors import UserError
@@ -41,8 +41,8 @@ class Numbered:
         return {"tokens": np.array([self.number, index], np.int32)}
 
 
-def numbered(weights: Sequence[float], seed: int | None) -> Mix:
-    return Mix([Numbered(i) for i in range(len(weights))], weights, seed)
+def numbered(weights: Sequence[float], seed: int | None) -> MixedRows:
+    return MixedRows([Numbered(i) for i in range(len(weights))], weights, seed)
 
 
 @quick
@@ -76,11 +76,11 @@ def test_floor_sum_is_the_sum_of_the_floors(n, m, a, b) -> None:
 
 
 @pytest.fixture(scope="module")
-def mix(corpus) -> Mix:
+def mix(corpus) -> MixedRows:
     """Text cut into rows and examples packed into them, whose epochs end apart."""
     text = rows_of(Text(path=str(corpus)), BYTES, 64, 3, 4)
     items = [Item([5 + i] * (1 + i % 7), [6 + i] * (1 + i % 7), [1.0] * (1 + i % 7)) for i in range(90)]
-    return Mix([text, PackedExamples(items, 64, 8, 3, text.pad)], [0.7, 0.3], 3)
+    return MixedRows([text, PackedExamples(items, 64, 8, 3, text.pad)], [0.7, 0.3], 3)
 
 
 def take(stream: TrainIterator) -> np.ndarray:
@@ -111,13 +111,13 @@ def test_resuming_at_any_row_goes_on_as_if_nothing_had_happened(mix) -> None:
 
 
 def test_a_state_of_another_mix_is_refused(mix) -> None:
-    other = Mix(mix.sources, [0.6, 0.4], mix.seed)
+    other = MixedRows(mix.sources, [0.6, 0.4], mix.seed)
     with pytest.raises(UserError, match="stopped in the data mix-"):
         TrainIterator(other, 4, None, 0).set_state(TrainIterator(mix, 4, None, 0).get_state())
 
 
 def test_validation_of_a_mix_is_every_row_of_every_source_once() -> None:
-    mix = Mix([Numbered(0, 3), Numbered(1, 1), Numbered(2, 5)], [1, 1, 1], None)
+    mix = MixedRows([Numbered(0, 3), Numbered(1, 1), Numbered(2, 5)], [1, 1, 1], None)
     expected = [(0, 0), (0, 1), (0, 2), (1, 0), *((2, i) for i in range(5))]
     assert [tuple(mix[n]["tokens"].tolist()) for n in range(len(mix))] == expected
 
@@ -127,7 +127,7 @@ def test_sources_with_columns_of_their_own_fill_each_others(corpus) -> None:
         def __getitem__(self, index: int) -> Row:
             return super().__getitem__(index) | {"reward": np.float32(index + 1)}
 
-    rows = [Mix([Numbered(0), Scored(1)], [1, 1], 0)[n] for n in range(20)]
+    rows = [MixedRows([Numbered(0), Scored(1)], [1, 1], 0)[n] for n in range(20)]
     assert all(row["reward"] == (row["tokens"][1] + 1 if row["tokens"][0] else 0) for row in rows)
 
 
@@ -157,4 +157,4 @@ def test_what_cannot_be_mixed_is_named(corpus) -> None:
         ([streams], [1.0], "cannot be mixed"),
     ):
         with pytest.raises(UserError, match=words):
-            Mix(sources, weights, 0)
+            MixedRows(sources, weights, 0)

@@ -372,7 +372,7 @@ def test_a_log_file_gets_a_line_a_record(corpus, tmp_path, capfd) -> None:
     lines = [
         line for line in capfd.readouterr().err.splitlines() if line.startswith("step") and "tok/s" in line
     ]
-    form = r"step (\d) of 3: loss (\S+) lr (\S+) grad_norm (\S+) [\d,]+ tok/s mfu \d+%, (\d+:\d\d:\d\d) left"
+    form = r"step (\d) of 3: loss (\S+) epoch \d\.\d\d lr (\S+) grad_norm (\S+) [\d,]+ tok/s mfu \d+%, (\d+:\d\d:\d\d) left"
     found = [re.fullmatch(form, line) for line in lines]
     assert all(found), lines
     names = ("step", "loss", "learning_rate", "grad_norm")
@@ -395,3 +395,12 @@ def test_the_time_left_is_that_of_the_steps_so_far(corpus, tmp_path, capfd, monk
     monkeypatch.undo()
     metrics.close()
     assert "step 10 of 40: so far, 0:06:00 left" in capfd.readouterr().err
+
+
+def test_a_speed_is_never_negative_or_infinite() -> None:
+    meter = Meter(tokens=10, flops=1.0, peak=1.0)
+    meter.start(0, 100.0)
+    values = dict.fromkeys(("loss", "nll", "weight", "bytes", "accuracy", "grad_norm"), 1.0)
+    for step, now in ((1, 100.0), (2, 99.0)):
+        record = meter.record(step, values, now)
+        assert 0 < record["tokens_per_second"] < float("inf") and record["step_seconds"] > 0

@@ -7,8 +7,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgpt.config import Chat, Classifier, Labelled, Run, Tagged, Text
+from jaxgpt.config import Chat, Classifier, Labelled, Mix, Run, Tagged, Text
 from jaxgpt.config.data import Data
+from jaxgpt.data.mixing import MixedRows
 from jaxgpt.data.packing import Item, Rows
 from jaxgpt.data.readers import chat, labelled, tagging, text
 from jaxgpt.data.readers.labels import Encode, rows_by
@@ -32,11 +33,40 @@ class Reader(NamedTuple):
     encode: Encode | None = None
 
 
+def _mixed(
+    data: Mix, tokenizer: Tokenizer, length: int, seed: int | None, batch_size: int, task: Classifier | None
+) -> Rows:
+    """Rows of all sources, by their weights or their sizes; without a seed, one source after another."""
+    parts = [rows_of(source, tokenizer, length, seed, batch_size, task) for source in data.sources]
+    sizes = [part.epoch_rows ** (1 / data.temperature) for part in parts]
+    return MixedRows(parts, data.weights or sizes, seed)
+
+
+def _mixed_tokenizer(data: Mix) -> str:
+    """The tokenizer that the sources name.
+
+    Raises:
+      UserError: they name different ones.
+    """
+    places = [READERS[type(source)].tokenizer(source) for source in data.sources]
+    named = {name: place for name, place in zip(data.source_names, places, strict=True) if place}
+    digests = {place: open_tokenizer(place).digest for place in set(named.values())}
+    first = next(iter(named), "")
+    for name, place in named.items():
+        require(
+            digests[place] == digests[named[first]],
+            f"the sources {first} and {name} of data have different tokenizers ({named[first]} and {place}); "
+            "prepare one again with the other's.",
+        )
+    return named.get(first, "")
+
+
 READERS: dict[type, Reader] = {
     Text: Reader(text.rows, text.tokenizer_of),
     Chat: Reader(chat.rows),
     Tagged: Reader(rows_by(tagging.encode), encode=tagging.encode),
     Labelled: Reader(rows_by(labelled.encode), encode=labelled.encode),
+    Mix: Reader(_mixed, _mixed_tokenizer),
 }
 """The reader of each class of `config.data`."""
 
@@ -80,6 +110,11 @@ def encode_split(
     return encode(data, tokenizer, length, split, task)
 
 
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that data name: `byte`, or a folder."""
+    return ByteTokenizer() if name == "byte" else load_tokenizer(name)
+
+
 def run_tokenizer(run: Run) -> Tokenizer:
     """The tokenizer a run reads its data with.
 
@@ -88,7 +123,7 @@ def run_tokenizer(run: Run) -> Tokenizer:
     """
     name = READERS[type(run.data)].tokenizer(run.data)
     if name:
-        return ByteTokenizer() if name == "byte" else load_tokenizer(name)
+        return open_tokenizer(name)
     require(
         bool(run.init_from),
         "data.tokenizer and init_from are empty; name a tokenizer folder or a run to start from.",
