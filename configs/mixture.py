@@ -4,10 +4,10 @@
     jaxgpt data prepare 'code/*.py.txt' --out data/code --tokenizer byte --validation 0.05
     jaxgpt train configs/mixture.py
 
-Every log record has the tokens read of each source, and every evaluation its own validation loss
-(`val_loss/prose`, `val_loss/code`) beside that of all. `--data.weights 1 1` changes the shares; without weights,
-`temperature` makes them of the sizes. Sources may be `Chat` too: mixing text into instruction tuning keeps what
-was learned from text.
+Expected: a validation loss for each source (`val_loss/prose`, `val_loss/code`) beside that of all, and the
+tokens read of each in every log record. `--data.weights 1 1` changes the shares; without weights, they are those
+of the sizes, evened out by `temperature`. Sources may be `Chat` too: text mixed into instruction tuning keeps
+what was learned from text.
 """
 
 from jaxgpt.config import GPT, Mix, Optim, Run, Text, Train

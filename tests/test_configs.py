@@ -64,6 +64,7 @@ COUNTS = {
 _ENCODER = 3200 * 128 + 3 * (12 * 128**2 + 2 * 128) + 128
 COUNTS["classify_sst2"] = 4096 * 128 + 2 * (12 * 128**2 + 2 * 128) + 128 + 2 * 128 + 2
 COUNTS |= {"mlm_zh": _ENCODER, "ner_resume": _ENCODER + 17 * 128 + 17}
+COUNTS["mixture"] = 264 * 256 + 6 * (12 * 256**2 + 9 * 256 + 2 * 256) + 256
 COUNTS["quickstart_tune"] = COUNTS["quickstart_pretrain"]
 COUNTS |= dict.fromkeys((path.stem for path in ABLATIONS), BASE)
 

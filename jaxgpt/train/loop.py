@@ -320,8 +320,9 @@ class Loop:
         )
         self.metrics.write(step, record)
         speed = f"{record['tokens_per_second']:,.0f} tok/s mfu {record['mfu']:.0%}"
-        rate = f"epoch {record['epoch']:.2f} lr {record['learning_rate']:.2e} grad_norm {record['grad_norm']:.3g}"
-        self.metrics.note(f"loss {record['loss']:.3f} {rate} {speed}", done=step)
+        rate = f"lr {record['learning_rate']:.2e} grad_norm {record['grad_norm']:.3g}"
+        line = f"loss {record['loss']:.3f} {rate} {speed} epoch {record['epoch']:.2f}"
+        self.metrics.note(line, done=step)
 
     def require_finite(self, step: int, state: State) -> None:
         """Refuse parameters that are NaN or infinite before they are measured or saved."""

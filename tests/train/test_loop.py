@@ -372,7 +372,10 @@ def test_a_log_file_gets_a_line_a_record(corpus, tmp_path, capfd) -> None:
     lines = [
         line for line in capfd.readouterr().err.splitlines() if line.startswith("step") and "tok/s" in line
     ]
-    form = r"step (\d) of 3: loss (\S+) epoch \d\.\d\d lr (\S+) grad_norm (\S+) [\d,]+ tok/s mfu \d+%, (\d+:\d\d:\d\d) left"
+    form = (
+        r"step (\d) of 3: loss (\S+) lr (\S+) grad_norm (\S+) [\d,]+ tok/s mfu \d+% epoch \d\.\d\d, "
+        r"(\d+:\d\d:\d\d) left"
+    )
     found = [re.fullmatch(form, line) for line in lines]
     assert all(found), lines
     names = ("step", "loss", "learning_rate", "grad_norm")

@@ -166,10 +166,10 @@ def test_epochs_come_to_steps_which_are_stored(corpus: Path, tmp_path: Path) -> 
     assert last["epoch"] == pytest.approx(steps * 8 / rows) and 1.5 <= last["epoch"] < 1.5 + 8 / rows
     assert loop.train(run, progress=False).reason == "finished"  # the same config, not resolved
     assert loop.train(load(run.folder), progress=False).reason == "finished"
-    with pytest.raises(UserError, match=f"train.steps is 7 but train.epochs 1.5 come to {steps}; drop one"):
+    with pytest.raises(UserError, match=rf"train.steps is 7 but train.epochs 1.5 come to {steps}; drop one"):
         loop.train(replace(run, train=replace(train, steps=7)), progress=False)
-    with pytest.raises(UserError, match="has train.steps"):
+    with pytest.raises(UserError, match=r"has train.steps"):
         loop.train(replace(run, train=replace(train, epochs=2.0)), progress=False)
     slow = replace(run, optim=replace(OPTIM, warmup_steps=900), name="slow")
-    with pytest.raises(UserError, match=f"warmup_steps 900 is more than the {steps} steps that train.epochs"):
+    with pytest.raises(UserError, match=rf"warmup_steps 900 is more than the {steps} steps"):
         loop.train(slow, progress=False)
