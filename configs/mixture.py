@@ -5,9 +5,9 @@
     jaxgpt train configs/mixture.py
 
 Expected: a validation loss for each source (`val_loss/prose`, `val_loss/code`) beside that of all, and the
-tokens read of each in every log record. `--data.weights 1 1` changes the shares; without weights, they are those
-of the sizes, evened out by `temperature`. Sources may be `Chat` too: text mixed into instruction tuning keeps
-what was learned from text.
+tokens read of each in every log record. `--data.weights 1 1` changes the shares; without weights, they are
+those of the sizes, evened out by `temperature`. Sources may be `Chat` too: text mixed into instruction tuning
+keeps what was learned from text.
 """
 
 from jaxgpt.config import GPT, Mix, Optim, Run, Text, Train
