@@ -50,8 +50,10 @@ def show(config: File, *, n: Rows = 3, json: bool = False) -> None:
 
     console = Console(file=sys.stdout, highlight=False)
     coloured = console.is_terminal and not console.no_color and not console.is_dumb_terminal
-    console.print(_legend(coloured, run.task is not None, behind), style="dim", markup=False, soft_wrap=True)
+    legend = _legend(coloured, run.task is not None, behind)
     for number, example in enumerate(examples(run, tokenizer, n)):
+        if number == 0:
+            console.print(legend, style="dim", markup=False, soft_wrap=True)
         _print(console, coloured, number, example, tokenizer, behind)
 
 
