@@ -79,9 +79,8 @@ def inputs(folder: Path) -> None:
         folder / "configs" / "instruct_alpaca.py",
         ('"instruct_alpaca"', '"mine_chat"'),
         ('"runs/gpt2_124m"', '"runs/mine"'),
-        (r"model=GPT\(.*?\),\n", "model=load('runs/mine').model,\n"),
+        (r" *model=GPT\(.*?\),\n", ""),
         (r"data=Chat\(.*?\),\n", "data=Chat(train=('dialogues.jsonl',)),\n"),
-        ("import GPT,", "import load,"),
     )
     change(
         folder / "configs" / "mine_tags.py",
