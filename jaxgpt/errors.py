@@ -45,14 +45,14 @@ MOST_LISTED = 100
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint such as `; did you mean 'width'?`, or else what is allowed: of many names, a few."""
+    """A hint such as `; did you mean 'width'?`, or else what is allowed: of many names, a few like it."""
     names, name = sorted(allowed), name[:100]
     if hint := did_you_mean(name, names):
         return f"; {hint}"
     if len(names) <= MOST_LISTED:
         return f"; allowed: {', '.join(names)}"
-    some = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
-    return f"; allowed: {len(names):,} names, the nearest being {', '.join(some)}"
+    some = difflib.get_close_matches(name, names, n=5)
+    return f"; allowed: {len(names):,} names" + (f", such as {', '.join(some)}" if some else "")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -297,18 +297,18 @@ def probabilities(
     batch_size += -batch_size % row_shards(mesh)
     static = (run.model, replace(run.compute, remat="none"), Target.of(mesh))
     batches = ValidationBatches(rows, batch_size)
+    found, order = [np.zeros(0)] * len(items), iter(rows.order)
     with jax.set_mesh(mesh):
         running = (_probabilities(*static, trained.params, b) for b in progress(batches, about))
-        made = list(fetch_behind(running))
-    found: list[np.ndarray] = [np.zeros(0)] * len(items)
-    for p_TC, numbers in zip(np.concatenate(made), rows.order, strict=False):
-        at = 0
-        for number in numbers:
-            weights = np.asarray(items[number].weights)
-            found[number] = p_TC[at : at + len(weights)][weights > 0]
-            at += len(weights)
-            if not np.isfinite(found[number]).all():
-                raise NotFinite("logits of labels are")
+        for p_BTC in fetch_behind(running):
+            for p_TC, numbers in zip(p_BTC, order, strict=False):  # rows behind the last hold nothing
+                at = 0
+                for number in numbers:
+                    weights = np.asarray(items[number].weights)
+                    found[number] = p_TC[at : at + len(weights)][weights > 0]
+                    at += len(weights)
+                    if not np.isfinite(found[number]).all():
+                        raise NotFinite("logits of labels are")
     return found
 
 

@@ -46,9 +46,9 @@ def predict(
 ) -> None:
     """Label new texts with a trained tagger or classifier; every label has its probability as its score.
 
-    A JSON line holds, of a tagger, `text`, `spans` (start, end, label, score, text; its characters are
-    text[start:end]), and `words`, `tags` and `scores` of every word; of a classifier `text`, `label`,
-    `score` and `scores` of all labels. Labels that the input has are `gold`.
+    A JSON line holds, of a tagger, `text`, `spans` (start, end, label, score, text; the characters are
+    text[start:end], the score is the product over the words), and `words`, `tags` and `scores` of every word;
+    of a classifier `text`, `label`, `score` and `scores` of all labels. Labels that the input has are `gold`.
 
     Args:
       run: folder of the run.

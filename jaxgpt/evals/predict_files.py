@@ -88,6 +88,8 @@ def read_source(path: str, data: Tagged | Labelled, kind: Kind | None = None, na
         source = _texts(path, kind, name or data.text, data, report)
     report.check(0, _FIX)
     require(bool(source.texts), f"{path} holds no text; fill it or name another.")
+    gold = "with" if any(given.gold is not None for given in source.texts) else "without"
+    log.info("%s: %d texts (%s), %s labels", path, len(source.texts), kind, gold)
     return source
 
 

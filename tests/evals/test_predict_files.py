@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxgpt.config import Labelled, Tagged
+from jaxgpt.cli import main
+from jaxgpt.config import GPT, Classification, Classifier, Labelled, Run, Tagged, to_json
 from jaxgpt.data.readers.tagging import DOCUMENT, read_conll
 from jaxgpt.errors import UserError
 from jaxgpt.evals.predict_files import json_lines, own_lines, read_source
+from jaxgpt.files import write_json
 
 FILES: dict[str, Any] = {"train": ("a",), "validation": ("a",)}
 TAGGED, LABELLED = Tagged(**FILES), Labelled(**FILES)
@@ -147,3 +151,31 @@ def test_json_lines_out_keep_the_records_other_fields(
     for lines in (json_lines, own_lines):
         assert [json.loads(made) for made in lines(source, [record])] == [{"id": 7} | record]
     assert "fields of the input give way to what was predicted: score" in caplog.text
+
+
+def test_a_command_line_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs here have no checkpoint: what is wrong with the files is said first."""
+    tagger = Classifier(backbone=GPT(causal=False), labels=("O", "B-A"))
+    tags = Run(name="tags", model=tagger, data=TAGGED, objective=Classification())
+    for run in (tags, Run(name="text")):
+        write_json(tmp_path / run.name / "config.json", to_json(run))
+    (tmp_path / "a.txt").write_text("Ada\n")
+    (tmp_path / "many").mkdir()
+    for name in "ab":
+        (tmp_path / "many" / f"{name}.txt").write_text("Ada\n")
+    monkeypatch.chdir(tmp_path)
+    for words, said in {
+        ("text", "a.txt"): "text tells no labels apart; give the run of a Classifier",
+        ("tags", "none.txt"): "none.txt does not exist",
+        ("tags", "many"): "many is 2 files; give one at a time",
+        ("tags", "a.txt", "--out", "a.txt"): "--out is the input a.txt; name another.",
+        ("tags", "a.txt", "--out", "none/x/a.txt", "--input", "table"): "a tagger reads no tables",
+        ("tags", "a.txt", "--format", "csv"): "",
+        ("tags", "-"): "standard-input.txt holds no text",
+    }.items():
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+        assert main(["predict", *words]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1, err
