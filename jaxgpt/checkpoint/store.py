@@ -77,6 +77,15 @@ ALONE = "params_alone"
 """Among a checkpoint's metrics, after its score: it holds parameters and nothing to resume from."""
 
 
+def steps_on_disk(run: Path) -> tuple[list[int], list[int]]:
+    """The steps that a run's folder has a checkpoint of, and those of them that can be resumed from, oldest
+    first. It looks at names alone, which any one process may.
+    """
+    found = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+    steps = sorted(int(path.name) for path in found)
+    return steps, sorted(int(path.name) for path in found if (path / "rest").exists())
+
+
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the ones before it are whole."""
 
@@ -147,9 +156,13 @@ class Checkpoints:
         steps = self.steps()
         return (self.manager.best_step() or steps[-1]) if steps else None
 
-    def has_best(self) -> bool:
-        """Whether a checkpoint has a score."""
-        return self.manager.best_step() is not None
+    def has_best(self, until: int | None = None) -> bool:
+        """Whether a checkpoint, up to the step `until`, has a score."""
+        return any(self.manager.metrics(s) for s in self.steps() if until is None or s <= until)
+
+    def reload(self) -> None:
+        """See what was moved away meanwhile."""
+        self.manager.reload()
 
     def save(
         self, state: State, host: dict[str, Any], score: float | None = None, *, whole: bool = True
@@ -204,15 +217,20 @@ class Checkpoints:
             self.manager.close()
 
     def _explain(self, error: Exception) -> SaveError:
-        whole = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and (p / "rest").exists()]
-        last = f"the last whole one is step {max(whole)}" if whole else "there is no whole one yet"
+        _, whole = steps_on_disk(self.folder.parent)
+        last = f"the last whole one is step {whole[-1]}" if whole else "there is no whole one yet"
         number, fix = errno_of(error), "run the same command again"
         why = first_line(error) if number is None else os.strerror(number)
         fix = fix if number is None else f"{system_fix(number)} and {fix}"
         return SaveError(f"a checkpoint could not be written under {self.folder} ({why}); {last}: {fix}.")
 
     def restore(
-        self, abstract: State, host: Any = dict[str, Any], *, verify: bool = True
+        self,
+        abstract: State,
+        host: Any = dict[str, Any],
+        *,
+        verify: bool = True,
+        until: int | None = None,
     ) -> tuple[State, Any] | None:
         """The newest whole checkpoint in the layout of `abstract`, or None where there is none at all.
 
@@ -222,12 +240,13 @@ class Checkpoints:
           abstract: what to restore, with its shardings.
           host: what the data's position and the loop's memory must be, a schema.
           verify: compare checksums.
+          until: leave those of later steps alone.
 
         Raises:
           UserError: checkpoints are there, and none can be resumed from; nothing is moved then.
         """
         targets, damaged = {"params": abstract.params, "rest": _rest(abstract)}, list[int]()
-        for step in reversed(self.whole_steps()):
+        for step in reversed([s for s in self.whole_steps() if until is None or s <= until]):
             try:
                 trees, known = read_step(self.folder / str(step), targets, host, verify=verify)
             except Damaged as error:

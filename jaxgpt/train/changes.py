@@ -6,23 +6,20 @@ done the same steps so far.
 
 from __future__ import annotations
 
-import logging
 import shutil
-from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.checkpoint import steps_on_disk
 from jaxgpt.config import Classifier, Model, Run, code, load_run, to_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.models import abstract_params
 from jaxgpt.optim import stable_until
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 NO_MATTER = (
     "mesh", "compute", "runs", "data.workers", "train.log_every", "train.eval_every", "train.eval_batches",
@@ -33,7 +30,7 @@ NO_MATTER = (
 SAME_MEANING = (
     "dropout", "head_dropout", "frozen", "causal", "prefix", "context", "windows", "rope_theta",
     "rope_local_theta", "rope_scaling", "segment", "memory", "eval_memory", "same_length", "clamp", "pool",
-    "labels", "balance",
+    "balance",
 )  # fmt: skip
 """Fields of a model that may differ where a run starts from another: parameters mean the same without them,
 as far as their shapes agree."""
@@ -93,38 +90,54 @@ def branching_step(run: Run) -> int:
     return stable_until(run.optim, run.train.steps) if run.optim.schedule == "wsd" else 0
 
 
-def branch_point(run: Run, held: Run) -> tuple[int, list[int]]:
-    """Where a run of another number of steps goes on: the newest checkpoint up to which both are the same (0
-    for none), and the checkpoints after it, which are of the run that is held.
+@dataclass(frozen=True)
+class Changes:
+    """What a run's folder does not say yet.
+
+    Attributes:
+      fields: of the config, by their full names, with the value before and the one now.
+      until: the last step up to which both runs are the same; None where they are to the end.
+    """
+
+    fields: dict[str, tuple[Any, Any]]
+    until: int | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in self.fields.items())
+
+
+def changes(run: Run, held: Run) -> Changes:
+    """What a run changes of the one that its folder holds.
 
     Raises:
-      UserError: there are only later ones.
+      UserError: what has been done would be no part of it.
     """
-    if run.train.steps == held.train.steps or not (run.folder / "checkpoints").is_dir():
-        return 0, []
+    check_resumed(run, held)
+    fields = {name: pair for name, pair in differences(held, run).items() if name != "runs"}
+    return Changes(fields, _branch_point(run, held))
+
+
+def _branch_point(run: Run, held: Run) -> int | None:
+    """The last step up to which a run of another number of steps is the same; its checkpoint, or an earlier
+    one, is there where there is a later one.
+    """
+    if run.train.steps == held.train.steps:
+        return None
     until = min(stable_until(one.optim, one.train.steps) for one in (run, held))
-    with closing(Checkpoints(run.folder, read_only=True)) as checkpoints:
-        steps, whole = checkpoints.steps(), checkpoints.whole_steps()
-    later = [step for step in steps if step > until]
-    before = max((step for step in whole if step <= until), default=0)
+    steps, whole = steps_on_disk(run.folder)
     require(
-        before > 0 or not later,
+        any(step <= until for step in whole) or not steps,
         f"{run.folder} keeps no checkpoint of step {until} or before, from which a run of {run.train.steps} "
-        f"steps would branch off; give that run another name, and start it with --init-from {run.folder}.",
+        f"steps would branch off (a higher train.keep keeps more); give that run another name, and start it "
+        f"with --init-from {run.folder}.",
     )
-    return before, later
+    return until
 
 
-def branch(run: Run, held: Run) -> None:
-    """Keep what was trained after the branching point as a run of its own, in `branches/STEP`."""
-    before, later = branch_point(run, held)
-    if later:
-        apart = _set_apart(run.folder, later)
-        log.warning("going on from step %d; what was trained after it is now the run %s", before, apart)
-
-
-def _set_apart(folder: Path, later: list[int]) -> Path:
-    """Move checkpoints into a run folder of their own, whole with what belongs to them; returns that."""
+def set_apart(folder: Path, later: list[int]) -> Path:
+    """Move checkpoints into a run folder of their own, `branches/STEP`, with what belongs to them; returns
+    that.
+    """
     apart = folder / BRANCHES / str(later[-1])
     number = 1
     while apart.exists():
@@ -184,8 +197,6 @@ def _check_shapes(base: Model, model: Model, where: str) -> None:
         fix = (
             f"keep model.context {base.context}: its positions are a learned table, which has no more rows"
             if longer
-            else "keep that run's labels"
-            if name.startswith(("head", "bias"))
             else "keep that run's sizes"
         )
         raise UserError(f"{where} holds {name} with shape {before}, not {after}; {fix}.")

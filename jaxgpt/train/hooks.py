@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +12,29 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import Run, code, load, to_json
 from jaxgpt.errors import require
-from jaxgpt.files import read_json, write_json
+from jaxgpt.files import write_json
 from jaxgpt.lock import LOCK, owned
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
-from jaxgpt.train.changes import branch, branch_point, check_resumed, differences
-from jaxgpt.train.provenance import environment
+from jaxgpt.train.changes import Changes, changes, set_apart
+from jaxgpt.train.provenance import environment, note_start
+
+log = logging.getLogger(__name__)
 
 
 class Claim:
-    """A run's folder while it is owned. Until `keep`, what was put into it is withdrawn at an error."""
+    """A run's folder while it is owned. Until `keep`, what was put into it is withdrawn at an error.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+    Attributes:
+      changes: what the run changes of the one in the folder.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.folder, self.changes = run, run.folder, Changes({})
+        self._made = [path for path in (run.folder, *run.folder.parents) if not path.exists()]
         self._before: set[Path] | None = None
 
     @contextlib.contextmanager
@@ -46,6 +54,24 @@ class Claim:
                     raise
         finally:
             self._remove_empty()
+
+    def begin(self, checkpoints: Checkpoints, step: int, source: Path | None) -> None:
+        """Make the folder that of this run, which goes on after `step` from one of its checkpoints.
+
+        Later checkpoints that are no part of it become a run of their own; its config is stored; a record
+        says where it comes from. An error before this, as of a damaged checkpoint, leaves all as it was.
+        """
+        if jax.process_index() == 0:
+            later = [s for s in checkpoints.steps() if self.changes.until is not None and s > step]
+            if later:
+                apart = set_apart(self.folder, later)
+                log.warning("going on from step %d; what came after it is now the run %s", step, apart)
+            if self.changes.fields:
+                log.info("changed: %s", self.changes)
+                write_json(self.folder / "config.json", _config(self.run))
+            note_start(self.folder, source, step, self.changes.fields)
+        _barrier("begin")
+        checkpoints.reload()
 
     def keep(self) -> None:
         """Leave the folder as it is, whatever comes."""
@@ -79,55 +105,47 @@ def claimed(run: Run, tokenizer: Tokenizer) -> Iterator[Claim]:
       UserError: the folder is in use, or holds another config or another tokenizer.
     """
     check_folder(run)
-    claim = Claim(run.folder)
+    claim = Claim(run)
     with claim.owned():
-        _claim(run, tokenizer)
+        claim.changes = _claim(run, tokenizer)
         yield claim
 
 
-def _claim(run: Run, tokenizer: Tokenizer) -> None:
+def _claim(run: Run, tokenizer: Tokenizer) -> Changes:
     folder, path = run.folder, run.folder / "config.json"
-    check_folder(run)  # once more: now nobody else changes it
-    resumed = path.exists()
-    _barrier("check_folder")
-    if resumed:
+    found = check_folder(run)  # once more: now nobody else changes it
+    if path.exists():
         require(
             load_tokenizer(folder / "tokenizer").digest == tokenizer.digest,
             f"{folder} was trained with another tokenizer than that of its data now; "
             "give this run another name or bring the data back.",
         )
-    if jax.process_index() == 0:
-        if resumed:
-            _renew(run, path)
-        else:
-            tokenizer.save(folder / "tokenizer")
-            code.save(run, folder)
-            write_json(path, {"run": code.portable(to_json(run)), "environment": environment()})
+    elif jax.process_index() == 0:
+        tokenizer.save(folder / "tokenizer")
+        code.save(run, folder)
+        write_json(path, _config(run))
     _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
+    return found
 
 
-def _renew(run: Run, path: Path) -> None:
-    """Bring a run's stored config up to date; where it branches off, its folder too."""
-    held = load(path)
-    branch(run, held)
-    if set(differences(held, run)) - {"runs"}:
-        record = read_json(path, dict[str, Any], "restore it")
-        write_json(path, record | {"run": code.portable(to_json(run))})
+def _config(run: Run) -> dict[str, Any]:
+    """What config.json holds."""
+    return {"run": code.portable(to_json(run)), "environment": environment()}
 
 
-def check_folder(run: Run) -> None:
-    """Refuse a run whose folder holds another one."""
+def check_folder(run: Run) -> Changes:
+    """What a run changes of the one that its folder holds; refuse one that is another."""
     folder, path = run.folder, run.folder / "config.json"
     require(
         not (folder / "hf").is_dir(),
         f"{folder} is an imported model without a state to resume from; "
         f"give this run another name, and start it there with --init-from {folder}.",
     )
-    if path.exists():
-        held = load(path)
-        check_resumed(run, held)
-        branch_point(run, held)
-        code.check_same(run, folder)
+    if not path.exists():
+        return Changes({})
+    found = changes(run, load(path))
+    code.check_same(run, folder)
+    return found
 
 
 def _barrier(name: str) -> None:

@@ -34,7 +34,6 @@ from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
-from jaxgpt.train.provenance import note_start
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluation_sums, jit_eval_step, jit_train_step, loss_means
@@ -127,14 +126,15 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
             stop.clean_up = claim.withdraw
             kept = {"keep": run.train.keep, "always": branching_step(run)}
             with closing(Checkpoints(run.folder, **kept)) as checkpoints:
-                state, memory = _start(run, program, checkpoints, data, verify)
+                state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
                 if reason := loop.ended(step):
                     return Result(step, loop.patience.best, reason)
-                if jax.process_index() == 0:
-                    note_start(run.folder, source)
+                claim.begin(checkpoints, step, source)
                 metrics = Metrics(run, run.train.steps, step, progress=progress)
                 with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
+                    if claim.changes.fields:
+                        metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
                     stop.begin()
                     return loop.run_steps(state, stop, claim)
@@ -143,16 +143,23 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
 
 
 def _start(
-    run: Run, program: Program, checkpoints: Checkpoints, data: TrainIterator, verify: bool
+    run: Run,
+    program: Program,
+    checkpoints: Checkpoints,
+    data: TrainIterator,
+    verify: bool,
+    until: int | None,
 ) -> tuple[State, Memory]:
-    """The state to go on from and the loop's memory; the data are set to where they stopped."""
-    restored = checkpoints.restore(program.abstract, Host, verify=verify)
+    """The state to go on from, of step `until` at the latest, and the loop's memory; the data are set to
+    where they stopped.
+    """
+    restored = checkpoints.restore(program.abstract, Host, verify=verify, until=until)
     if restored:
         state, host = restored
         data.set_state(host["data"])
         log.info("resuming %s at step %d of %d", run.folder, int(state.step), run.train.steps)
         memory: Memory = host["loop"]
-        if not checkpoints.has_best():
+        if not checkpoints.has_best(until):
             memory.pop("best", None)  # it was set apart, or removed by hand: the next one is the best again
         return state, memory
     params = None

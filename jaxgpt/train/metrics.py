@@ -214,7 +214,7 @@ def _drop_after(path: Path, step: int) -> None:
         except UserError:
             damaged += bool(line.strip())
             continue
-        if record.step < step or (record.step == step and not record.event):
+        if record.step < step or (record.step == step and record.event != "compiled"):
             kept.append(line.decode() + "\n")
     if damaged > 1:  # one may be the last, cut off with the process
         log.warning("%s: %d lines are damaged and left out", path, damaged)

@@ -1,7 +1,7 @@
 """Where a run's numbers come from: each start of training leaves a record in `RUN/provenance`.
 
 `N.json` is the record of the N-th start, `N.config.py` the config file's own text, and `N.diff` what the code
-differed in from its git revision.
+differed in from its git revision. Of files that git does not track only the names are kept.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import datetime
 import getpass
 import importlib.metadata
+import logging
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,13 @@ import jax
 
 from jaxgpt.files import write_bytes, write_json
 
+log = logging.getLogger(__name__)
+
 FOLDER = "provenance"
 MOST_DIFF = 2**20
-"""Bytes of a diff that are kept."""
+"""Bytes of a diff that are kept: whole files, and the names of the others."""
+MOST_NAMES = 100
+"""Of files that git does not track."""
 _PACKAGES = ("jaxgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS")
 """Environment variables that change what is computed; no others are kept, since they may be secrets."""
@@ -50,12 +57,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def note_start(folder: Path, source: Path | None) -> None:
+def note_start(
+    folder: Path, source: Path | None, step: int, changes: Mapping[str, tuple[Any, Any]] | None = None
+) -> None:
     """Leave the record of a start in a run's folder.
 
     Args:
       folder: of the run.
       source: the config file that it is from, if there is one.
+      step: that it goes on after.
+      changes: of the config since the start before, as (before, now) by the fields' full names.
     """
     place, number = folder / FOLDER, 1
     while (place / f"{number}.json").exists():
@@ -67,6 +78,8 @@ def note_start(folder: Path, source: Path | None) -> None:
         "host": socket.gethostname(),
         "user": _user(),
         "process": os.getpid(),
+        "step": step,
+        "changes": changes or {},
         "environment": environment() | {name: os.environ[name] for name in _FLAGS if name in os.environ},
     }
     if source is not None and source.is_file():
@@ -74,8 +87,12 @@ def note_start(folder: Path, source: Path | None) -> None:
         with suppress(OSError):
             write_bytes(place / f"{number}.config{source.suffix}", source.read_bytes())
     if diff := _diff():
-        record["diff_bytes"] = len(diff)
-        write_bytes(place / f"{number}.diff", diff[:MOST_DIFF])
+        kept, record["diff_left_out"] = bounded(diff)
+        write_bytes(place / f"{number}.diff", kept)
+        if record["diff_left_out"]:
+            log.warning("%s lacks what makes it longer than %d bytes", place / f"{number}.diff", MOST_DIFF)
+    if names := _untracked():
+        record["untracked"], record["untracked_in_all"] = names[:MOST_NAMES], len(names)
     write_json(place / f"{number}.json", record)
 
 
@@ -100,6 +117,24 @@ def _diff(package: Path | None = None) -> bytes:
     """How the repository's tracked files differ from the revision."""
     plain = ("diff", "HEAD", "--no-color", "--no-ext-diff")
     return (_git(package, *plain) or b"") if _is_tracked(package) else b""
+
+
+def bounded(diff: bytes, most: int = MOST_DIFF) -> tuple[bytes, list[str]]:
+    """The parts of a diff that fit, each of a whole file, and the heads of those left out."""
+    kept, left = b"", list[str]()
+    for part in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
+        if len(kept) + len(part) <= most:
+            kept += part
+        else:
+            left.append(part.split(b"\n", 1)[0].decode(errors="replace"))
+    return kept, left
+
+
+def _untracked() -> list[str]:
+    """Files of the repository that git neither tracks nor ignores."""
+    words = ("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
+    found = _git(None, *words) if _is_tracked(None) else None
+    return [name.decode(errors="replace") for name in (found or b"").split(b"\0") if name]
 
 
 def _is_tracked(package: Path | None) -> bool:

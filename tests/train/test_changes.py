@@ -80,12 +80,13 @@ def test_a_constant_run_goes_on_where_it_ended(whole: dict[str, Path], corpus: P
 
 
 def test_what_no_step_depends_on_may_change_and_is_stored(whole: dict[str, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(whole["wsd"], tmp_path / "wsd"))
+    folder = Path(shutil.copytree(whole["constant"], tmp_path / "constant"))
     run = replace(load(folder), runs=str(tmp_path))
-    changed = replace(
-        run, compute=replace(COMPUTE, loss_chunk=64), train=replace(run.train, eval_every=2, patience=9)
-    )
-    train(changed)
+    parts = {"eval_every": 2, "patience": 9}
+    train(replace(run, train=replace(run.train, **parts)))
+    assert load(folder).train.eval_every == 4  # it has ended: nothing was computed with the new fields
+    changed = replace(run, train=replace(run.train, steps=13, **parts))
+    train(replace(changed, compute=replace(COMPUTE, loss_chunk=64)))
     assert load(folder).compute.loss_chunk == 64 and load(folder).train.eval_every == 2
 
 

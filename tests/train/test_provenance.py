@@ -77,3 +77,12 @@ def test_each_start_leaves_a_record_and_a_run_can_be_run_again(
     with redirect_stdout(StringIO()):
         assert main(["train", str(folder / "config.json"), "--name", "again"]) == 0
     assert json.loads((folder.with_name("again") / "config.json").read_text())["run"]["train"]["steps"] == 5
+
+
+def test_a_long_diff_keeps_whole_files_and_names_the_others() -> None:
+    sizes = {b"x": 10, b"y": 90, b"z": 5}
+    parts = [b"diff --git a/%b b/%b\n" % (n, n) + b"+" * size + b"\n" for n, size in sizes.items()]
+    kept, left = provenance.bounded(b"".join(parts), 80)
+    assert kept == parts[0] + parts[2]
+    assert left == ["diff --git a/y b/y"]
+    assert provenance.bounded(b"".join(parts), 500) == (b"".join(parts), [])
