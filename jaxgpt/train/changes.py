@@ -7,14 +7,14 @@ done the same steps so far.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from jaxgpt.checkpoint import steps_on_disk
-from jaxgpt.config import Classifier, Model, Run, code, load_run, to_json
+from jaxgpt.config import Classifier, Model, Run, Train, code, load_run, to_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.models import abstract_params
 from jaxgpt.optim import stable_until
@@ -62,8 +62,6 @@ def check_resumed(run: Run, held: Run) -> None:
       UserError: naming the first such field.
     """
     changed = {n: pair for n, pair in differences(held, run).items() if not n.startswith(NO_MATTER)}
-    if run.train.epochs is not None and run.train.epochs == held.train.epochs:
-        changed.pop("train.steps", None)  # not found yet; the data must be the same ones
     if "train.epochs" in changed and "train.steps" in changed:
         del changed["train.epochs"]
     if "train.steps" in changed:
@@ -112,6 +110,8 @@ def changes(run: Run, held: Run) -> Changes:
     Raises:
       UserError: what has been done would be no part of it.
     """
+    if run.train.epochs is not None and run.train == replace(held.train, steps=Train().steps):
+        run = replace(run, train=held.train)  # its steps are not counted yet: data are not read here
     check_resumed(run, held)
     fields = {name: pair for name, pair in differences(held, run).items() if name != "runs"}
     return Changes(fields, _branch_point(run, held))

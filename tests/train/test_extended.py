@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from tiny_runs import OPTIM, TRAIN, ends, records, saved, start_cluster, strict, text_run, tree, write_config
 
-from jaxgpt.config import Classification, Classifier, Labelled, Mesh, Run, load, to_json
+from jaxgpt.config import Classification, Classifier, Labelled, Mesh, Run, Train, load, to_json
 from jaxgpt.errors import UserError
 from jaxgpt.files import write_json
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train import loop
 from jaxgpt.train.changes import check_base
+from jaxgpt.train.hooks import check_folder
 from jaxgpt.train.metrics import Metrics
 
 WSD = replace(OPTIM, schedule="wsd", decay_fraction=0.25)
@@ -80,6 +81,17 @@ def test_a_folder_stays_as_it_is_where_nothing_can_be_restored(short, tmp_path) 
     with pytest.raises(UserError, match=r"every checkpoint of .* is damaged"):
         loop.train(run, progress=False)
     assert tree(run.folder) | {".lock": b""} == before | {".lock": b""}
+
+
+def test_epochs_are_compared_by_the_steps_they_come_to(short, tmp_path) -> None:
+    """Before the data are read (as a sweep does), and after: other data of as many epochs are other steps."""
+    run = replace(short, runs=str(tmp_path), optim=OPTIM, train=replace(SHORT, epochs=2.0, steps=20))
+    write_json(run.folder / "config.json", {"run": to_json(run)})
+    (run.folder / "checkpoints/20/rest").mkdir(parents=True)
+    assert check_folder(run).fields == {}
+    assert check_folder(replace(run, train=replace(run.train, steps=Train().steps))).fields == {}
+    with pytest.raises(UserError, match=r"has train\.steps 20, not 30, and with optim\.schedule 'cosine'"):
+        check_folder(replace(run, train=replace(run.train, steps=30)))
 
 
 def test_labels_of_a_base_keep_their_meaning(tmp_path, short) -> None:
