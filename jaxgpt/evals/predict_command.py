@@ -52,9 +52,9 @@ def predict(
 
     Args:
       run: folder of the run.
-      file: for a tagger, a column file (one word per line, with or without tags), or .jsonl with a field
-        `text` (or a list of `words`), or a text per line; for a classifier, .tsv, .csv or .jsonl, with or
-        without labels, or a text per line. `-` reads lines from standard input.
+      file: .jsonl, .csv or a text per line; for a tagger also column files (one word per line, with or
+        without tags) and JSON lines with a list of `words`; for a classifier also .tsv, with or without
+        labels. `-` reads lines from standard input.
       out: file to write; by default standard output.
       format: of the output: JSON lines, or the input's own with columns for score and label; auto takes the
         input's own where --out has the same ending, else JSON lines.

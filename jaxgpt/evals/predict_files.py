@@ -70,8 +70,8 @@ def read_source(path: str, data: Tagged | Labelled, kind: Kind | None = None, na
 
     Args:
       path: of the file.
-      data: of the run: a tagger reads JSON lines, column files and lines of text; a classifier JSON lines,
-        tables and lines of text.
+      data: of the run. Taggers and classifiers read JSON lines, tables and lines of text; taggers column
+        files too.
       kind: of the file; None tells it by the file's ending and, of .txt files, by what is in them.
       name: field or column of the text, instead of `data.text`, or of `text`.
 
@@ -81,7 +81,6 @@ def read_source(path: str, data: Tagged | Labelled, kind: Kind | None = None, na
     kind = kind or kind_of_source(path, data)
     report = Report()
     if isinstance(data, Tagged):
-        require(kind != "table", "a tagger reads no tables; use jsonl, columns or lines.")
         source = _columns(path) if kind == "columns" else _texts(path, kind, name or "text", data, report)
     else:
         require(kind != "columns", "a classifier reads no column files; use jsonl, table or lines.")
@@ -97,7 +96,7 @@ def kind_of_source(path: str, data: Tagged | Labelled) -> Kind:
     """What a file is by its ending, or by its lines where they are a word and a tag."""
     if kind_of(path, JSON_LINES):
         return "jsonl"
-    if isinstance(data, Labelled):
+    if isinstance(data, Labelled) or kind_of(path, TABLES) == ".csv":
         return "table" if kind_of(path, TABLES) else "lines"
     plain = Path(path).suffix.lower()
     if plain in COLUMN_SUFFIXES and plain != ".txt":
@@ -165,7 +164,7 @@ def _table(path: str, names: tuple[str, str, str], report: Report) -> Source:
     rows, wanted = list(table_rows(path, report)), [name for name in names[:2] if name]
     first = rows[0][1] if rows else []
     header = first if set(wanted) <= set(first) else []
-    columns = header or [*wanted, names[2]][: max(len(first), len(wanted))]
+    columns = header or [*wanted, *filter(None, names[2:])][: max(len(first), len(wanted))]
     require(
         len(first) in (len(wanted), len(columns)),
         f"{path} has no column {', '.join(n for n in wanted if n not in first)!r} (its first line has: "
@@ -219,14 +218,14 @@ def _columns(path: str) -> Source:
 def own_lines(source: Source, records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What was predicted, in the format of the source.
 
-    Of JSON lines the records themselves. Of a table its columns, `predicted` and `score`. Of column files
-    and of lines for a tagger: word, score, any other columns, and the predicted tag, so that the last
-    two are gold and predicted where the file has tags. Of lines for a classifier: text, label and score.
-    All but .csv files have tabs between columns.
+    Of JSON lines the records themselves. Of a table its columns and, for a tagger, `spans` as JSON, for a
+    classifier `predicted` and `score`. Of column files and of lines for a tagger: word, score, any other
+    columns, and the predicted tag, so that the last two are gold and predicted where the file has tags. Of
+    lines for a classifier: text, label and score. All but .csv files have tabs between columns.
     """
     if source.kind == "jsonl":
         yield from json_lines(source, records)
-    elif "tags" in records[0]:
+    elif source.kind == "columns" or (source.kind == "lines" and "tags" in records[0]):
         for given, record in zip(source.texts, records, strict=True):
             rows = given.own if source.kind == "columns" else [[word] for word in record["words"]]
             for cells, score, tag in zip(rows, record["scores"], record["tags"], strict=True):
@@ -234,10 +233,17 @@ def own_lines(source: Source, records: Sequence[dict[str, Any]]) -> Iterator[str
             yield "\n"
     else:
         if source.header:
-            yield _row([*source.header, "predicted", "score"], source.quoted)
+            names = ["spans"] if "tags" in records[0] else ["predicted", "score"]
+            yield _row([*source.header, *names], source.quoted)
         for given, record in zip(source.texts, records, strict=True):
             cells = given.own if source.kind == "table" else [given.own]
-            yield _row([*cells, record["label"], f"{record['score']:.6f}"], source.quoted)
+            yield _row([*cells, *_cells(record)], source.quoted)
+
+
+def _cells(record: dict[str, Any]) -> list[str]:
+    if "spans" in record:
+        return [to_json(record["spans"])]
+    return [record["label"], f"{record['score']:.6f}"]
 
 
 def _row(cells: Sequence[str], quoted: bool) -> str:

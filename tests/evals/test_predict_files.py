@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -111,8 +112,6 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, name: str, text: str, data:
 
 
 def test_kinds_that_a_run_does_not_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a tagger reads no tables"):
-        read(tmp_path, "a.csv", "text\na\n", TAGGED, kind="table")
     with pytest.raises(UserError, match="a classifier reads no column files"):
         read(tmp_path, "a.txt", "a\n", LABELLED, kind="columns")
     assert read(tmp_path, "a.tsv", "a\tb\nc\n", TAGGED, kind="lines").texts[0].text == "a\tb"
@@ -136,6 +135,13 @@ def test_tables_out(tmp_path: Path) -> None:
     record = {"label": "no", "score": 0.75}
     source = read(tmp_path, "a.csv", 'label,text\nyes,"a, b"\n', LABELLED)
     assert "".join(own_lines(source, [record])) == 'label,text,predicted,score\nyes,"a, b",no,0.750000\n'
+    source = read(tmp_path, "a.csv", "id,text\n7,Ada\n", TAGGED)
+    assert (source.kind, source.texts[0].text) == ("table", "Ada")
+    made = "".join(own_lines(source, [{"tags": ["B-A"], "spans": [{"start": 0, "label": "A"}]}]))
+    assert list(csv.reader(made.splitlines())) == [
+        ["id", "text", "spans"],
+        ["7", "Ada", '[{"start": 0, "label": "A"}]'],
+    ]
     source = read(tmp_path, "a.tsv", 'a "b"\n', LABELLED)
     assert "".join(own_lines(source, [record])) == 'a "b"\tno\t0.750000\n'
     source = read(tmp_path, "a.txt", "a\n", LABELLED)
@@ -171,7 +177,7 @@ def test_a_command_line_is_refused_before_the_model_is_loaded(
         ("tags", "none.txt"): "none.txt does not exist",
         ("tags", "many"): "many is 2 files; give one at a time",
         ("tags", "a.txt", "--out", "a.txt"): "--out is the input a.txt; name another.",
-        ("tags", "a.txt", "--out", "none/x/a.txt", "--input", "table"): "a tagger reads no tables",
+        ("tags", "a.txt", "--input", "columns", "--field", "x", "--out", "a.txt/b"): "a.txt",
         ("tags", "a.txt", "--format", "csv"): "",
         ("tags", "-"): "standard-input.txt holds no text",
     }.items():
