@@ -180,11 +180,17 @@ def override(
 
 def _started_from(run: Run, args: list[str]) -> Run:
     """The run with `--init-from` set, whose model it takes where its config gives none."""
-    joined = next((word.partition("=")[2] for word in args if word.startswith("--init-from=")), "")
-    base = args[args.index("--init-from") + 1 :][:1] if "--init-from" in args else [joined]
-    if not (run.inherits and base and base[0]):
+    base = ""
+    for word, after in zip(args, [*args[1:], ""], strict=False):
+        name, joined, value = word.partition("=")
+        if name in ("--init-from", "--init_from"):
+            base = value if joined else after
+    if not (run.inherits and base):
         return run
-    return dataclasses.replace(run, init_from=base[0], model=cast(Any, None))
+    model: Any = None
+    if run.inherits == "backbone" and isinstance(run.model, Classifier):
+        model = dataclasses.replace(run.model, backbone=cast(Any, None))
+    return dataclasses.replace(run, init_from=base, model=model)
 
 
 CONFIG = (

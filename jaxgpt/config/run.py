@@ -247,11 +247,12 @@ class Run:
     runs: str = "runs"
     """Folder that holds the folder of this run."""
 
-    inherits: ClassVar[bool] = False
-    """Whether the model was left out (of one object: `replace` gives the model that was found)."""
+    inherits: ClassVar[str] = ""
+    """What was left out: `model`, `backbone` or nothing (of one object: `replace` gives what was found)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inherits", self.model is None)
+        left = "model" if self.model is None else "backbone" if _is_headless(self.model) else ""
+        object.__setattr__(self, "inherits", left)
         object.__setattr__(self, "model", self._resolved_model())
         check_types(self, "")
         require(
@@ -437,6 +438,10 @@ class Run:
             f"model.moe.experts {experts} is not divisible by mesh.expert {sizes['expert']}; lower the axis.",
         )
         return sizes
+
+
+def _is_headless(model: Any) -> bool:
+    return getattr(model, "backbone", model) is None
 
 
 def read_run(path: Path, where: str) -> Run:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny_runs import OPTIM, TRAIN, ends, records, saved, start_cluster, strict, text_run, tree, write_config
 
-from jaxgpt.config import Classification, Classifier, Labelled, Mesh, Run, Train, load, to_json
+from jaxgpt.config import Classification, Classifier, Labelled, Mesh, Run, Train, load, override, to_json
 from jaxgpt.errors import UserError
 from jaxgpt.files import write_json
 from jaxgpt.text.tokenizer import ByteTokenizer
@@ -92,6 +92,25 @@ def test_epochs_are_compared_by_the_steps_they_come_to(short, tmp_path) -> None:
     assert check_folder(replace(run, train=replace(run.train, steps=Train().steps))).fields == {}
     with pytest.raises(UserError, match=r"has train\.steps 20, not 30, and with optim\.schedule 'cosine'"):
         check_folder(replace(run, train=replace(run.train, steps=30)))
+
+
+@pytest.mark.parametrize("flag", ["--init-from {}", "--init-from={}", "--init_from {}"])
+def test_a_base_named_by_a_flag_gives_the_backbone(tmp_path, short, flag) -> None:
+    """Also in place of the one that the file names."""
+    other = replace(short, model=replace(short.model, layers=3))
+    for name, run in (("one", short), ("other", other)):
+        write_json(tmp_path / name / "config.json", {"run": to_json(run)})
+    path = tmp_path / "tagger.py"
+    path.write_text(
+        "from jaxgpt.config import *\n\ndef config():\n"
+        "    return Run(name='t', model=Classifier(labels=('a', 'b'), pool='last'), objective=Classification(),\n"
+        f"        data=Labelled(train=('x',), validation=('y',)), init_from={str(tmp_path / 'one')!r})\n"
+    )
+    assert load(path).model.backbone == short.model
+    flags = [*flag.format(tmp_path / "other").split(), "--model.pool", "mean"]
+    assert override(load(path), flags).model == Classifier(
+        backbone=other.model, labels=("a", "b"), pool="mean"
+    )
 
 
 def test_labels_of_a_base_keep_their_meaning(tmp_path, short) -> None:
