@@ -103,8 +103,9 @@ def test_a_base_named_by_a_flag_gives_the_backbone(tmp_path, short, flag) -> Non
     path = tmp_path / "tagger.py"
     path.write_text(
         "from jaxgpt.config import *\n\ndef config():\n"
-        "    return Run(name='t', model=Classifier(labels=('a', 'b'), pool='last'), objective=Classification(),\n"
-        f"        data=Labelled(train=('x',), validation=('y',)), init_from={str(tmp_path / 'one')!r})\n"
+        "    return Run(name='t', model=Classifier(labels=('a', 'b'), pool='last'),\n"
+        "        objective=Classification(), data=Labelled(train=('x',), validation=('y',)),\n"
+        f"        init_from={str(tmp_path / 'one')!r})\n"
     )
     assert load(path).model.backbone == short.model
     flags = [*flag.format(tmp_path / "other").split(), "--model.pool", "mean"]
