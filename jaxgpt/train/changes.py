@@ -34,6 +34,10 @@ SAME_MEANING = (
 )  # fmt: skip
 """Fields of a model that may differ where a run starts from another: parameters mean the same without them,
 as far as their shapes agree."""
+STABLE = {"constant", "wsd"}
+"""Schedules with a phase that does not depend on how a run ends."""
+DECAY = ("optim.schedule", "optim.final_lr", "optim.decay_fraction")
+"""Fields by which they differ after it alone."""
 BRANCHES = "branches"
 """In a run's folder: what was trained after the step from which a longer run branched off."""
 
@@ -62,13 +66,15 @@ def check_resumed(run: Run, held: Run) -> None:
       UserError: naming the first such field.
     """
     changed = {n: pair for n, pair in differences(held, run).items() if not n.startswith(NO_MATTER)}
+    if {run.optim.schedule, held.optim.schedule} <= STABLE:
+        changed = {n: pair for n, pair in changed.items() if n not in DECAY}
     if "train.epochs" in changed and "train.steps" in changed:
         del changed["train.epochs"]
     if "train.steps" in changed:
         before, after = changed.pop("train.steps")
         kind = run.optim.schedule
         require(
-            kind in ("constant", "wsd"),
+            kind in STABLE,
             f"{run.folder} has train.steps {before}, not {after}, and with optim.schedule {kind!r} every "
             "step depends on their number (with wsd and constant not); "
             f"give this run another name, with --init-from {run.folder}.",
@@ -118,18 +124,18 @@ def changes(run: Run, held: Run) -> Changes:
 
 
 def _branch_point(run: Run, held: Run) -> int | None:
-    """The last step up to which a run of another number of steps is the same; its checkpoint, or an earlier
-    one, is there where there is a later one.
+    """The last step up to which a run of more steps, or of another decay, is the same; its checkpoint,
+    or an earlier one, is there where there is a later one.
     """
-    if run.train.steps == held.train.steps:
+    if run.train.steps == held.train.steps and run.optim == held.optim:
         return None
     until = min(stable_until(one.optim, one.train.steps) for one in (run, held))
     steps, whole = steps_on_disk(run.folder)
     require(
         any(step <= until for step in whole) or not steps,
         f"{run.folder} keeps no checkpoint of step {until} or before, from which a run of {run.train.steps} "
-        f"steps would branch off (a higher train.keep keeps more); give that run another name, and start it "
-        f"with --init-from {run.folder}.",
+        f"steps of optim.schedule {run.optim.schedule!r} would branch off (a higher train.keep keeps more); "
+        f"give that run another name, and start it with --init-from {run.folder}.",
     )
     return until
 

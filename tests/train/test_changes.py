@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import assert_same
+from tiny import assert_close, assert_same
 from tiny_runs import COMPUTE, MODEL, OPTIM, TRAIN, curve, restore, saved, text_run
 
 from jaxgpt.config import (
@@ -77,6 +77,21 @@ def test_a_constant_run_goes_on_where_it_ended(whole: dict[str, Path], corpus: P
     train(replace(run, train=replace(SHORT, steps=12)))
     assert_same(restore(folder)[0].params, restore(whole["constant"])[0].params)
     assert not (folder / "branches").exists()
+
+
+def test_a_constant_run_ends_with_a_decay(whole: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    """Of 12 steps the last 3 decay, and 8 were done at the peak: as the wsd run of 12, but for rounding."""
+    constant = replace(WSD, schedule="constant")
+    run = text_run(corpus, tmp_path, "run", optim=constant, train=SHORT)
+    folder = train(run)
+    train(replace(run, optim=WSD, train=replace(SHORT, steps=12)))
+    ended, wanted = (restore(one)[0].params for one in (folder, whole["wsd"]))
+    assert_close(ended, wanted, 1e-5)
+    assert load(folder).optim == WSD and not (folder / "branches").exists()
+    with pytest.raises(
+        UserError, match="keeps no checkpoint of step 3 or before, from which a run of 12 steps"
+    ):
+        train(replace(load(folder), optim=replace(WSD, decay_fraction=0.8)))
 
 
 def test_what_no_step_depends_on_may_change_and_is_stored(whole: dict[str, Path], tmp_path: Path) -> None:
