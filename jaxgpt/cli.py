@@ -46,6 +46,9 @@ COMMANDS = {
     "sweep": Command(
         "jaxgpt.sweep", "sweep", "train the runs of a config's sweep(), compare them", jax=True, config=True
     ),
+    "compare": Command("jaxgpt.compare", "compare", "settings, numbers and curves of several runs"),
+    "report": Command("jaxgpt.watch", "report", "draw report.html of runs anew"),
+    "watch": Command("jaxgpt.watch", "watch", "a run's report in the browser, while it trains"),
     "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
     "predict": Command(
         "jaxgpt.evals.predict_command",

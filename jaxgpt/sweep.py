@@ -5,29 +5,27 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
 from typing import Any, NotRequired, TypedDict
 
 from jaxgpt.config import Run, load_sweep, override, to_json
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import Count, check_json, read_json, require_writable, write_json, write_text
 from jaxgpt.lock import owned
-from jaxgpt.report import points, read_metrics
-from jaxgpt.report.page import drawable
+from jaxgpt.report.measure import by_seed, differences, measure
 from jaxgpt.report.sweep import Row, markdown, print_rows, write_sweep
 
 log = logging.getLogger(__name__)
-PROG = "jaxgpt sweep CONFIG [--only NAME ...]"
+PROG = "jaxgpt sweep CONFIG [--only NAME ...] [--seeds N]"
 HELP = """Train the runs that a config file's `def sweep()` yields as (name, Run), one after another, each in
 RUNS/FILE/NAME. After each, RUNS/FILE has the comparison as sweep.html, sweep.md and sweep.json. The
-same command again goes on where it stopped. --only trains the runs named; other flags, which are
-those of `jaxgpt train`, set a field in every run.
+same command again goes on where it stopped. --only trains the runs named; --seeds N trains each run N
+times, as NAME-s0, NAME-s1 and so on with train.seed counted up, and compares means with their spread;
+other flags, which are those of `jaxgpt train`, set a field in every run.
 """
 DONE = ("finished", "patience")
 
@@ -62,15 +60,24 @@ def sweep(args: list[str]) -> int:
 
     Exit codes: 0 done, 2 user error, 3 a run failed, 75 stopped with everything saved.
     """
-    args, only = split_only(args)
+    (args, only), seeds = split_only(args), 1
+    if "--seeds" in args:
+        at = args.index("--seeds")
+        count = args[at + 1 : at + 2]
+        require(
+            bool(count) and count[0].isdecimal() and 1 <= int(count[0]) <= 1000,
+            f"--seeds is {' '.join(count) or 'without a number'}; give the number of seeds, 1 to 1000.",
+        )
+        args, seeds = args[:at] + args[at + 2 :], int(count[0])
     if not args or args[0].startswith("-"):
         if {"-h", "--help"} & set(args):
             override(Run(name="NAME"), ["--help"], PROG, HELP)
         raise UserError("`jaxgpt sweep` needs a CONFIG first: a .py file with `def sweep()`.")
-    runs = sweep_runs(args[0], args[1:])
+    runs = over_seeds(sweep_runs(args[0], args[1:]), seeds)
     for name in only:
         require_known(name, runs, f"--only {name!r} is no run of {args[0]}")
-    return run_sweep(runs, [name for name in runs if not only or name in only], shlex.join(args))
+    words = shlex.join(args) + f" --seeds {seeds}" * (seeds > 1)
+    return run_sweep(runs, [name for name in runs if not only or name in only], words)
 
 
 def split_only(args: list[str]) -> tuple[list[str], list[str]]:
@@ -109,6 +116,20 @@ def sweep_runs(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Run
     return runs
 
 
+def over_seeds(runs: Mapping[str, Run], seeds: int) -> dict[str, Run]:
+    """Each run with that many seeds, from its own on; one run where there is one seed."""
+    if seeds == 1:
+        return dict(runs)
+    made = {}
+    for name, run in runs.items():
+        for i in range(seeds):
+            train = dataclasses.replace(run.train, seed=run.train.seed + i)
+            made[f"{name}-s{train.seed}"] = dataclasses.replace(
+                run, name=f"{name}-s{train.seed}", train=train
+            )
+    return made
+
+
 def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int:
     """Train the chosen runs; after each, bring `sweep.json`, `sweep.md` and `sweep.html` up to date.
 
@@ -136,7 +157,7 @@ def run_sweep(runs: Mapping[str, Run], chosen: Sequence[str], words: str) -> int
     done, failed = sum(state in DONE for state in states), states.count("failed")
     then = f"{stopped}; run the same command to go on" if stopped else f"see {folder / 'sweep.html'}"
     counts = f"{done} of {len(chosen)} runs done" + f", {failed} failed" * bool(failed)
-    print_rows(list(rows.values()))
+    print_rows(by_seed(list(rows.values())))
     print(f"{folder}: {counts}{_best_words([rows[name] for name in chosen])}; {then}")
     return STOPPED_BY_SIGNAL if stopped else 3 if failed else 0
 
@@ -164,7 +185,7 @@ def _train_all(
     except KeyboardInterrupt:
         stopped = "stopped before a run had begun"
     except OSError:  # the table cannot be written: what was measured is shown
-        print_rows(list(rows.values()))
+        print_rows(by_seed(list(rows.values())))
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -192,54 +213,6 @@ def _train(run: Run, source: Path) -> Row:
     if result.reason not in DONE:
         row |= {"state": "stopped", "reason": f"{result.reason} at step {result.step}"}
     return row | measure(run)
-
-
-def measure(run: Run) -> Row:
-    """What the metrics in a run's folder say.
-
-    Returns:
-      `steps`, `tokens`, `val_loss` (the lowest, nats per target) and its `val_bits_per_byte`, `val_accuracy`
-      (the highest, of runs that are best by error), `seconds` (of training, without compiling and
-      evaluating), `tokens_per_second` (the median) and `curve` ([tokens, validation loss] pairs);
-      without what was not measured.
-    """
-    records: list[Row] = []
-    with suppress(OSError):
-        records = read_metrics(run.folder / "metrics.jsonl")
-    logged = [(step, seconds) for step, seconds in points(records, "step_seconds") if seconds == seconds]
-    if not logged:
-        return {}
-    tokens = run.train.batch_size * run.length
-    steps = [0, *(step for step, _ in logged)]
-    spent = [(b - a) * seconds for a, (b, seconds) in zip(steps, logged, strict=False)]
-    speeds = [v for _, v in points(records, "tokens_per_second") if v == v]
-    curve = [(step * tokens, loss) for step, loss in points(records, "val_loss") if loss == loss]
-    found = {
-        "steps": steps[-1],
-        "tokens": steps[-1] * tokens,
-        "seconds": round(sum(spent), 1),
-        **({"tokens_per_second": round(median(speeds))} if speeds else {}),
-        "curve": curve,
-    }
-    if curve:
-        best = min((r for r in records if _measured(r, "val_loss")), key=lambda r: r["val_loss"])
-        found |= {name: best[name] for name in ("val_loss", "val_bits_per_byte") if _measured(best, name)}
-        accuracies = [a for _, a in points(records, "val_accuracy") if a == a]
-        if run.train.best_by == "error" and accuracies:
-            found["val_accuracy"] = max(accuracies)
-    return found
-
-
-def _measured(record: Row, name: str) -> bool:
-    return not math.isnan(drawable(record.get(name)))
-
-
-def differences(first: Any, run: Any, prefix: str = "") -> dict[str, Any]:
-    """Fields of a config whose values are not those of another, by dotted names, as JSON."""
-    if isinstance(first, dict) and isinstance(run, dict) and first["kind"] == run["kind"]:
-        parts = (differences(first[name], run[name], f"{prefix}{name}.") for name in run)
-        return {name: value for part in parts for name, value in part.items()}
-    return {} if first == run else {prefix.removesuffix("."): run}
 
 
 def _held_rows(runs: Mapping[str, Run], folder: Path) -> dict[str, Row]:
@@ -290,5 +263,5 @@ def _write(folder: Path, rows: list[Row], words: str) -> None:
     if jax.process_index() != 0:
         return
     write_json(folder / "sweep.json", {"runs": rows})
-    write_text(folder / "sweep.md", markdown(rows))
-    write_sweep(folder / "sweep.html", f"Sweep {folder.name}", rows, words)
+    write_text(folder / "sweep.md", markdown(by_seed(rows)))
+    write_sweep(folder / "sweep.html", f"Sweep {folder.name}", rows, f"jaxgpt sweep {words}")

@@ -5,7 +5,7 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 """
 
 from jaxgpt.config.architecture import Architecture
-from jaxgpt.config.check import from_json, to_json
+from jaxgpt.config.check import changed_fields, from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
@@ -47,6 +47,7 @@ __all__ = [
     "Text",
     "Train",
     "TransformerXL",
+    "changed_fields",
     "from_json",
     "load",
     "load_module",

@@ -44,6 +44,26 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def changed_fields(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Fields that are not as their class has them by default, by their full names, as JSON.
+
+    A part of another kind than by default stands there by its kind, and its own such fields follow.
+    """
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(part):
+        value, name = getattr(part, f.name), f"{prefix}{f.name}"
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value == default:
+            continue
+        if not _is_part(value):
+            found[name] = to_json(value)
+            continue
+        if type(value) is not type(default):
+            found[name] = code.portable(to_json(value))["kind"]
+        found |= changed_fields(value, f"{name}.")
+    return found
+
+
 def from_json(kind: type[T], value: Any, where: str = "", folder: Path | None = None) -> T:
     """The inverse of `to_json`; an unknown key, a missing one or a wrong type is a `UserError`.
 

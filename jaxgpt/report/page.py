@@ -157,13 +157,18 @@ def figure(title: str, words: str, svg: str) -> str:
     return f'<figure class="card"><figcaption>{title} <small>{words}</small></figcaption>{svg}</figure>'
 
 
-def write(path: str | Path, title: str, sections: Iterable[Sequence[str]]) -> Path:
-    """Write the page whole or not at all; a section is a heading and its parts."""
+def render(title: str, sections: Iterable[Sequence[str]]) -> str:
+    """The page; a section is a heading and its parts."""
     body = []
     for heading, *parts in sections:
         body.append(f"<section><h2>{escaped(heading)}</h2>")
         body += [part if isinstance(part, Html) else text(part) for part in parts]
         body.append("</section>")
+    return PAGE.format(escaped(title), CSS, "".join(body))
+
+
+def write(path: str | Path, title: str, sections: Iterable[Sequence[str]]) -> Path:
+    """Write the page whole or not at all; a section is a heading and its parts."""
     path = Path(path)
-    write_text(path, PAGE.format(escaped(title), CSS, "".join(body)))
+    write_text(path, render(title, sections))
     return path

@@ -14,11 +14,14 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
+from jaxgpt.config import changed_fields, load
 from jaxgpt.errors import UserError
-from jaxgpt.files import Count, check_json, parse_json, read_json, to_json
-from jaxgpt.report.charts import Record, chart, points, smooth
+from jaxgpt.files import Count, check_json, parse_json, read_json, to_json, write_text
+from jaxgpt.report.charts import Point, Record, chart, points, smooth
 from jaxgpt.report.confusion import confusion_picture
-from jaxgpt.report.page import Html, commands, drawable, escaped, facts, figure, shown, table, write
+from jaxgpt.report.lines import STYLE
+from jaxgpt.report.lines import chart as lines_chart
+from jaxgpt.report.page import Html, commands, drawable, escaped, facts, figure, render, shown, table, text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,6 +48,23 @@ class Figure(TypedDict):
     name: str
     value: float | None
     standard_error: float | None
+
+
+class Start(TypedDict):
+    """What training leaves in `provenance/N.json`, as far as it is shown."""
+
+    time: str
+    host: str
+    command: str
+    environment: dict[str, Any]
+
+
+class Sample(TypedDict):
+    """A line of samples.jsonl."""
+
+    step: Count
+    prompt: str
+    text: str
 
 
 class Evaluation(TypedDict):
@@ -82,8 +102,8 @@ def _records(lines: bytes) -> list[Record]:
 
 
 def curves(records: Sequence[Record], metric: str = "loss") -> Html:
-    """A run's training and validation `loss` (or `bits_per_byte`), then small charts of learning
-    rate, gradient norm, tokens per second and MFU.
+    """A run's training and validation `loss` (or `bits_per_byte`), the validation losses of a mixture's
+    sources, then small charts of learning rate, gradient norm, tokens per second and MFU.
     """
     train = points(records, metric)
     counts = [(0, 0.0), *(p for p in points(records, "skipped") if not math.isnan(p[1]))]
@@ -92,37 +112,115 @@ def curves(records: Sequence[Record], metric: str = "loss") -> Html:
     words = f"<span class=mean>━ training, mean of {2 * half + 1} records (faint: each)</span> "
     words += "<span class=dots>● validation</span> " if lines["dots"] else ""
     words += f"<span class=bad>┃ {counts[-1][1]:.0f} updates skipped</span>" if skips else ""
-    parts = [figure(LOSSES[metric], words, chart(LOSSES[metric], lines | {"skips": skips}))]
-    parts.append('<div class="pair">')
+    whole = [Html(figure(LOSSES[metric], words, chart(LOSSES[metric], lines | {"skips": skips})))]
+    sources = dict.fromkeys(name for r in records for name in r if name.startswith("val_loss/"))
+    if sources:
+        own = {name.removeprefix("val_loss/"): _real(points(records, name)) for name in sources}
+        whole += [Html(STYLE), lines_chart({k: v for k, v in own.items() if v}, over="steps")]
+    parts = ['<div class="pair">']
     for name, (title, factor, zero) in PANELS.items():
         line = points(records, name, factor)
         lines = {"raw": line, "mean": smooth(line, len(line) // 40)}
         parts.append(figure(title, "", chart(title, lines, zero)) if line else "")
-    return Html("".join(parts) + "</div>")
+    return Html("".join([*whole, *parts]) + "</div>")
+
+
+def _real(line: Sequence[Point]) -> list[Point]:
+    return [point for point in line if point[1] == point[1]]
 
 
 def run_report(folder: str | Path) -> Path | None:
     """Write `report.html` into a run's folder; None, with a warning in the log, where there is
     nothing to write or no way to: a picture must never stop a training run.
     """
-    folder, config = Path(folder), {}
+    folder = Path(folder)
     try:
-        records = read_metrics(folder / "metrics.jsonl")
-        if (path := folder / "config.json").exists():
-            config = _left_out_if_damaged(path, dict[str, Any]) or {}
-        told, place = to_json(config), shlex.quote(str(folder))
-        words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
-        if '"kind": "Chat"' in told and '"template": "none"' not in told:
-            words = f"jaxgpt chat {place}"
-        elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
-            words = f"jaxgpt eval {place}"
-        figures = facts(_figures(records, config))
-        evals = [("Evaluations", *tables)] if (tables := _evaluations(folder)) else []
-        parts = ("Key figures", figures), ("Curves", curves(records)), *evals, ("Try it", commands(words))
-        return write(folder / "report.html", f"Run {folder.resolve().name}", parts)
+        path = folder / "report.html"
+        write_text(path, run_page(folder))
+        return path
     except Exception as error:
         log.warning("no report of %s: %s", folder, error)
         return None
+
+
+def run_page(folder: Path) -> str:
+    """The page of a run, from what is in its folder by now.
+
+    Raises:
+      OSError: it has no metrics yet.
+    """
+    records, config = read_metrics(folder / "metrics.jsonl"), Record()
+    if (path := folder / "config.json").exists():
+        config = _left_out_if_damaged(path, dict[str, Any]) or {}
+    told, place = to_json(config), shlex.quote(str(folder))
+    words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
+    if '"kind": "Chat"' in told and '"template": "none"' not in told:
+        words = f"jaxgpt chat {place}"
+    elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
+        words = f"jaxgpt eval {place}"
+    sections: list[Any] = [("Key figures", facts(_figures(records, config))), ("Curves", curves(records))]
+    if made := _samples(folder):
+        sections.append(("Samples during training", made))
+    if tables := _evaluations(folder):
+        sections.append(("Evaluations", *tables))
+    if about := _what_it_was(folder):
+        sections.append(("What it was", *about))
+    return render(f"Run {folder.resolve().name}", [*sections, ("Try it", commands(words))])
+
+
+def _what_it_was(folder: Path) -> list[Html]:
+    """The settings that are not the default ones, and where the last start was."""
+    parts = []
+    try:
+        fields = changed_fields(load(folder))
+        rows = [{"Field": name, "Value": to_json(value)} for name, value in fields.items()]
+        parts.append(table(rows, "Settings that differ from the defaults") if rows else text("All defaults."))
+    except UserError as error:
+        log.warning("%s", error)
+    starts = sorted(folder.glob("provenance/*.json"), key=lambda p: int(p.stem) if p.stem.isdecimal() else 0)
+    held = _left_out_if_damaged(starts[-1], Start) if starts else None
+    if held:
+        about = held["environment"]
+        versions = about.get("versions") or {}
+        shown_versions = ", ".join(f"{n} {v}" for n, v in versions.items() if v)
+        rows = [
+            {"": "Started", "Value": f"{held['time']} on {held['host']}, the {_nth(len(starts))} start"},
+            {"": "Command", "Value": held["command"]},
+            {"": "Devices", "Value": f"{about.get('devices')} x {about.get('device')}"},
+            {"": "Git revision", "Value": about.get("git") or "none"},
+            {"": "Python", "Value": f"{about.get('python')}; {shown_versions}"},
+        ]
+        parts.append(table(rows, "Environment"))
+    return parts
+
+
+def _nth(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def _samples(folder: Path) -> Html | None:
+    """What was written for each prompt at the first, the middle and the last evaluations."""
+    path = folder / "samples.jsonl"
+    if not path.is_file():
+        return None
+    found: dict[str, list[Sample]] = {}
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(UserError):  # the last line may be cut off
+            one = parse_json(line, Sample, path, "it is left out") if line.strip() else None
+            found.setdefault(one["prompt"] if one else "", []).extend([one] if one else [])
+    rows = [
+        {"Prompt": prompt, "Step": one["step"], "Written": one["text"]}
+        for prompt, made in found.items()
+        for one in _few(made)
+    ]
+    return table(rows, "Greedy continuations of validation data") if rows else None
+
+
+def _few(made: Sequence[T], most: int = 4) -> list[T]:
+    """The first, the last, and some between."""
+    if len(made) <= most:
+        return list(made)
+    return [made[round(i * (len(made) - 1) / (most - 1))] for i in range(most)]
 
 
 def _evaluations(folder: Path) -> list[Html]:
@@ -160,15 +258,23 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     accuracies = [p for p in points(records, "val_accuracy") if p[1] == p[1]]
     step, right = max(accuracies, key=lambda p: p[1], default=(0, None))
     speed = [v for _, v in points(records, "tokens_per_second") if v == v]
+    compiled = [r for r in records if r.get("event") == "compiled"]
+    size = next((r["parameters"] for r in reversed(compiled) if "parameters" in r), config.get("parameters"))
+    per_step = next((r["tokens_per_step"] for r in reversed(compiled) if "tokens_per_step" in r), None)
+    steps = max((step for step, _ in points(records, "loss")), default=0)
+    epochs = [v for _, v in points(records, "epoch") if v == v]
     found = {
         "Best validation loss": (best.get("val_loss"), f"nats per target, at step {shown(best.get('step'))}"),
         "Best validation accuracy": (right, f"share of targets that were likeliest, at step {step:,}"),
         "Bits per byte": (best.get("val_bits_per_byte"), "of validation text, at that step"),
         "Tokens per second": (median(speed) if speed else None, "median"),
-        "Parameters": (config.get("parameters"), ""),
+        "Parameters": (size, ""),
+        "Tokens trained on": (
+            None if per_step is None else steps * per_step,
+            f"{epochs[-1]:.3g} epochs" if epochs else "",
+        ),
     }
-    for record in records:
-        if record.get("event") == "compiled":
-            seconds = [drawable(v) for k, v in record.items() if k.endswith("_seconds")]
-            found["Seconds to compile"] = sum(seconds), "trace, lower and compile"
+    for record in compiled:
+        seconds = [drawable(v) for k, v in record.items() if k.endswith("_seconds")]
+        found["Seconds to compile"] = sum(seconds), "trace, lower and compile"
     return {name: pair for name, pair in found.items() if pair[0] is not None}

@@ -34,6 +34,7 @@ from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
+from jaxgpt.train.samples import Samples
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluation_sums, jit_eval_step, jit_train_step, loss_means
@@ -135,6 +136,7 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
                 with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
                     if claim.changes.fields:
                         metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
+                    loop.samples.begin(tokenizer, step)
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
                     stop.begin()
                     return loop.run_steps(state, stop, claim)
@@ -196,6 +198,7 @@ class Loop:
         self.branching = branching_step(run)
         self.layout = batch_sharding(program.mesh)
         self.part = process_rows(self.layout, run.train.batch_size)
+        self.samples = Samples(run, program.mesh, validation)
         self.meter = Meter(
             tokens=run.train.batch_size * run.length,
             flops=flops_per_token(run.model, run.length),
@@ -225,7 +228,11 @@ class Loop:
         self.require_room()
         names = ("trace_seconds", "lower_seconds", "compile_seconds")
         seconds = {n: round(b - a, 3) for n, a, b in zip(names, times, times[1:], strict=False)}
-        self.metrics.write(int(state.step), {"event": "compiled", **seconds})
+        sizes = {
+            "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+            "tokens_per_step": self.meter.tokens,
+        }
+        self.metrics.write(int(state.step), {"event": "compiled", **seconds, **sizes})
         self.eval_fn = jit_eval_step(self.run, program, objective)
         # A fresh memory of every device's own rows, made anew for each evaluation.
         self.memory_fn = jax.jit(
@@ -368,6 +375,8 @@ class Loop:
         self.metrics.print(words)  # before what may fail: saving it
         self.metrics.write(step, record)
         loss = means["loss"]
+        if self.run.train.samples:
+            self.samples(step, state.params)
         self.metrics.draw()
         self.meter.start(step)
         by_loss = run.train.best_by == "loss" or not math.isfinite(loss)

@@ -134,7 +134,7 @@ class Metrics:
         self.trackers: list[Tracker] = []
         if self.writes:
             self.trackers = start_trackers(run, start)
-            _drop_after(path, start)
+            drop_after(path, start)
             self.file = path.open("a", encoding="utf-8")
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -203,7 +203,7 @@ class _Record(msgspec.Struct):
     event: str = ""
 
 
-def _drop_after(path: Path, step: int) -> None:
+def drop_after(path: Path, step: int) -> None:
     """Remove the records of what will be done again, and a last line that was cut off."""
     if not path.exists():
         return

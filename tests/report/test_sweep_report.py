@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from jaxgpt.report.sweep import chart
+from jaxgpt.report.lines import chart
 
 
 def test_twelve_runs_are_told_apart_without_colour() -> None:
