@@ -26,6 +26,7 @@ from jaxgpt.config import load as load_config
 from jaxgpt.convert.load import load_model
 from jaxgpt.errors import NotFinite, nearest, require, require_known
 from jaxgpt.evals.features import Pooling, Wanted, observe, reading_ids
+from jaxgpt.evals.predict import Label, Span, predict
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.files import read_json
 from jaxgpt.models import parameter_counts
@@ -362,6 +363,24 @@ class Model:
             context = prompt_ids(context, self.tokenizer)
         more = self.tokenizer.encode(continuation) if isinstance(continuation, str) else continuation
         return [*map(int, context)], [*map(int, more)]
+
+    # ------------------------------------------------------------------------------------- labelling
+
+    def predict(self, texts: Sequence[Any]) -> list[list[Span]] | list[Label]:
+        """Labels of texts by a tagger or a classifier, as `jaxgpt predict` and `eval` find them.
+
+        Args:
+          texts: texts; of a tagger also lists of words, of a classifier of pairs also pairs of texts.
+
+        Returns:
+          Of a tagger, the spans of each text (`start`, `end`, `label`, `score`, `text`: characters start to
+          end). Of a classifier, a `Label` each (`label`, `score`, `scores` of all labels).
+
+        Raises:
+          UserError: a model without labels, or a text that it cannot read.
+        """
+        require(not isinstance(texts, str), "texts is a text; give a list of texts.")
+        return predict(self._trained, texts)
 
     # ------------------------------------------------------------------------------- what is inside
 

@@ -108,7 +108,7 @@ _drawing = threading.Lock()
 @functools.lru_cache(maxsize=4)
 def _drawn(folder: Path, state: str) -> str:
     """The page of a state of the folder; drawn once."""
-    if (folder / "sweep.html").is_file():
+    if (folder / "sweep.html").is_file() and not (folder / "metrics.jsonl").is_file():
         return (folder / "sweep.html").read_text("utf-8")
     try:
         return run_page(folder)

@@ -200,7 +200,7 @@ class Train:
     """Validation batches per evaluation; 0 means all of them."""
     samples: Annotated[int, Bounds(0, 64)] = 0
     """Number of validation texts (or dialogues) that are continued at each evaluation, for the report; 0
-    turns it off. It holds the parameters once more, in the compute type. Runs of several processes make none."""
+    turns it off. It holds the parameters once more. A run of several processes makes none."""
     save_every: Steps = 500
     """Steps between checkpoints; the best and the last are always saved."""
     keep: Steps = 2

@@ -34,6 +34,7 @@ def chart(
         return text("No run was evaluated yet.")
     most = max(x for line in curves.values() for x, _ in line)
     late = [y for line in curves.values() for x, y in line if x >= most / 4 or x == line[-1][0]]
+    late += [y for name in bands or {} for x, *ends in (bands or {})[name] if x >= most / 4 for y in ends]
     height = max(300.0, 17.0 * len(curves) + 40)
     x, x_ticks, _ = axis([most], 46, 640, zero=True)
     y, y_ticks, curved = axis(late, height - 28, 12)

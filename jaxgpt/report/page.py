@@ -29,9 +29,9 @@ margin:36px 0 10px}p{margin:8px 0;max-width:70ch}small,dt{color:var(--dim);font-
 font-weight:400}.card{background:var(--card);border:1px solid var(--line);padding:14px;
 border-radius:10px;margin-bottom:12px;min-width:0;overflow:auto;overflow-wrap:anywhere}code,pre,
 .row{font:.86rem/1.6 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace}pre{
-user-select:all}.tiles,.pair{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,
-minmax(150px,1fr))}.pair{grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));
-align-items:start}.tiles>*,.pair>*{margin:0}dd b{display:block;font-size:1.5rem;line-height:1.3}
+user-select:all}.tiles,.pair{display:flex;flex-wrap:wrap;gap:12px;
+margin-bottom:12px}.tiles>*{flex:1 1 150px;margin:0}.pair>*{flex:1 1 min(100%,380px);margin:0}
+dd b{display:block;font-size:1.5rem;line-height:1.3}
 svg{display:block;width:100%;overflow:visible}text{fill:var(--dim);font-size:9.5px}.pair text{
 font-size:15px}.raw,.mean{color:var(--c0)}.dots,.best{color:var(--c1)}.bad{color:var(--bad)}.ok{
 color:var(--ok)}.left{text-anchor:end}.mid{text-anchor:middle}text.mean,text.dots{

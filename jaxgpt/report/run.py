@@ -171,6 +171,8 @@ def run_page(folder: Path) -> str:
 def _what_it_was(folder: Path) -> list[Html]:
     """The settings that are not the default ones, and where the last start was."""
     parts = []
+    if not (folder / "config.json").is_file():
+        return parts
     try:
         fields = changed_fields(load(folder))
         rows = [{"Field": name, "Value": to_json(value)} for name, value in fields.items()]

@@ -55,8 +55,8 @@ def _spread_of(row: Row, name: str, value: Any, form: str) -> str:
     """A number, with the standard deviation over seeds if there is one."""
     if value is None:
         return "–"
-    spread = row.get("spread", {}).get(name)
-    return format(value, form) + (f" ± {spread:.2g}" if spread else "")
+    spread = row.get("spread", {}).get(name) or 0
+    return format(value, form) + (f" ± {spread:{',.0f' if spread >= 100 else '.2g'}}" if spread else "")
 
 
 def print_rows(rows: list[Row]) -> None:

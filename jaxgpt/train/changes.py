@@ -25,7 +25,6 @@ NO_MATTER = (
     "mesh", "compute", "runs", "data.workers", "train.log_every", "train.eval_every", "train.eval_batches",
     "train.save_every", "train.keep", "train.best_holds", "train.patience", "train.max_bad_steps",
     "train.samples", "train.track",
-    "train.track",
 )  # fmt: skip
 """Fields (or parts) that no step depends on: how it is computed, and what is done between steps."""
 SAME_MEANING = (
