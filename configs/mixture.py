@@ -19,5 +19,5 @@ def config() -> Run:
         model=GPT(vocab_size=264, context=256, layers=6, width=256, heads=4, position="rope", norm="rmsnorm"),
         data=Mix(sources=(Text(path="data/prose"), Text(path="data/code")), weights=(3.0, 1.0)),
         optim=Optim(peak_lr=1e-3, warmup_steps=100),
-        train=Train(epochs=2, batch_size=32, eval_every=200),
+        train=Train(epochs=2, batch_size=32, eval_every=200, samples=4),
     )
