@@ -84,8 +84,10 @@ def note_start(
     }
     if source is not None and source.is_file():
         record["config"] = str(source)
-        with suppress(OSError):
+        try:
             write_bytes(place / f"{number}.config{source.suffix}", source.read_bytes())
+        except OSError as error:
+            log.warning("no copy of %s is kept with the run: %s", source, error.strerror)
     if diff := _diff():
         kept, record["diff_left_out"] = bounded(diff)
         write_bytes(place / f"{number}.diff", kept)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import FLOAT32, HERE, ONE, mesh
 
+from jaxgpt.api import Model
 from jaxgpt.config import GPT, Classification, Classifier, Labelled, Run, Tagged
 from jaxgpt.data.readers.tagging import read_conll
 from jaxgpt.errors import NotFinite, UserError
@@ -82,6 +83,11 @@ def test_tags_are_those_that_eval_counts(tagger) -> None:
     assert [found["spans"] for found in counted] == [
         [vars(s) for s in spans] for spans in predict(run, sentences)
     ]
+    model = Model(run)
+    assert model.predict(sentences) == predict(run, sentences)
+    assert model.embed(["Ada runs"]).shape == (1, SIZES["width"])
+    with pytest.raises(UserError, match=r"holds a Classifier, which has no logits of tokens; use predict"):
+        model.logits(["Ada"])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from jaxgpt.data.readers.dialogues import KNOWN, Shape, questions_of, shape_of, 
 from jaxgpt.data.readers.turns import METADATA
 from jaxgpt.data.records import SUFFIXES, RecordReport, read_records
 from jaxgpt.data.sources import Report, expand, file_key, say_once
+from jaxgpt.data.tables import TABLES
 from jaxgpt.errors import UserError, require
 from jaxgpt.text.chat import Dialogue, Example, render, render_plain, truncate
 from jaxgpt.text.tokenizer import Tokenizer
@@ -94,6 +95,8 @@ def _read_file(path: str, report: ChatReport, prompt: str, completion: str) -> I
         first = early[0][1] if early else None
         keys = ", ".join(map(str, first)) if isinstance(first, dict) else kind_name(first)
         fix = "data.prompt and data.completion name other fields" if not prompt else "fix their names"
+        if path.lower().endswith(TABLES):
+            fix += "; of a table, the first line must name the columns"
         wanted = f"fields {prompt} and {completion}" if prompt else f"known shape ({KNOWN})"
         raise UserError(f"{path} has no {wanted}; its first record has: {keys:.300}; {fix}.")
     for where, record in early:
