@@ -86,7 +86,7 @@ def chart(title: str, lines: Mapping[str, Sequence[Point]], zero: bool = False) 
     parts += [_tag("path", "grid", d=f"M52 {y(tick):.1f}H582") for tick in y_ticks]
     parts += [_tag("text", "left", shown(t), x=45, y=y(t) + 4) for t in y_ticks]
     parts += [_tag("text", "mid", shown(t), x=x(t), y=292) for t in x_ticks]
-    parts += [_tag("text", "left", "log", x=45, y=13)] if curved else []
+    parts += [_tag("text", "left", "log", x=45, y=6)] if curved else []
     parts += [_tag("path", "bad", d=f"M{x(a):.1f} 272v-9") for a, _ in lines.get("skips", ())]
     for kind, run in [(name, run) for name, found in runs.items() for run in found]:
         kept = downsample(run, 8 + 600 * len(run) // len(lines[kind]))
@@ -106,4 +106,4 @@ def chart(title: str, lines: Mapping[str, Sequence[Point]], zero: bool = False) 
         side = "right" if x(step) < 150 else "left" if x(step) > 480 else "mid"
         words = f"best {shown(best)} at step {step:,}"
         parts.append(_tag("text", f"dots {side}", words, x=x(step), y=13))
-    return Html(f'<svg viewBox="0 0 640 300" role="img">{"".join(parts)}</svg>')
+    return Html(f'<svg viewBox="0 0 664 300" role="img">{"".join(parts)}</svg>')

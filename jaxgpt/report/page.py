@@ -29,11 +29,13 @@ margin:36px 0 10px}p{margin:8px 0;max-width:70ch}small,dt{color:var(--dim);font-
 font-weight:400}.card{background:var(--card);border:1px solid var(--line);padding:14px;
 border-radius:10px;margin-bottom:12px;min-width:0;overflow:auto;overflow-wrap:anywhere}code,pre,
 .row{font:.86rem/1.6 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace}pre{
-user-select:all}.tiles,.pair{display:flex;flex-wrap:wrap;gap:12px;
-margin-bottom:12px}.tiles>*{flex:1 1 150px;margin:0}.pair>*{flex:1 1 min(100%,380px);margin:0}
-dd b{display:block;font-size:1.5rem;line-height:1.3}
-svg{display:block;width:100%;overflow:visible}text{fill:var(--dim);font-size:9.5px}.pair text{
-font-size:15px}.raw,.mean{color:var(--c0)}.dots,.best{color:var(--c1)}.bad{color:var(--bad)}.ok{
+user-select:all}.tiles,.pair{gap:12px;margin-bottom:12px}.tiles{display:flex;flex-wrap:wrap}
+.tiles>*{flex:1 1 150px}.pair{display:grid;grid-template-columns:repeat(auto-fit,
+minmax(min(100%,380px),1fr))}.pair>:first-child:nth-last-child(odd){grid-column:1/-1}.tiles>*,
+.pair>*{margin:0}dd>*{display:block}dd b{font-size:1.5rem;line-height:1.3}figure{
+container-type:inline-size}svg{display:block;width:100%;overflow:visible}text{fill:var(--dim);
+font-size:15px}@container (min-width:600px){text{font-size:9.5px}}@container (max-width:400px){
+text{font-size:18px}}.raw,.mean{color:var(--c0)}.dots,.best{color:var(--c1)}.bad{color:var(--bad)}.ok{
 color:var(--ok)}.left{text-anchor:end}.mid{text-anchor:middle}text.mean,text.dots{
 fill:currentColor;font-weight:600}path{fill:none;stroke:currentColor;
 vector-effect:non-scaling-stroke;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}.grid{
@@ -49,7 +51,7 @@ background:var(--mark);border-radius:3px}kbd{font:inherit;font-size:.76rem;borde
 border-radius:4px;padding:0 3px}s{opacity:.55;text-decoration:none}.said{white-space:pre-wrap;
 border:1px solid var(--line);border-radius:12px;margin:0 0 8px;padding:6px 12px;width:fit-content;
 max-width:94%}.user{text-align:right}.user>.said{text-align:left;margin-left:auto;
-background:var(--bar)}@media (max-width:600px){text{font-size:18px}}"""
+background:var(--bar)}"""
 
 
 class Html(str):
