@@ -11,9 +11,8 @@ from jaxgpt.report.page import Html, escaped, text
 # Okabe & Ito's colours, darkened on white so that each keeps a contrast of 3 to the page.
 STYLE = """<style>:root{--r0:#0072b2;--r1:#d55e00;--r2:#00805c;--r3:#b8478a;--r4:#a06a00;--r5:#4b5563}
 @media (prefers-color-scheme:dark){:root{--r0:#56b4e9;--r1:#ff8c42;--r2:#2fc79a;--r3:#e79cc6;--r4:#f0c040;
---r5:#cbd5e1}}svg.runs text{font-size:11px}svg.runs .name{fill:var(--ink)}main{max-width:1180px}table{
-font-size:.84rem}td,th{overflow-wrap:normal}td:nth-child(2){min-width:13em}td:nth-child(n+3):not(:last-child),th:nth-child(n+3):not(:last-child){
-text-align:right;font-variant-numeric:tabular-nums}td:last-child{min-width:11em}</style>"""
+--r5:#cbd5e1}}svg.runs{min-width:680px}svg.runs text{font-size:11px}svg.runs .name{fill:var(--ink)}
+</style>"""
 Band = tuple[float, float, float]
 """Tokens, and the lowest and the highest value there."""
 COLOURS, DASHES = 6, ("none", "7 5", "2 5", "12 4 2 4")

@@ -15,6 +15,11 @@ WORDS = ("Run", "Differs in", "State")
 MEASURED = ("Best validation loss", "Best validation accuracy", "Bits per byte")
 """Those of them that the terminal shows too."""
 
+WIDE = """<style>main{max-width:1180px}table{font-size:.84rem}td,th{overflow-wrap:normal}
+td:nth-child(2){min-width:13em}td:nth-child(n+3):not(:last-child),th:nth-child(n+3):not(:last-child){
+text-align:right;font-variant-numeric:tabular-nums}td:last-child{min-width:11em}</style>"""
+"""Of a page whose tables have many columns of numbers between words."""
+
 
 def write_sweep(path: Path, title: str, rows: list[Row], words: str) -> Path:
     """Write the page of a sweep or a comparison: the runs' curves, their tables, the command that made them.
@@ -34,7 +39,7 @@ def write_sweep(path: Path, title: str, rows: list[Row], words: str) -> Path:
     parts: list[Any] = [table([cells(row, groups) for row in groups], words_of)]
     if figures := evaluations(groups):
         parts.append(table(figures, "Evaluations that the runs share"))
-    sections: list[Any] = [("Validation loss", Html(STYLE), chart(lines, bands)), ("Runs", *parts)]
+    sections: list[Any] = [("Validation loss", Html(STYLE + WIDE), chart(lines, bands)), ("Runs", *parts)]
     if len(groups) < len(rows):
         sections.append(("Each seed", table([cells(row, rows) for row in rows], "The runs one by one")))
     return write(path, title, [*sections, ("Run it", commands(words))])

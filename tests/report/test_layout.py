@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jaxgpt.report import curves, dialogues, facts, write
+from jaxgpt.report import Html, curves, dialogues, facts, lines, write
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (360, 400, 600, 800, 1000, 1400)
@@ -21,11 +21,11 @@ const found = [...document.querySelectorAll("iframe")].map(frame => {
   const all = (e, which) => [...e.querySelectorAll(which)], page = frame.contentDocument;
   return {
     grids: all(page, ".tiles,.pair").map(grid => ({grid: box(grid), cells: [...grid.children].map(box)})),
-    cards: all(page, "figure").map(box),
     charts: all(page, "figure svg").map(svg => {
       const unit = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-      return all(svg, "text").map(t => (
+      const texts = all(svg, "text").map(t => (
         {words: t.textContent, box: box(t), size: parseFloat(getComputedStyle(t).fontSize) * unit}));
+      return {card: box(svg.closest("figure")), scrolls: svg.matches(".runs"), texts};
     }),
   };
 });
@@ -35,7 +35,7 @@ document.body.innerHTML = "<pre>" + JSON.stringify(found) + "</pre>";
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Of a page with 5 tiles, 5 small charts and 3 dialogues: boxes in CSS pixels, one dict per width."""
+    """Boxes of a page with 5 tiles, 5 small charts, 3 dialogues and two lines compared, per width."""
     if CHROMIUM is None:
         pytest.skip("no chromium here to lay a page out")
     folder = tmp_path_factory.mktemp("layout")
@@ -48,6 +48,8 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         {f"Figure {i}": (i, "a note that is long enough to be broken " * (i == 1)) for i in range(5)}
     )
     sections = [("Figures", tiles), ("Curves", curves(records)), ("Dialogues", dialogues(told))]
+    compared = lines.chart({"a": [(1, 3.0), (9, 2.0)], "b": [(1, 2.0), (9, 1.5)]})
+    sections.append(("Runs", Html(lines.STYLE), compared))
     page = html.escape(write(folder / "page.html", "T", sections).read_text("utf-8"))
     frames = [f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{page}"></iframe>' for w in WIDTHS]
     frames += [f"<script>onload = () => {{{LOOK}}}</script>"]
@@ -77,25 +79,32 @@ def rows_of(cells: list[list[float]]) -> list[list[list[float]]]:
     return [sorted(c for c in cells if c[1] == top) for top in sorted({c[1] for c in cells})]
 
 
+def test_a_plot_of_several_lines_leaves_the_rest_of_a_page_as_it_is(layouts: list[dict[str, Any]]) -> None:
+    for grid in layouts[WIDTHS.index(1400)]["grids"]:
+        left, _, right, _ = grid["grid"]
+        assert right - left == 960 - 2 * 12  # the page's own width
+
+
 def test_nothing_sticks_out_of_a_card(layouts: list[dict[str, Any]]) -> None:
     for width, layout in zip(WIDTHS, layouts, strict=True):
-        for (left, _, right, _), texts in zip(layout["cards"], layout["charts"], strict=True):
-            for one in texts:
+        for chart in layout["charts"]:
+            left, _, right, _ = chart["card"]
+            for one in () if chart["scrolls"] else chart["texts"]:
                 assert left < one["box"][0] and one["box"][2] < right, (width, one, left, right)
 
 
 def test_words_of_charts_are_read_at_every_width(layouts: list[dict[str, Any]]) -> None:
     """At least 8 CSS pixels high, and smaller than the 16 of the page's text."""
     for width, layout in zip(WIDTHS, layouts, strict=True):
-        assert len(layout["charts"]) == 6
-        for texts in layout["charts"]:
-            assert all(8 <= one["size"] < 16 for one in texts), (width, texts[0])
+        assert [len(chart["texts"]) > 3 for chart in layout["charts"]] == [True] * 7
+        for chart in layout["charts"]:
+            assert all(8 <= one["size"] < 16 for one in chart["texts"]), (width, chart["texts"][0])
 
 
 def test_log_does_not_stand_in_a_number(layouts: list[dict[str, Any]]) -> None:
     seen = 0
     for width, layout in zip(WIDTHS, layouts, strict=True):
-        for texts in layout["charts"]:
+        for texts in (chart["texts"] for chart in layout["charts"] if not chart["scrolls"]):
             for sign in (one for one in texts if one["words"] == "log"):
                 seen += 1
                 _, _, right, bottom = sign["box"]
