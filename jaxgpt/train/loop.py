@@ -261,12 +261,13 @@ class Loop:
         while not reason:
             with self.meter.waiting():
                 batch = self.put(next(self.data))
+            begun = time.perf_counter()
             state, metrics = self.step_fn(state, batch)
             step += 1
             # Where a call returns only with its result (on a CPU), the step is done by now.
             done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None
-            if pending:  # it was done before this one
-                self.report(pending[0], pending[1], pending[2] or done)
+            if pending:  # where this one is done, that one was when it began
+                self.report(pending[0], pending[1], pending[2] or (begun if done else None))
                 claim.keep()
             pending = (step, metrics, done)
             stopping, last = stop.seen(step, train.log_every), step == train.steps
