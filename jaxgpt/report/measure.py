@@ -20,8 +20,8 @@ Row = dict[str, Any]
 several seeds has means, `spread` (the standard deviation of each) and `band` (the extremes of a curve)."""
 NUMBERS = ("parameters", "steps", "tokens", "val_loss", "val_accuracy", "val_bits_per_byte", "seconds")
 NUMBERS += ("tokens_per_second",)
-SEED = ("name", "runs", "train.seed")
-"""Fields in which runs of one group differ."""
+SEED = ("name", "runs", "train.seed", "train.samples", "train.track", "train.log_every", "train.save_every")
+"""Fields in which runs of one group may differ: the seed, and what no number depends on."""
 
 
 def measure(run: Run, folder: Path | None = None) -> Row:

@@ -60,7 +60,10 @@ class Samples:
         by_source = []
         for batches in self.validation.values():
             batch = next(iter(batches))
-            columns = (np.asarray(c) for c in (batch.tokens_BT, batch.weights_BT, batch.segments_BT))
+            columns = (
+                np.asarray(c)
+                for c in (batch.tokens_BT, batch.weights_BT, batch.segments_BT, batch.positions_BT)
+            )
             rows = (_beginning(*row) for row in zip(*columns, strict=True))
             by_source.append([row for row in rows if row])
         turns = itertools.zip_longest(*by_source)
@@ -91,11 +94,17 @@ class Samples:
             file.write("".join(to_json(line) + "\n" for line in lines))
 
 
-def _beginning(tokens_T: np.ndarray, weights_T: np.ndarray, segments_T: np.ndarray) -> list[int]:
-    """The beginning of a row's first document: of a dialogue what is before its first answer; or nothing."""
-    own = np.flatnonzero(segments_T == segments_T[0])
+def _beginning(
+    tokens_T: np.ndarray, weights_T: np.ndarray, segments_T: np.ndarray, positions_T: np.ndarray
+) -> list[int]:
+    """The beginning of the first document that begins in a row, of a dialogue all before its first answer,
+    or of the row where none does; nothing of padding.
+    """
+    starts = np.flatnonzero((positions_T == 0) & (segments_T > 0))
+    first = starts[0] if starts.size else 0
+    own = np.flatnonzero((segments_T == segments_T[first]) & (np.arange(len(tokens_T)) >= first))
     trained = np.flatnonzero(weights_T[own] > 0)
-    if segments_T[0] == 0 or not trained.size:
+    if segments_T[first] == 0 or not trained.size:
         return []
-    given = trained[0] + 1 if trained[0] > 0 else min(GIVEN, len(own) // 2)
+    given = trained[0] + 1 if trained[0] > 0 else min(GIVEN, max(1, len(own) // 2))
     return tokens_T[own][:given].tolist()
