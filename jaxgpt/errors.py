@@ -68,7 +68,7 @@ def near_names(name: str, names: Iterable[str]) -> list[str]:
     dot; names a few slips of the finger away; names that begin with it or have it as one of their words.
     """
     asked, own = _plain(name), _plain(name).rpartition(".")[2]
-    most = 1 if len(own) < 6 else 2 if len(own) < 12 else 3
+    most = 0 if len(own) < 3 else 1 if len(own) < 6 else 2 if len(own) < 12 else 3
     ranked: dict[str, int] = {}
     for other in names:
         whole = _plain(other)

@@ -95,6 +95,7 @@ class Result(NamedTuple):
       report: more of it as text, in lines.
       confusion: labels and their counts, rows gold and columns predicted.
       predictions: of each example, as JSON.
+      classes: precision, recall, f1 and support of each label.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Result(NamedTuple):
     report: str = ""
     confusion: tuple[list[str], list[list[int]]] | None = None
     predictions: Sequence[dict[str, Any]] = ()
+    classes: Sequence[dict[str, Any]] = ()
 
 
 @bounded
@@ -307,6 +309,7 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
     title = f"The run's own {settings.split} labels"
     confusion = (list(found.labels), found.counts.tolist())
     more: dict[str, Any] = {"report": found.text, "confusion": confusion, "predictions": found.predictions}
+    more["classes"] = found.classes
     return Result(settings.split, title, figures, **more)
 
 
@@ -402,7 +405,9 @@ def _record(trained: Trained, result: Result, settings: Settings) -> dict[str, A
         for key, figure in result.figures.items()
     }
     made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
-    more = {"report": result.report, "confusion": result.confusion} if result.report else {}
+    more: dict[str, Any] = {}
+    if result.report:
+        more = {"report": result.report, "confusion": result.confusion, "classes": list(result.classes)}
     return {"title": result.title, **made, "figures": figures, **more}
 
 

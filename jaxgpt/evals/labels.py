@@ -18,7 +18,13 @@ from jaxgpt.evals.predict import (
     tagged_words,
     tagging_record,
 )
-from jaxgpt.evals.tagging_report import classification_report, confusion, tagging_report
+from jaxgpt.evals.tagging_report import (
+    LabelReport,
+    by_class,
+    classification_report,
+    confusion,
+    tagging_report,
+)
 from jaxgpt.sample.load import Trained
 
 
@@ -31,6 +37,7 @@ class Labels(NamedTuple):
       labels: the C labels of `counts`: the model's, and behind them those that the split alone has.
       counts: [C, C], rows gold and columns predicted.
       predictions: of each example in order, with its gold labels, as JSON.
+      classes: of each label, or type of entity (strict): its name, precision, recall, f1 and support.
     """
 
     figures: dict[str, float]
@@ -38,6 +45,7 @@ class Labels(NamedTuple):
     labels: tuple[str, ...]
     counts: np.ndarray
     predictions: list[dict[str, Any]]
+    classes: list[dict[str, Any]]
 
 
 def label_report(trained: Trained, split: str, batch_size: int = BATCH) -> Labels:
@@ -75,7 +83,8 @@ def label_report(trained: Trained, split: str, batch_size: int = BATCH) -> Label
         macro = report.scores["macro avg"]["f1-score"]
         figures = {"label_accuracy": _share(right, made_up), "macro_f1-score": macro}
     labels = (*task.labels, *sorted(set(right).difference(task.labels)))
-    return Labels(figures, report.text, labels, confusion(right, made_up, labels), predictions)
+    classes = by_class(report.scores if isinstance(report, LabelReport) else report.strict)
+    return Labels(figures, report.text, labels, confusion(right, made_up, labels), predictions, classes)
 
 
 def _share(gold: list[str], predicted: list[str]) -> float:

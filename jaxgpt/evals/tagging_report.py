@@ -156,6 +156,13 @@ def _plain(scores: Mapping[str, Any]) -> Scores:
     return made
 
 
+def by_class(scores: Scores) -> list[dict[str, Any]]:
+    """A row for each type or label: its name, precision, recall, f1 and support (how many there are)."""
+    names = [name for name, found in scores.items() if name not in _AVERAGES and isinstance(found, dict)]
+    columns = dict(zip(("precision", "recall", "f1", "support"), _COLUMNS, strict=True))
+    return [{"label": n, **{short: scores[n][long] for short, long in columns.items()}} for n in names]
+
+
 def layout(scores: Scores, digits: int = DIGITS) -> str:
     """The table of the scores as seqeval and scikit-learn print it."""
     width = max(len("weighted avg"), digits, *map(len, scores))

@@ -67,6 +67,16 @@ class Sample(TypedDict):
     text: str
 
 
+class Class(TypedDict):
+    """What `jaxgpt eval` counts of one label."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: Count
+
+
 class Evaluation(TypedDict):
     """What `jaxgpt eval` leaves in `eval/NAME.json`, as far as it is shown."""
 
@@ -74,6 +84,7 @@ class Evaluation(TypedDict):
     step: Count
     figures: dict[str, Figure]
     report: NotRequired[str]
+    classes: NotRequired[list[Class]]
     confusion: NotRequired[tuple[list[str], list[list[Count]]]]
 
 
@@ -234,7 +245,10 @@ def _evaluations(folder: Path) -> list[Html]:
             continue
         figures: list[Any] = list(found["figures"].values())
         tables.append(table(figures, f"{found['title']}, step {found['step']}"))
-        if report := found.get("report"):
+        if classes := found.get("classes"):
+            rows = [{name.capitalize(): value for name, value in row.items()} for row in classes]
+            tables.append(table(rows, "Each label", shares=("Precision", "Recall", "F1")))
+        elif report := found.get("report"):  # of an older version
             tables.append(Html(f'<pre class="card" tabindex="0">{escaped(report)}</pre>'))
         labels, counts = found.get("confusion", ([], []))
         if [len(row) for row in counts] != [len(labels)] * len(labels):

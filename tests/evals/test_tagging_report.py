@@ -17,7 +17,7 @@ from sklearn.metrics import classification_report as sklearn_own
 from sklearn.metrics import confusion_matrix
 
 from jaxgpt.errors import UserError
-from jaxgpt.evals.tagging_report import classification_report, confusion, layout, tagging_report
+from jaxgpt.evals.tagging_report import by_class, classification_report, confusion, layout, tagging_report
 
 quick = settings(max_examples=60, deadline=None)
 tag = st.sampled_from(["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-A-B", "I-A-B"])
@@ -119,3 +119,14 @@ def test_what_to_install_is_said(monkeypatch, library, call):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=re.escape("run `pip install 'jaxgpt[eval]'`")):
         call()
+
+
+def test_each_type_has_its_row() -> None:
+    """One of two people found, and a place where there is none."""
+    gold, predicted = [["B-PER", "O", "B-PER", "O"]], [["B-PER", "O", "O", "B-LOC"]]
+    rows = {row["label"]: row for row in by_class(tagging_report(gold, predicted).strict)}
+    found = [rows["PER"][name] for name in ("precision", "recall", "f1", "support")]
+    assert found == pytest.approx([1.0, 0.5, 2 / 3, 2])
+    assert rows["LOC"]["precision"] == 0 and rows["LOC"]["support"] == 0
+    labels = by_class(classification_report(["a", "b", "a"], ["a", "a", "a"]).scores)
+    assert [(row["label"], row["recall"], row["support"]) for row in labels] == [("a", 1.0, 2), ("b", 0.0, 1)]
