@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jaxgpt.config import GPT, CausalLM, Chat, Classification, Classifier, Labelled, Run, Tagged, Text
+from jaxgpt.config import GPT, CausalLM, Chat, Classification, Classifier, Labelled, Mix, Run, Tagged, Text
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import ENDLESS
 from jaxgpt.data.readers import READERS, encode_split, rows_of, run_tokenizer
@@ -20,7 +20,7 @@ from jaxgpt.text.tokenizer import ByteTokenizer
 BYTES = ByteTokenizer()
 TAGS = Classifier(backbone=GPT(causal=False), labels=("O", "B-X", "I-X"))
 TEXTS = Classifier(backbone=GPT(causal=False), labels=("bad", "good"), pool="first")
-KINDS = (Text, Chat, Tagged, Labelled)
+KINDS = (Text, Chat, Tagged, Labelled, Mix)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,11 @@ def data(
     (folder / "a.tsv").write_text("text\tlabel\nfine\tgood\nawful\tbad\n")
     files = {kind: (str(folder / name),) for kind, name in ((Tagged, "a.conll"), (Labelled, "a.tsv"))}
     shared = {kind: {"train": f, "validation": f, "tokenizer": "byte"} for kind, f in files.items()}
+    text, chat = Text(path=str(corpus)), Chat(train=(str(folder / "a.jsonl"),), tokenizer="byte")
     return {
-        Text: (Text(path=str(corpus)), None),
-        Chat: (Chat(train=(str(folder / "a.jsonl"),), tokenizer="byte"), None),
+        Text: (text, None),
+        Chat: (chat, None),
+        Mix: (Mix(sources=(text, chat), weights=(2.0, 1.0)), None),
         Tagged: (Tagged(**shared[Tagged]), TAGS),
         Labelled: (Labelled(**shared[Labelled]), TEXTS),
     }
@@ -69,7 +71,7 @@ def test_the_tokenizer_of_each_kind_is_found(kind, data) -> None:
     objective = Classification() if task else CausalLM()
     run = Run(name="a", model=task or GPT(), data=config, objective=objective)
     assert run_tokenizer(run).digest == BYTES.digest
-    if kind is not Text:
+    if hasattr(config, "tokenizer"):
         with pytest.raises(UserError, match="tokenizer and init_from are empty"):
             run_tokenizer(replace(run, data=replace(config, tokenizer="")))
 
