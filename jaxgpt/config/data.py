@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,8 @@ class Mix:
         for source in self.sources:
             path = source.path if isinstance(source, Text) else source.train[0]
             own = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-") or "source"
-            found.append(own if own not in found else f"{own}-{len(found) + 1}")
+            names = itertools.chain([own], (f"{own}-{i}" for i in itertools.count(2)))
+            found.append(next(name for name in names if name not in found))
         return tuple(found)
 
 

@@ -137,6 +137,8 @@ def test_what_cannot_be_mixed_is_said(parts: dict[str, Any], words: str) -> None
 def test_names_are_those_of_the_files_and_all_differ() -> None:
     mix = Mix(sources=(Text(path="x/wiki zh"), Text(path="y/wiki zh"), Chat(train=("c/*.jsonl",))))
     assert mix.source_names == ("wiki-zh", "wiki-zh-2", "source")
+    mix = Mix(sources=tuple(Text(path=path) for path in ("x/a", "y/a-2", "z/a")))
+    assert mix.source_names == ("a", "a-2", "a-3")
 
 
 def test_sources_of_different_tokenizers_are_refused(
