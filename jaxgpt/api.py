@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -82,14 +81,16 @@ def load(
       UserError: there is no such folder, it is none of a model, or it does not fit this machine.
     """
     _set_up()
-    if trust_code:
-        os.environ[code.TRUST] = "1"
-    path = Path(folder)
-    require(path.is_dir(), f"{str(folder)!r} is no folder; give that of a run or of a Hugging Face model.")
+    with code.trusting(trust_code):
+        return _load(Path(folder), checkpoint, dtype, mesh, verify)
+
+
+def _load(path: Path, checkpoint: str | int, dtype: DType | None, mesh: Mesh, verify: bool) -> Model:
+    require(path.is_dir(), f"{str(path)!r} is no folder; give that of a run or of a Hugging Face model.")
     if _is_hugging_face(path):
         require(
             checkpoint == "best",
-            f"checkpoint is {checkpoint!r} but {folder} is a Hugging Face model, which has one; drop it.",
+            f"checkpoint is {checkpoint!r} but {path} is a Hugging Face model, which has one; drop it.",
         )
         trained = load_model(path, mesh)
     else:

@@ -139,6 +139,10 @@ def test_code_of_somebody_elses_run_is_run_only_when_asked(
     monkeypatch.setenv(code.TRUST, "1")
     assert type(load_run(run).model).__name__ == "Averager" and list(run.glob("code/*.ran"))
     monkeypatch.delenv(code.TRUST)
+    with code.trusting(True):
+        load_run(run)
+    with pytest.raises(UserError, match="--trust-code"):  # it was for that one alone
+        load_run(run)
     load_config(averager)  # the user's own file, once run, is trusted wherever it is copied
     (run / "code" / "averager.py").write_bytes(averager.read_bytes())
     assert load_run(run).model.width == 64

@@ -7,6 +7,7 @@ loaded the same file as a config before, or says so (`--trust-code`).
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -203,6 +204,20 @@ def trust(path: Path) -> None:
             write_bytes(_mark(data), str(path.resolve()).encode())
         except (OSError, UserError):  # no home that can be written: such copies need --trust-code then
             _here.add(_mark(data).name)
+
+
+@contextlib.contextmanager
+def trusting(yes: bool) -> Iterator[None]:
+    """Trust all code inside, if so asked, and no more of it afterwards."""
+    before = os.environ.get(TRUST)
+    if yes:
+        os.environ[TRUST] = "1"
+    try:
+        yield
+    finally:
+        if yes:
+            os.environ.pop(TRUST)
+            os.environ |= {} if before is None else {TRUST: before}
 
 
 def _is_trusted(data: bytes) -> bool:

@@ -177,8 +177,8 @@ class Mix:
             return self.names
         found: list[str] = []
         for source in self.sources:
-            path = source.path if isinstance(source, Text) else source.train[0]
-            own = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-") or "source"
+            name = Path(source.path).name if isinstance(source, Text) else Path(source.train[0]).stem
+            own = re.sub(r"[^\w.-]+", "-", name).strip("-") or "source"
             names = itertools.chain([own], (f"{own}-{i}" for i in itertools.count(2)))
             found.append(next(name for name in names if name not in found))
         return tuple(found)

@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 
-from jaxgpt.batch import Batch
 from jaxgpt.config.data import Data, Text
-from jaxgpt.data.loader import validation_batches
+from jaxgpt.data.loader import validation_parts
 from jaxgpt.errors import NotFinite
 from jaxgpt.models import abstract_model, init_memory
 from jaxgpt.objectives import make_objective
@@ -22,7 +21,7 @@ from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.train.step import eval_step, evaluate
+from jaxgpt.train.step import eval_step, evaluation_sums, loss_means
 
 
 def fetch_behind(running: Iterable[Any]) -> Iterator[Any]:
@@ -53,7 +52,7 @@ def validation_loss(
       data: whose validation part to use; None means the run's own.
       which: `best`, `newest` or a step.
       batch_size: rows at a time.
-      batches: how many batches; 0 means all of the data once.
+      batches: how many batches, of each source of a mixture; 0 means all of the data once.
 
     Returns:
       `loss` (nats a weighted target), `accuracy`, `targets` (their number), of text `bits_per_byte`.
@@ -68,7 +67,7 @@ def loss_of(
     run, tokenizer, mesh = trained.run, trained.tokenizer, trained.mesh
     batch_size += -batch_size % row_shards(mesh)
     chosen = data or run.data
-    rows: Iterable[Batch] = validation_batches(
+    by_source = validation_parts(
         chosen, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task
     )
     target = Target.of(mesh)
@@ -82,7 +81,15 @@ def loss_of(
     carried = isinstance(chosen, Text) and chosen.contiguous
     memory = init_memory(run.model, run.compute, target, batch_size, evaluation=True) if carried else None
     with jax.set_mesh(mesh):
-        found = evaluate(step, trained.params, itertools.islice(rows, batches or None), memory)
+        found = loss_means(  # of a mixture each source by itself, as in training
+            [
+                part
+                for rows in by_source.values()
+                for part in evaluation_sums(
+                    step, trained.params, itertools.islice(rows, batches or None), memory
+                )
+            ]
+        )
     if not math.isfinite(found["loss"]):
         raise NotFinite("the loss on validation data is")
     return found

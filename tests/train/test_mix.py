@@ -139,6 +139,7 @@ def test_names_are_those_of_the_files_and_all_differ() -> None:
     assert mix.source_names == ("wiki-zh", "wiki-zh-2", "source")
     mix = Mix(sources=tuple(Text(path=path) for path in ("x/a", "y/a-2", "z/a")))
     assert mix.source_names == ("a", "a-2", "a-3")
+    assert Mix(sources=(Text(path="d/en.v1"), Text(path="d/en.v2"))).source_names == ("en.v1", "en.v2")
 
 
 def test_sources_of_different_tokenizers_are_refused(
