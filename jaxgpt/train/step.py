@@ -146,21 +146,14 @@ def eval_step(
     return _accumulate(one, batch, None, accumulate)
 
 
-def evaluate(
+def evaluation_sums(
     step: Callable[[dict, Batch], tuple[Metrics, Any]], params: dict, batches: Iterable[Batch], memory: Any
-) -> dict[str, float]:
-    """`loss_means` of an `eval_step` over batches in turn, a recurrent model's memory carried along.
+) -> list[Metrics]:
+    """What an `eval_step` returns of each batch in turn, a recurrent model's memory carried along.
 
     Raises:
       UserError: there are no batches.
     """
-    return loss_means(evaluation_sums(step, params, batches, memory))
-
-
-def evaluation_sums(
-    step: Callable[[dict, Batch], tuple[Metrics, Any]], params: dict, batches: Iterable[Batch], memory: Any
-) -> list[Metrics]:
-    """What `eval_step` returns of each batch; see `evaluate`."""
     sums = []
     for batch in batches:
         part, memory = step(params, replace(batch, memory=memory))
