@@ -184,7 +184,8 @@ class Train:
     steps: Steps = 1000
     """Number of training steps; with epochs, it is found from them."""
     epochs: Annotated[float, Bounds(1e-6, 1e6)] | None = None
-    """Number of passes over the training data, in place of steps."""
+    """Number of passes over the training data, in place of steps; of a mixture, over the source that takes
+    longest. Rows of packed dialogues are counted in the first pass."""
     batch_size: Rows = 32
     """Batch size: rows per step over all devices and microbatches."""
     accumulate: Rows = 1
