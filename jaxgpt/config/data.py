@@ -126,8 +126,8 @@ class Mix:
     sources: tuple[Text | Chat, ...]
     """The sources; all are read with one tokenizer."""
     weights: tuple[Annotated[float, Bounds(1e-9, 1e9)], ...] = ()
-    """Share of the rows that each source gives, in any unit; one that is used up begins anew. Rows of dialogues
-    hold prompts and padding too, which are not trained. Empty means by size, see temperature."""
+    """Share of the rows that each source gives, in any unit; one that is used up begins anew. Rows of
+    dialogues hold prompts and padding too, which are not trained. Empty means by size, see temperature."""
     temperature: Annotated[float, Bounds(1e-2, 1e4)] = 1.0
     """Without weights, shares are proportional to size ** (1 / temperature): 1 keeps the sizes, more makes
     them more equal (T5, section 3.5.2)."""
