@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # and in the processes that tests start
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -28,6 +30,23 @@ def no_shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
     monkeypatch.setattr("jaxgpt.runtime.set_up", lambda: None)
     return folder
+
+
+MOST_MAPPINGS = 15_000
+"""Memory mappings of a process above which compiled programs are dropped."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Programs of earlier files are dropped before there are too many.
+
+    Each compiled program is some twenty memory mappings. Linux allows a process 65,530 of them; where
+    there are no more, XLA ends with a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
