@@ -98,8 +98,10 @@ def make_optimizer(
         weight_decay=optim.weight_decay,
         mask=tree(lambda _, about: about["role"] in DECAYED),
     )
+    faster = [about["rate"] for _, _, about in learned if about.get("rate", 1.0) != 1.0]
+    rates = scale_each(tree(lambda _, about: about.get("rate", 1.0))) if faster else optax.identity()
     if optim.name == "adamw" and len(learned) == len(flat):
-        return optax.chain(clip, adamw)
+        return optax.chain(clip, adamw, rates) if faster else optax.chain(clip, adamw)
     muon = spread_layers(
         optax.contrib.muon(
             schedule(optim, steps, optim.muon_lr),
@@ -114,7 +116,16 @@ def make_optimizer(
 
     # The third group is empty because frozen parameters are split off; older checkpoints contain it.
     parts: Any = {"muon": muon, "adamw": adamw, "frozen": optax.set_to_zero()}
-    return optax.chain(clip, optax.partition(parts, tree(group)))
+    return optax.chain(clip, optax.partition(parts, tree(group)), *([rates] if faster else []))
+
+
+def scale_each(factors: Any) -> optax.GradientTransformation:
+    """Multiply each parameter's update by its own factor (LoRA+ gives B a higher learning rate than A)."""
+
+    def update(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors)
+
+    return optax.stateless(update)
 
 
 def spread_layers(inner: optax.GradientTransformation) -> optax.GradientTransformation:

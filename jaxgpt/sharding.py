@@ -33,6 +33,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "experts": ("expert",),
     "position": (),
+    "rank": (),  # of an adapter's thin matrices
     "vector": (),  # norms and biases of size D: too small to be worth gathering
     # activations
     "batch": ROW_AXES,

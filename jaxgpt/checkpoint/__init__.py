@@ -6,6 +6,7 @@ A checkpoint has four items: `params`, which sampling loads alone; `rest`, the o
 
 from jaxgpt.checkpoint.checksum import measure
 from jaxgpt.checkpoint.damage import not_finite
-from jaxgpt.checkpoint.store import Checkpoints, SaveError, State, load_params, steps_on_disk
+from jaxgpt.checkpoint.store import Checkpoints, SaveError, State, steps_on_disk
+from jaxgpt.checkpoint.whole import load_params
 
 __all__ = ["Checkpoints", "SaveError", "State", "load_params", "measure", "not_finite", "steps_on_disk"]

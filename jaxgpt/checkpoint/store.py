@@ -22,10 +22,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxgpt.checkpoint.checksum import make_sums, measure
 from jaxgpt.checkpoint.damage import Damaged, errno_of, first_line
 from jaxgpt.checkpoint.read import read_step, trusted_score
-from jaxgpt.config import Run
+from jaxgpt.config import Compute, Run
 from jaxgpt.errors import UserError, require, system_fix
-from jaxgpt.models import abstract_params
 from jaxgpt.sharding import param_shardings
+from jaxgpt.target import Target
+from jaxgpt.tune import make_tuning
 
 log = logging.getLogger(__name__)
 
@@ -293,13 +294,13 @@ class Checkpoints:
         self.manager.reload()
 
     def load_params(self, run: Run, mesh: jax.sharding.Mesh, step: int, *, verify: bool = True) -> dict:
-        """The parameters of one step alone, laid out on the mesh.
+        """The trained parameters of one step alone, laid out on the mesh.
 
         Raises:
           Damaged: the step's files.
           UserError: they are of another structure, or not finite.
         """
-        model = abstract_params(run.model)
+        model = make_tuning(run.tune, run.model, Compute(attention="xla"), Target("cpu", "cpu")).learned
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             nnx.to_pure_dict(model),
@@ -327,10 +328,10 @@ def _forget_damaged_scores(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_params(
+def load_saved(
     folder: str | Path, run: Run, mesh: jax.sharding.Mesh, which: str = "best", *, verify: bool = True
 ) -> tuple[dict, int]:
-    """Parameters of a run, in the training form, on any mesh.
+    """What a run has trained, in the training form, on any mesh.
 
     Args:
       folder: the run's folder.

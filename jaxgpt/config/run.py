@@ -29,6 +29,7 @@ from jaxgpt.config.check import check_types, from_json
 from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
 from jaxgpt.config.gpt import GPT
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
+from jaxgpt.config.tune import Full, Tune
 from jaxgpt.errors import UserError, require, shown
 from jaxgpt.files import read_json
 
@@ -241,6 +242,9 @@ class Run:
     """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
     backbone may be left out in the same way."""
     data: Text | Chat | Tagged | Labelled | Mix = field(default_factory=lambda: Text(path="data/text"))
+    tune: Tune = field(default_factory=Full)
+    """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
+    chooses."""
     objective: CausalLM | MaskedLM | Classification = field(default_factory=CausalLM)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
@@ -268,11 +272,13 @@ class Run:
             f"name is {shown(self.name)}; a run's name is a folder's name: letters, digits, -, _ and dots, "
             f"at most {MOST_NAME} bytes, without spaces or slashes, and not beginning with -.",
         )
+        virtual = f" and tune.tokens {self.virtual}" if self.virtual else ""
         require(
-            self.length <= self.model.context,
-            f"data.length {self.length} is more than model.context {self.model.context}; lower the one or "
-            "raise the other (with init_from too, unless model.position is 'learned').",
+            self.length + self.virtual <= self.model.context,
+            f"data.length {self.length}{virtual} is more than model.context {self.model.context}; lower the "
+            "one or raise the other (with init_from too, unless model.position is 'learned').",
         )
+        self._check_tune()
         self._check_task()
         require(
             self.optim.warmup_steps <= self.train.steps or self.train.epochs is not None,
@@ -293,6 +299,20 @@ class Run:
             return GPT()
         base: Any = read_run(Path(self.init_from) / "config.json", f"init_from {self.init_from!r}").model
         return base if given is None else replace(given, backbone=getattr(base, "backbone", base))
+
+    def _check_tune(self) -> None:
+        """Refuse a method without a model to tune."""
+        if isinstance(self.tune, Full):
+            return
+        name = type(self.tune).__name__
+        require(
+            bool(self.init_from),
+            f"tune is {name} but init_from is empty; name the run whose model it tunes.",
+        )
+        require(
+            not getattr(self.model, "frozen", False),
+            f"model.frozen is True and tune is {name}, which says itself what is trained; set it to False.",
+        )
 
     def _check_task(self) -> None:
         """Refuse a model, data and objective that do not belong together."""
@@ -354,7 +374,17 @@ class Run:
     @property
     def length(self) -> int:
         """Tokens per row."""
-        return self.data.length or self.model.row
+        return self.data.length or self.row
+
+    @property
+    def row(self) -> int:
+        """Tokens per row where the data do not say."""
+        return max(2, min(self.model.row, self.model.context - self.virtual))
+
+    @property
+    def virtual(self) -> int:
+        """Positions that virtual tokens take before every document."""
+        return getattr(self.tune, "tokens", 0)
 
     @property
     def task(self) -> Classifier | None:

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +22,7 @@ from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import progress
 from jaxgpt.layers.tape import Tape, recording
-from jaxgpt.models import abstract_model
+from jaxgpt.models import abstract_model, assemble
 from jaxgpt.sample.load import Trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sharding import row_shards, spec
@@ -136,7 +135,7 @@ def _dispatch(trained: Trained, rows: Sequence[Sequence[int]], T: int, wanted: W
 def _observe(
     model: Model, compute: Compute, target: Target, wanted: Wanted, params: dict, batch: Batch
 ) -> dict[str, Any]:
-    module: Any = nnx.merge(abstract_model(model, compute, target)[0], params)
+    module: Any = assemble(abstract_model(model, compute, target)[0], params)
     if isinstance(model, Classifier):
         module = module.backbone
     inner = tuple(i for i in wanted.states if i != model.layers)

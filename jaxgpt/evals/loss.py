@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ import jax
 from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_parts
 from jaxgpt.errors import NotFinite
-from jaxgpt.models import abstract_model, init_memory
+from jaxgpt.models import abstract_model, assemble, init_memory
 from jaxgpt.objectives import make_objective
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sharding import row_shards
@@ -68,7 +67,7 @@ def loss_of(
     batch_size += -batch_size % row_shards(mesh)
     chosen = data or run.data
     by_source = validation_parts(
-        chosen, tokenizer, model_length=run.model.row, batch_size=batch_size, task=run.task
+        chosen, tokenizer, model_length=run.row, batch_size=batch_size, task=run.task
     )
     target = Target.of(mesh)
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), target)
@@ -76,7 +75,9 @@ def loss_of(
     # As in training, so that masked LM hides the same tokens; what does not divide so is taken whole.
     parts = run.train.accumulate if batch_size == run.train.batch_size else 1
     parts = 1 if batch_size // parts % row_shards(mesh) else parts
-    step = jax.jit(functools.partial(eval_step, graphdef, objective, parts))
+    step = jax.jit(
+        lambda params, batch: eval_step(lambda: assemble(graphdef, params), objective, parts, batch)
+    )
     # Rows that do not go on from batch to batch have nothing to remember.
     carried = isinstance(chosen, Text) and chosen.contiguous
     memory = init_memory(run.model, run.compute, target, batch_size, evaluation=True) if carried else None

@@ -17,7 +17,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.batch import Batch
@@ -29,7 +28,7 @@ from jaxgpt.data.readers.tagging import TaggedSentence, align, asked_token, to_b
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import progress
-from jaxgpt.models import abstract_model
+from jaxgpt.models import abstract_model, assemble
 from jaxgpt.sample.load import Trained
 from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
@@ -314,7 +313,7 @@ def probabilities(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _probabilities(model: Classifier, compute: Compute, target: Target, params: dict, batch: Batch) -> Any:
-    module: Any = nnx.merge(abstract_model(model, compute, target)[0], params)
+    module: Any = assemble(abstract_model(model, compute, target)[0], params)
     logits_BTC = module.logits(module.hidden(batch).x_BTD)
     finite_BT1 = jnp.isfinite(logits_BTC).all(-1, keepdims=True)  # -inf alone would be a probability of 0
     p_BTC = jnp.where(finite_BT1, jax.nn.softmax(logits_BTC, axis=-1), jnp.nan)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -25,7 +24,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import ONE_DEVICE, Classifier, Compute, Mesh, Model
 from jaxgpt.errors import NotFinite, require
 from jaxgpt.evals.loss import fetch_behind
-from jaxgpt.models import abstract_model
+from jaxgpt.models import abstract_model, assemble
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sample.strategies import argmax
@@ -276,7 +275,7 @@ def score(
 
     Logits are computed at those places alone, and `compute.loss_chunk` of them at a time.
     """
-    module = nnx.merge(abstract_model(model, compute, target)[0], params)
+    module = assemble(abstract_model(model, compute, target)[0], params)
     features = module.hidden(batch)
     B, T = batch.tokens_BT.shape
     at_BK = jnp.minimum(start_B[:, None] + jnp.arange(K), T - 1)

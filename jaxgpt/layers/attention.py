@@ -60,23 +60,21 @@ class Attention(nnx.Module):
         rows: RowFacts,
         layer: LayerFacts,
         cache: HeldLayer | None = None,
-        extra: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, HeldLayer | None]:
         """Attend within x, or over a cache after appending x to it at the slots `rows.start_B`.
 
         Args:
           x_BTD: features.
           rows: the tokens' positions and the attention mask.
-          layer: the layer's frequencies and window.
+          layer: the layer's frequencies, window and prefix: keys and values [P, G, K] that every query sees
+            (prefix tuning; Li and Liang 2021). They get no rotary embedding.
           cache: keys and values before x. If `rows.start_B` is None, the cache is empty: it stores those of
             x, and attention stays within x.
-          extra: more keys and values [B, P, G, K], or [1, P, G, K] for all rows, that every query sees
-            (prefix tuning; Li and Liang 2021). They get no rotary embedding.
 
         Returns:
           [B, T, D], and the cache with the new tokens (None without a cache).
         """
-        q_BTHK, k_BSGK, v_BSGK = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q_BTHK, k_BSGK, v_BSGK = (project(x_BTD, rows.adapters_B) for project in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
         if layer.frequency_K is not None:
@@ -87,10 +85,12 @@ class Attention(nnx.Module):
             cache = cache.append(k_BSGK, v_BSGK, start_B)
             if rows.start_B is not None:
                 k_BSGK, v_BSGK = cache.k_BSGK, cache.v_BSGK
-        mask, kernel = layer.seen(rows), self.kernel
-        if extra is not None:
+        mask, kernel, extra = layer.seen(rows), self.kernel, None
+        if layer.prefix is not None:
+            extra = (layer.prefix[0][None], layer.prefix[1][None])
             kernel = pick_kernel(*self.about, extra=True)
         if mask.layout == "any":
             kernel = "xla"
         scores = replace(self.scores, bias=self.bias)
-        return self.out(attend(q_BTHK, k_BSGK, v_BSGK, mask, scores, kernel, extra)), cache
+        y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, mask, scores, kernel, extra)
+        return self.out(y_BTHK, rows.adapters_B), cache

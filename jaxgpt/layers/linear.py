@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,8 @@ from jaxgpt.target import Target
 class Linear(nnx.Module):
     """`y = x . weight + bias`, contracting the last axes of x with the first axes of the weight.
 
-    A weight is an array, or a registered dataclass with one method `product(x, axes, dtype)` that contracts
-    like `contract`. Adapters and quantized weights are such kinds of weights; they replace the array among
-    the parameters.
+    A weight is an array, or one of other kinds (`Weight`): adapters and quantized weights replace the array
+    among the parameters.
 
     Args:
       key: for the initial weight, normal with standard deviation `std`.
@@ -61,13 +60,36 @@ class Linear(nnx.Module):
         bias_axes = ("vector",) if out_axes == ("embed",) else out_axes
         self.bias = nnx.Param(jnp.zeros(outputs), axes=bias_axes, role="bias") if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.weight.get_value()
-        if isinstance(weight, jax.Array):
-            y = contract(x, weight, self.contracted, self.dtype, self.target, self.precision)
-        else:
-            y = weight.product(x, self.contracted, self.dtype)
+    def __call__(self, x: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+        """The product; `ids` [B] chooses each row's adapter where the weight holds several."""
+        how = (self.contracted, self.dtype, self.target, self.precision, ids)
+        y = weighted(x, self.weight.get_value(), *how)
         return self.target.pin(y if self.bias is None else add_bias(y, self.bias[...], self.target))
+
+
+class Weight(Protocol):
+    """What may stand in an array's place as a weight: a registered dataclass (a pytree)."""
+
+    def product(
+        self, x: jax.Array, axes: int, dtype: jnp.dtype, target: Target, ids: jax.Array | None = None
+    ) -> jax.Array:
+        """`contract` with this weight; `ids` [B] are of the rows' adapters, if there are several."""
+        ...
+
+
+def weighted(
+    x: jax.Array,
+    weight: Any,
+    axes: int,
+    dtype: jnp.dtype,
+    target: Target,
+    precision: Precision | None = None,
+    ids: jax.Array | None = None,
+) -> jax.Array:
+    """The product with a weight of any kind, an array or a `Weight`."""
+    if isinstance(weight, jax.Array):
+        return contract(x, weight, axes, dtype, target, precision)
+    return weight.product(x, axes, dtype, target, ids)
 
 
 def contract(
@@ -173,13 +195,9 @@ class GroupedLinear(nnx.Module):
         self.weight = nnx.Param(weight, axes=self.axes, role="matrix", inputs=1, lead=1)
 
     def layout(self) -> Any:
-        """Shardings of the weight's arrays: an axis is split like that of [E, I, O] if it is as long."""
-
-        def one(part: jax.Array) -> P:
-            lengths = zip(spec(self.axes), part.shape, self.shape, strict=True)
-            return P(*(axis if size == whole else None for axis, size, whole in lengths))
-
-        return jax.tree.map(one, self.weight.get_value())
+        """Shardings of the weight's arrays."""
+        weight = self.weight.get_value()
+        return spec(self.axes) if isinstance(weight, jax.Array) else weight.layout(spec(self.axes))
 
     def __call__(self, x_NI: jax.Array) -> jax.Array:
         """The rows of one expert times its matrix: [N, O].
@@ -187,10 +205,7 @@ class GroupedLinear(nnx.Module):
         The weight must be that of the expert alone, [I, O]: `layers.dispatch` sorts rows into blocks of one
         expert and selects its weights.
         """
-        weight = self.weight.get_value()
-        if isinstance(weight, jax.Array):
-            return self.target.pin(contract(x_NI, weight, 1, self.dtype, self.target))
-        return self.target.pin(weight.product(x_NI, 1, self.dtype))
+        return self.target.pin(weighted(x_NI, self.weight.get_value(), 1, self.dtype, self.target))
 
 
 class Embedding(nnx.Module):
@@ -218,23 +233,9 @@ class Embedding(nnx.Module):
         weight = std * jax.random.normal(key, (rows, width), jnp.float32)
         self.weight = nnx.Param(weight, axes=axes, role=role)
 
-    def __call__(
-        self, ids: jax.Array, dtype: jnp.dtype, before: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array:
-        """The rows [..., D] of ids [...], in `dtype`.
-
-        Args:
-          ids: of tokens.
-          dtype: of the result, and of data sent between devices.
-          before: vectors [P, D] that replace the embeddings at the first P positions of every document
-            (prompt tuning; Lester et al. 2021), and each token's position in its document.
-        """
-        x = look_up(self.weight[...], ids, dtype, self.rows)
-        if before is None:
-            return x
-        vectors_PD, places = before
-        ahead = (places < len(vectors_PD))[..., None]
-        return jnp.where(ahead, look_up(vectors_PD, places, dtype, "position"), x)
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """The rows [..., D] of ids [...], in `dtype`, which is also that of data sent between devices."""
+        return look_up(self.weight[...], ids, dtype, self.rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import require
+from jaxgpt.layers.added import Bottlenecks
 
 
 @jax.tree_util.register_dataclass
@@ -91,12 +92,14 @@ class RowFacts:
       mask: the attention mask without the window, which depends on the layer.
       real_BT: which tokens are not padding; None if it is not needed.
       start_B: the cache slots of the rows' first tokens; None without a cache or with an empty one.
+      adapters_B: number of each row's adapter where weights hold several; None where they do not.
     """
 
     positions_BT: jax.Array
     mask: Mask
     real_BT: jax.Array | None = None
     start_B: jax.Array | None = None
+    adapters_B: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -107,11 +110,15 @@ class LayerFacts:
     Attributes:
       frequency_K: of the rotary embedding, on the host if it is a constant; None for none.
       key: of dropout; None for none.
+      prefix: more keys and values [P, G, K], which all tokens attend to; None for none.
+      adapter: what stands beside the layer's branches (`layers.added`); None for nothing.
       window: as in `Mask`; static, because kernels are built for one window.
     """
 
     frequency_K: jax.Array | np.ndarray | None = None
     key: jax.Array | None = None
+    prefix: tuple[jax.Array, jax.Array] | None = None
+    adapter: Bottlenecks | None = None
     window: int = field(default=0, metadata={"static": True})
 
     def seen(self, rows: RowFacts) -> Mask:

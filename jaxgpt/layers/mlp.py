@@ -65,8 +65,9 @@ class MLP(nnx.Module):
         std = 0.02 * (2 * model.layers) ** -0.5
         self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), std=std, **how)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = self.up(x_BTD)
-        if self.gate is None:
-            return self.down(self.activation(up_BTF))
-        return self.down(self.activation(self.gate(x_BTD)) * up_BTF)
+    def __call__(self, x_BTD: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+        """The features [B, T, D]; `ids` [B] are of the rows' adapters, as in `Linear`."""
+        h_BTF = self.up(x_BTD, ids)
+        gate_BTF = h_BTF if self.gate is None else self.gate(x_BTD, ids)
+        h_BTF = self.activation(h_BTF) if self.gate is None else self.activation(gate_BTF) * h_BTF
+        return self.down(h_BTF, ids)

@@ -37,7 +37,7 @@ class Norm(nnx.Module):
             jnp.zeros(width) if centered else jnp.ones(width), axes=("vector",), role="norm"
         )
         self.bias = (
-            nnx.Param(jnp.zeros(width), axes=("vector",), role="norm")
+            nnx.Param(jnp.zeros(width), axes=("vector",), role="bias")
             if bias and kind == "layernorm"
             else None
         )

@@ -66,6 +66,25 @@ def abstract_params(model: Model) -> nnx.State:
     return abstract_model(model, Compute(attention="xla"), Target("cpu", "cpu"))[1]
 
 
+def backbone(module: Any) -> Any:
+    """The module itself, or what a head over labels stands on."""
+    return getattr(module, "backbone", module)
+
+
+def assemble(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+    """The model around its parameters, in traced code.
+
+    Args:
+      graphdef: its graph.
+      params: a pure dict; weights may be of other kinds than arrays. Its entry `added`, if there is one, is
+        what a tuning method adds beside weights (`layers.added`).
+    """
+    module = nnx.merge(graphdef, {name: part for name, part in params.items() if name != "added"})
+    if "added" in params:
+        backbone(module).added = nnx.data(params["added"])
+    return module
+
+
 def init_memory(
     model: Model, compute: Compute, target: Target, rows: int, *, evaluation: bool = False
 ) -> Any:

@@ -16,8 +16,9 @@ from flax import nnx
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import GPT, Compute
+from jaxgpt.layers.added import NOTHING, Added, Bottleneck, Bottlenecks, Pair, around
 from jaxgpt.layers.attention import Attention
-from jaxgpt.layers.cache import Cache, HeldLayer, cached_layers, slots_of
+from jaxgpt.layers.cache import Cache, HeldLayer, LayerCache, cached_layers, slots_of
 from jaxgpt.layers.linear import Embedding
 from jaxgpt.layers.mask import LayerFacts, Mask, RowFacts, document_starts
 from jaxgpt.layers.mlp import MLP
@@ -28,7 +29,7 @@ from jaxgpt.layers.residual import dropout, residual
 from jaxgpt.layers.stack import run_layers, stacked
 from jaxgpt.layers.unembedding import Unembedding
 from jaxgpt.models.predictor import Predictor
-from jaxgpt.sharding import constrain
+from jaxgpt.sharding import constrain, row_shards
 from jaxgpt.target import Target
 
 
@@ -45,6 +46,7 @@ class Block(nnx.Module):
         self.mlp = (Experts if model.moe else MLP)(mlp_key, model, compute, target)
         self.mlp_out_norm = model_norm(model, target) if both else None
         self.rate, self.post, self.target = model.dropout, model.norm_at == "post", target
+        self.dtype = jnp.dtype(compute.dtype)
 
     def __call__(
         self, x_BTD: jax.Array, rows: RowFacts, layer: LayerFacts, cache: HeldLayer | None = None
@@ -58,10 +60,13 @@ class Block(nnx.Module):
         def mix(x_BTD: jax.Array) -> tuple[jax.Array, Routing | None]:
             if isinstance(self.mlp, Experts):
                 return self.mlp(x_BTD, rows.real_BT)
-            return self.mlp(x_BTD), None
+            return self.mlp(x_BTD, rows.adapters_B), None
 
-        x_BTD, new = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, keys[0])
-        x_BTD, routing = self._branch(x_BTD, mix, self.mlp_norm, self.mlp_out_norm, keys[1])
+        own = layer.adapter or Bottlenecks()
+        norms = (self.attention_norm, self.attention_out_norm)
+        x_BTD, new = self._branch(x_BTD, attend, *norms, keys[0], own.attention)
+        norms = (self.mlp_norm, self.mlp_out_norm)
+        x_BTD, routing = self._branch(x_BTD, mix, *norms, keys[1], own.mlp, own.beside)
         return constrain(x_BTD, "batch", "length", "features"), routing, new
 
     def _branch(
@@ -71,11 +76,19 @@ class Block(nnx.Module):
         norm: Norm,
         out_norm: Norm | None,
         key: jax.Array | None,
+        adapter: Bottleneck | None = None,
+        beside: Bottleneck | None = None,
     ) -> tuple[jax.Array, Any]:
-        """`x + function(norm(x))`, or `norm(x + function(x))` with norms after the sum."""
-        y_BTD, extra = function(x_BTD if self.post else norm(x_BTD))
-        y_BTD = y_BTD if out_norm is None else out_norm(y_BTD)
-        x_BTD = residual(x_BTD, dropout(y_BTD, self.rate, key), self.target)
+        """`x + function(norm(x))`, or `norm(x + function(x))` with norms after the sum.
+
+        An adapter works on the branch's output, one `beside` it on its input.
+        """
+        inner_BTD = x_BTD if self.post else norm(x_BTD)
+        y_BTD, extra = function(inner_BTD)
+        y_BTD = dropout(y_BTD if out_norm is None else out_norm(y_BTD), self.rate, key)
+        if beside is not None:
+            y_BTD = y_BTD + beside(inner_BTD, self.dtype, self.target)
+        x_BTD = residual(x_BTD, y_BTD, self.target, around(adapter, self.dtype, self.target))
         return norm(x_BTD) if self.post else x_BTD, extra
 
 
@@ -98,17 +111,16 @@ def run_blocks(
     x_BTD: jax.Array,
     batch: Batch,
     key: jax.Array | None,
+    added: Added = NOTHING,
 ) -> tuple[jax.Array, Routing | None]:
-    """Run packed rows through the layers; a key turns dropout on.
+    """Run packed rows through the layers; a key turns dropout on. Of what is added, a prompt is ignored.
 
     Returns:
       Features before the final norm, and the mean of the layers' routing statistics.
     """
-    segments_BT, frequency_LK, key_L = batch.segments_BT, None, None
+    segments_BT, key_L = batch.segments_BT, None
     mask = Mask.of_rows(segments_BT, prompts(batch) if model.prefix else None, causal=model.causal)
     rows = RowFacts(batch.positions_BT, mask, segments_BT > 0)
-    if model.position == "rope":
-        frequency_LK = jnp.asarray(np.stack([frequencies(model, i) for i in range(model.layers)]))
     if key is not None and model.dropout:
         key_L = jax.random.split(key, model.layers)
     windows = model.windows or (0,)
@@ -118,9 +130,43 @@ def run_blocks(
     ) -> tuple[jax.Array, Routing | None]:
         return block(x_BTD, rows, replace(own, window=windows[place]))[:2]
 
-    per_layer, how = LayerFacts(frequency_LK, key_L), {"period": len(windows)}
+    frequency_LK = jax.tree.map(jnp.asarray, layer_frequencies(model))
+    per_layer = LayerFacts(frequency_LK, key_L, added.prefix, added.adapters)
+    how = {"period": len(windows)}
     x_BTD, routing = run_layers(blocks, x_BTD, rows, per_layer, call, compute, target, **how)
     return x_BTD, jax.tree.map(jnp.mean, routing)
+
+
+def layer_frequencies(model: GPT) -> np.ndarray | None:
+    """Frequencies of the rotary embedding of all layers [L, K/2]; None without one."""
+    if model.position != "rope":
+        return None
+    return np.stack([frequencies(model, i) for i in range(model.layers)])
+
+
+def virtual_tokens(x_PD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Embeddings of virtual tokens and their positions, as a batch: a row for each device that has rows."""
+    copies = row_shards(jax.sharding.get_abstract_mesh())
+    x_BPD = jnp.broadcast_to(x_PD, (copies, *x_PD.shape))
+    return x_BPD, jnp.broadcast_to(jnp.arange(len(x_PD)), x_BPD.shape[:2])
+
+
+def keys_and_values(blocks: Any, model: GPT, compute: Compute, target: Target, x_BPD: jax.Array) -> Pair:
+    """Keys and values of all layers [L, P, G, K], of rows that are alike, with nothing before them."""
+    (B, P), windows = x_BPD.shape[:2], model.windows or (0,)
+    index_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
+    rows = RowFacts(index_BP, Mask.of_rows(jnp.ones_like(index_BP), causal=model.causal, one=True))
+    empty = jnp.zeros((B, P, model.groups, model.head), compute.dtype)
+
+    def call(
+        block: Block, x_BPD: jax.Array, rows: RowFacts, own: LayerFacts, place: int
+    ) -> tuple[jax.Array, Pair]:
+        x_BPD, _, held = block(x_BPD, rows, replace(own, window=windows[place]), LayerCache(empty, empty))
+        assert held is not None
+        return x_BPD, (held.k_BSGK[0], held.v_BSGK[0])
+
+    facts = LayerFacts(jax.tree.map(jnp.asarray, layer_frequencies(model)))
+    return run_layers(blocks, x_BPD, rows, facts, call, compute, target, period=len(windows))[1]
 
 
 def routed(x_BTD: jax.Array, routing: Routing | None) -> Features:
@@ -142,6 +188,9 @@ def prompts(batch: Batch) -> jax.Array:
 class Decoder(Predictor):
     """A causal language model (bidirectional if `GPT.causal` is False).
 
+    Attributes:
+      added: what a tuning method has added to it.
+
     Args:
       model: the architecture.
       compute: types, remat and kernels.
@@ -150,6 +199,8 @@ class Decoder(Predictor):
       scanned: whether layers are stacked. Decoding on a CPU uses unstacked layers (False), whose parameters
         come from `decoding_params`.
     """
+
+    added: Added = NOTHING
 
     def __init__(
         self, model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
@@ -174,8 +225,11 @@ class Decoder(Predictor):
         return Unembedding((self.head or self.embed).weight[...], cap=self.model.logit_softcap)
 
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        dtype = self.target.stream_dtype(self.compute)
-        x_BTD = self.embed(tokens_BT, dtype)
+        return self._begin(self.embed(tokens_BT, self.target.stream_dtype(self.compute)), positions_BT)
+
+    def _begin(self, x_BTD: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """The stream that enters the layers, of embeddings."""
+        dtype = x_BTD.dtype
         if self.model.embed_scale:
             x_BTD = x_BTD * jnp.asarray(self.model.width**0.5, dtype)  # rounded, as in Gemma
         if self.position is not None:
@@ -189,12 +243,36 @@ class Decoder(Predictor):
         """Final normalised features of packed rows; a key turns dropout on."""
         model = self.model
         embed_key, layers_key = (None, None) if key is None else jax.random.split(key)
+        added = self.settled()
+        batch = replace(batch, positions_BT=batch.positions_BT + added.tokens)
         x_BTD = dropout(self._embed(batch.tokens_BT, batch.positions_BT), model.dropout, embed_key)
-        x_BTD, routing = run_blocks(self.blocks, model, self.compute, self.target, x_BTD, batch, layers_key)
+        how = (self.blocks, model, self.compute, self.target)
+        x_BTD, routing = run_blocks(*how, x_BTD, batch, layers_key, added)
         return routed(self._last(x_BTD), routing)
 
+    def settled(self) -> Added:
+        """What is added, with the keys and values of a prompt in place of the prompt.
+
+        Virtual tokens see no other ones, so that their keys and values are the same for all documents, and
+        are computed once.
+        """
+        if self.added.prompt_PD is None:
+            return self.added
+        return replace(self.added, prompt_PD=None, prefix=self.keys_and_values(self.added.prompt_PD))
+
+    def keys_and_values(self, x_PD: jax.Array) -> Pair:
+        """Those of tokens with these embeddings, of all layers [L, P, G, K]."""
+        x_BPD, index_BP = virtual_tokens(x_PD.astype(self.target.stream_dtype(self.compute)))
+        parts = (self.blocks, self.model, self.compute, self.target)
+        return keys_and_values(*parts, self._begin(x_BPD, index_BP))
+
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array | None, cache: Cache, prefix_B: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        start_B: jax.Array | None,
+        cache: Cache,
+        prefix_B: jax.Array | None = None,
+        adapters_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Append tokens to every row of the cache and return their features.
 
@@ -208,11 +286,13 @@ class Decoder(Predictor):
           cache: from `init_cache`.
           prefix_B: number of first tokens of each row that see each other under `GPT.prefix`; None for later
             calls.
+          adapters_B: number of each row's adapter, where the weights hold several.
 
         Returns:
           Final features [B, T, D] and the new cache.
         """
         model, T, slots, prefix_BS = self.model, tokens_BT.shape[1], slots_of(cache), None
+        added = self.settled()
         index_BT = jnp.arange(T) + (
             jnp.zeros((len(tokens_BT), 1), jnp.int32) if start_B is None else start_B[:, None]
         )
@@ -224,10 +304,9 @@ class Decoder(Predictor):
             mask = Mask.of_rows(ones_BT, prefix_BS, one=True)
         else:
             mask = Mask(index_BT, index_1S, ones_BT, jnp.ones_like(index_1S), prefix_BS)
-        rows = RowFacts(index_BT, mask, start_B=start_B)
-        frequency_LK, windows = None, model.windows or (0,)
-        if model.position == "rope":
-            frequency_LK = np.stack([frequencies(model, i) for i in range(model.layers)])
+        places_BT, windows = index_BT + added.tokens, model.windows or (0,)
+        rows = RowFacts(places_BT, mask, start_B=start_B, adapters_B=adapters_B)
+        facts = LayerFacts(layer_frequencies(model), prefix=added.prefix, adapter=added.adapters)
 
         def call(
             block: Block, x_BTD: jax.Array, rows: RowFacts, own: LayerFacts, held: HeldLayer, place: int
@@ -235,6 +314,6 @@ class Decoder(Predictor):
             x_BTD, _, new = block(x_BTD, rows, replace(own, window=windows[place]), held)
             return x_BTD, new
 
-        x_BTD, how = self._embed(tokens_BT, index_BT), {"period": len(windows)}
-        x_BTD, cache = cached_layers(self.blocks, x_BTD, rows, LayerFacts(frequency_LK), cache, call, **how)
+        x_BTD, how = self._embed(tokens_BT, places_BT), {"period": len(windows)}
+        x_BTD, cache = cached_layers(self.blocks, x_BTD, rows, facts, cache, call, **how)
         return self._last(x_BTD), cache

@@ -21,6 +21,7 @@ from flax import nnx
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.layers.adaptive import AdaptiveSoftmax, Tables
+from jaxgpt.layers.added import NOTHING, Added, Bottleneck, Bottlenecks, around
 from jaxgpt.layers.cache import Cache, HeldLayer, cached_layers, slots_of
 from jaxgpt.layers.kernels import attend, pick_kernel
 from jaxgpt.layers.kernels.base import Scores
@@ -177,25 +178,48 @@ class Layer(nnx.Module):
         self.attention = RelativeAttention(attention_key, model, compute, target)
         self.mlp = MLP(mlp_key, model.blocks, compute, target)
         self.rate, self.post, self.target = model.dropout, model.norm_at == "post", target
+        self.dtype = jnp.dtype(compute.dtype)
 
     def __call__(
-        self, x_BTD: jax.Array, keys_BSD: jax.Array, *how: Any, key: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        keys_BSD: jax.Array,
+        *how: Any,
+        key: jax.Array | None = None,
+        adapters: Bottlenecks | None = None,
     ) -> tuple[jax.Array, HeldLayer | None]:
         """The layer's output and cache; `how` holds the other arguments of `RelativeAttention`."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys, own = (None, None) if key is None else jax.random.split(key), adapters or Bottlenecks()
         if self.post:
             y_BTD, cache = self.attention(x_BTD, keys_BSD, *how)
-            x_BTD = self.attention_norm(self._add(x_BTD, y_BTD, keys[0]))
-            x_BTD = self.mlp_norm(self._add(x_BTD, self.mlp(x_BTD), keys[1]))
+            x_BTD = self.attention_norm(self._add(x_BTD, y_BTD, keys[0], own.attention))
+            x_BTD = self.mlp_norm(self._mix(x_BTD, x_BTD, keys[1], own))
         else:
             keys_BSD = self.attention_norm(keys_BSD)
             y_BTD, cache = self.attention(keys_BSD[:, -x_BTD.shape[1] :], keys_BSD, *how)
-            x_BTD = self._add(x_BTD, y_BTD, keys[0])
-            x_BTD = self._add(x_BTD, self.mlp(self.mlp_norm(x_BTD)), keys[1])
+            x_BTD = self._add(x_BTD, y_BTD, keys[0], own.attention)
+            x_BTD = self._mix(x_BTD, self.mlp_norm(x_BTD), keys[1], own)
         return constrain(x_BTD, "batch", "length", "features"), cache
 
-    def _add(self, x_BTD: jax.Array, y_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
-        return residual(x_BTD, dropout(y_BTD, self.rate, key), self.target)
+    def _mix(
+        self, x_BTD: jax.Array, inner_BTD: jax.Array, key: jax.Array | None, own: Bottlenecks
+    ) -> jax.Array:
+        """The MLP's branch, on its input `inner_BTD`."""
+        return self._add(x_BTD, self.mlp(inner_BTD), key, own.mlp, own.beside, inner_BTD)
+
+    def _add(
+        self,
+        x_BTD: jax.Array,
+        y_BTD: jax.Array,
+        key: jax.Array | None,
+        adapter: Bottleneck | None,
+        beside: Bottleneck | None = None,
+        inner_BTD: jax.Array | None = None,
+    ) -> jax.Array:
+        y_BTD = dropout(y_BTD, self.rate, key)
+        if beside is not None and inner_BTD is not None:
+            y_BTD = y_BTD + beside(inner_BTD, self.dtype, self.target)
+        return residual(x_BTD, y_BTD, self.target, around(adapter, self.dtype, self.target))
 
 
 class Recurrent(Predictor):
@@ -204,6 +228,8 @@ class Recurrent(Predictor):
     Embeddings are multiplied by the square root of the hidden size, and the output has a bias, as in the
     released code. That code's dropout inside the MLP, on the sinusoids and on the final features is omitted.
     """
+
+    added: Added = NOTHING
 
     def __init__(
         self, model: TransformerXL, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
@@ -257,19 +283,22 @@ class Recurrent(Predictor):
             per_layer["memory"] = jnp.moveaxis(x_BLMD, 1, 0)
         if layers_key is not None and model.dropout:
             per_layer["key"] = jax.random.split(layers_key, model.layers)
+        if self.added.adapters is not None:
+            per_layer["adapters"] = self.added.adapters
         index_1S = jnp.arange(M + T)[None]
         window = (M or model.memory) if model.same_length else 0
         mask = Mask(index_1S[:, M:], index_1S, batch.segments_BT, segments_BS, window=window)
         sinusoid_ND = sinusoids(M + T, model.width, model.clamp)
 
         def call(
-            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], given: dict[str, jax.Array], _window: int
+            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], given: dict[str, Any], _window: int
         ) -> tuple[jax.Array, Any]:
             keys_BSD = x_BTD
             if memory is not None:
                 keys_BSD = jnp.concatenate([given["memory"], x_BTD], axis=1)
             kept_BMD = None if memory is None else jax.lax.stop_gradient(keys_BSD[:, T:])
-            y_BTD, _ = layer(x_BTD, keys_BSD, *rows, self.biases, key=given.get("key"))
+            own = {"key": given.get("key"), "adapters": given.get("adapters")}
+            y_BTD, _ = layer(x_BTD, keys_BSD, *rows, self.biases, **own)
             return y_BTD, kept_BMD
 
         rows, how = (mask, sinusoid_ND), (self.compute, self.target)
@@ -297,11 +326,11 @@ class Recurrent(Predictor):
         sinusoid_ND = sinusoids(min(window or slots, slots), model.width, model.clamp)
 
         def call(
-            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], _: None, held: HeldLayer, place: int
+            layer: Layer, x_BTD: jax.Array, rows: tuple[Any, ...], own: Any, held: HeldLayer, place: int
         ) -> tuple[jax.Array, HeldLayer | None]:
-            return layer(x_BTD, x_BTD, *rows, self.biases, held, start_B)
+            return layer(x_BTD, x_BTD, *rows, self.biases, held, start_B, adapters=own)
 
         x_BTD, cache = cached_layers(
-            self.blocks, self._embed(tokens_BT), (mask, sinusoid_ND), None, cache, call
+            self.blocks, self._embed(tokens_BT), (mask, sinusoid_ND), self.added.adapters, cache, call
         )
         return self._last(x_BTD), cache

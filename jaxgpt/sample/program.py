@@ -19,10 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Compute, Model
 from jaxgpt.layers.cache import Cache, TokenCache, constrain_cache, init_cache
-from jaxgpt.models import abstract_model, caches_keys, decoding_params, unstacks
+from jaxgpt.models import abstract_model, assemble, backbone, caches_keys, decoding_params, unstacks
 from jaxgpt.sample.strategies import Controls, Features, choose
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
+from jaxgpt.tune.base import flatten, unflatten
 
 CAST = ("matrix", "embedding", "position")
 """Roles of the parameters that a product or a look-up reads in the compute type."""
@@ -84,7 +85,7 @@ class Program:
 
     def merge(self, params: dict) -> Any:
         """The model around its parameters (in traced code)."""
-        return nnx.merge(decoder(self.model, self.compute, self.target)[0], params)
+        return assemble(decoder(self.model, self.compute, self.target)[0], params)
 
     def prefill(self, params: dict, rows: Rows) -> State:
         """Run all prompts at once and choose each row's first token.
@@ -218,12 +219,19 @@ def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dic
     _, abstract = decoder(model, compute, target)
     about = {path: v.get_metadata() for path, v in nnx.to_flat_state(abstract)}
 
-    def one(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
-        names = tuple(entry.key for entry in path)
-        if about[names]["role"] in CAST:
-            p = p.astype(about[names].get("read_in", compute.dtype))  # a router is read in float32
-        return constrain(p, *about[names]["axes"])
+    def one(path: tuple[Any, ...], p: Any) -> Any:
+        facts = about[path]
+        if not isinstance(p, jax.Array):
+            return p
+        if facts["role"] in CAST:
+            p = p.astype(facts.get("read_in", compute.dtype))  # a router is read in float32
+        return constrain(p, *facts["axes"])
 
+    more = {}
+    if "added" in params:
+        whole: Any = backbone(assemble(abstract_model(model, compute, target)[0], params))
+        more["added"] = whole.settled() if hasattr(whole, "settled") else whole.added
+    params = {name: part for name, part in params.items() if name != "added"}
     if unstacks(model, target):
         params = decoding_params(model, params)
-    return jax.tree_util.tree_map_with_path(one, params)
+    return unflatten({path: one(path, p) for path, p in flatten(params).items()}) | more

@@ -11,9 +11,10 @@ from jaxgpt import config
 from jaxgpt.config import CausalLM, Run
 from jaxgpt.errors import UserError, system_fix
 
-NO_VERIFY = "--no-verify"
+NO_VERIFY, SELF_CONTAINED = "--no-verify", "--self-contained"
 HELP = """Train a config, or resume it; every other option sets a field of the config. --no-verify loads
-checkpoints without comparing their checksums.
+checkpoints without comparing their checksums; --self-contained keeps a copy of the model that is tuned in
+the run's folder, not only its place (for `tune` other than Full).
 """
 
 
@@ -36,15 +37,15 @@ def train(args: list[str]) -> int:
     """Train a config, or resume it. Exit codes: 0 done, 2 a user error, 3 diverged or not saved,
     4 another process ended, 75 stopped by a signal with everything saved.
     """
-    verify = NO_VERIFY not in args
-    args = [word for word in args if word != NO_VERIFY]
+    verify, self_contained = NO_VERIFY not in args, SELF_CONTAINED in args
+    args = [word for word in args if word not in (NO_VERIFY, SELF_CONTAINED)]
     run = read_args(args, "train", HELP)
     from jaxgpt.checkpoint import SaveError
     from jaxgpt.train import loop
     from jaxgpt.train.signals import STOPPED_BY_SIGNAL
 
     try:
-        result = loop.train(run, verify=verify, source=Path(args[0]))
+        result = loop.train(run, verify=verify, source=Path(args[0]), self_contained=self_contained)
     except (loop.Diverged, SaveError) as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return 3

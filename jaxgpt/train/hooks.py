@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import Run, code, load, to_json
+from jaxgpt.checkpoint import Checkpoints, load_params
+from jaxgpt.checkpoint.whole import FILE, Base, find_base, load_base, note_base, params_digest
+from jaxgpt.config import Full, Run, code, load, load_run, to_json
 from jaxgpt.errors import require
 from jaxgpt.files import write_json
 from jaxgpt.lock import LOCK, owned
@@ -126,6 +127,33 @@ def _claim(run: Run, tokenizer: Tokenizer) -> Changes:
         write_json(path, _config(run))
     _barrier("claim_folder")  # every process comes here, whichever of them saw the folder
     return found
+
+
+def claimed_base(run: Run, mesh: jax.sharding.Mesh, *, copy: bool, verify: bool) -> dict | None:
+    """The parameters that a run tunes a part of, as they were when it began; None where it trains all.
+
+    The run's folder then refers to them by their digest.
+
+    Args:
+      run: whose folder is owned.
+      mesh: where to.
+      copy: keep a copy of them in the folder.
+      verify: compare checksums.
+    """
+    if isinstance(run.tune, Full):
+        return None
+    known = (run.folder / FILE).exists()
+    _barrier("find_base")
+    if known:
+        params, base = load_base(run.folder, mesh, verify=verify), find_base(run.folder)[1]
+    else:
+        params, step = load_params(run.init_from, load_run(run.init_from), mesh, verify=verify)
+        base: Base = {"run": run.init_from, "step": step, "digest": params_digest(params)}
+        log.info("tuning %s, step %d", run.init_from, step)
+    if jax.process_index() == 0 and (copy or not known):
+        note_base(run.folder, base, copy=copy)
+    _barrier("note_base")
+    return params
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -20,23 +20,24 @@ import numpy as np
 
 from jaxgpt.batch import Batch
 from jaxgpt.checkpoint import Checkpoints, load_params, measure, not_finite
-from jaxgpt.config import Run, load_run
+from jaxgpt.checkpoint.whole import whole_model
+from jaxgpt.config import PromptTuning, Run, load_run
 from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator, validation_parts
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
 from jaxgpt.files import Count
-from jaxgpt.models import flops_per_token, init_memory
+from jaxgpt.models import flops_per_token, init_memory, parameter_counts
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
 from jaxgpt.runtime import memory_errors, require_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
-from jaxgpt.train.hooks import Claim, Patience, claimed
+from jaxgpt.train.hooks import Claim, Patience, claimed, claimed_base
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.samples import Samples
 from jaxgpt.train.signals import Interrupted, StopSignal
-from jaxgpt.train.state import Program, State, init_state, make_program, state_bytes
+from jaxgpt.train.state import Program, State, freeze, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluation_sums, jit_eval_step, jit_train_step, loss_means
 from jaxgpt.train.trackers import chosen
 
@@ -90,7 +91,14 @@ class Result:
     reason: str
 
 
-def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path | None = None) -> Result:
+def train(
+    run: Run,
+    *,
+    progress: bool = True,
+    verify: bool = True,
+    source: Path | None = None,
+    self_contained: bool = False,
+) -> Result:
     """Train a run to its end, from where its folder stands.
 
     Args:
@@ -98,6 +106,7 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
       progress: show a progress line on standard error.
       verify: compare the checksums of what is loaded.
       source: the config file, to be kept with the run.
+      self_contained: keep a copy of the parameters that are tuned, not only their place.
 
     Raises:
       UserError: config, data, mesh, memory or folder do not fit each other, or the folder is in use.
@@ -118,7 +127,8 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
     validation = validation_parts(run.data, tokenizer, **shape)
 
     chosen(run)  # what it names is installed
-    program = make_program(run, mesh)
+    text = tokenizer.encode(run.tune.text) if isinstance(run.tune, PromptTuning) else ()
+    program = make_program(run, mesh, text=text)
     check_base(run, tokenizer)
     require_memory(state_bytes(program), "parameters, gradients and optimizer", _LESS)
     stop, step = StopSignal(), 0
@@ -127,8 +137,11 @@ def train(run: Run, *, progress: bool = True, verify: bool = True, source: Path 
             stop.clean_up = claim.withdraw
             kept = {"keep": run.train.keep, "always": branching_step(run)}
             with closing(Checkpoints(run.folder, **kept)) as checkpoints:
-                state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until)
+                base = claimed_base(run, mesh, copy=self_contained, verify=verify)
+                state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until, base)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
+                loop.base = freeze(program, whole_model(run, base)) if base else None
+                del base
                 if reason := loop.ended(step):
                     return Result(step, loop.patience.best, reason)
                 claim.begin(checkpoints, step, source)
@@ -151,9 +164,10 @@ def _start(
     data: TrainIterator,
     verify: bool,
     until: int | None,
+    base: dict | None,
 ) -> tuple[State, Memory]:
     """The state to go on from, of step `until` at the latest, and the loop's memory; the data are set to
-    where they stopped.
+    where they stopped. `base` holds the parameters of the run to start from.
     """
     restored = checkpoints.restore(program.abstract, Host, verify=verify, until=until)
     if restored:
@@ -164,13 +178,10 @@ def _start(
         if not checkpoints.has_best(until):
             memory.pop("best", None)  # it was set apart, or removed by hand: the next one is the best again
         return state, memory
-    params = None
-    if run.init_from:
-        base = load_run(run.init_from)
-        params, step = load_params(run.init_from, base, program.mesh, verify=verify)
-        if run.task and not base.task:
-            params = {"backbone": params}
+    if base is None and run.init_from:
+        base, step = load_params(run.init_from, load_run(run.init_from), program.mesh, verify=verify)
         log.info("starting from %s, step %d", run.init_from, step)
+    params = None if base is None else whole_model(run, base)
     return init_state(run, program, params), {"waited": 0, "skipped": 0}
 
 
@@ -179,7 +190,9 @@ class Loop:
 
     metrics: Metrics
     step_fn: Any
-    eval_fn: Callable[[dict, Batch], tuple[dict[str, jax.Array], Any]]
+    eval_fn: Callable[..., tuple[dict[str, jax.Array], Any]]
+    base: dict | None
+    """The frozen part of the model, where not all of it is trained."""
     memory_fn: Callable[[], Any]
 
     def __init__(
@@ -219,7 +232,8 @@ class Loop:
         step = jit_train_step(self.run, program, objective)
         times = [time.perf_counter()]
         columns = {"types": self.run.typed, "extra": self.data.extra}
-        traced = step.trace(state, Batch.abstract(train.batch_size, self.run.length, self.layout, **columns))
+        batch = Batch.abstract(train.batch_size, self.run.length, self.layout, **columns)
+        traced = step.trace(state, batch, self.base)
         times.append(time.perf_counter())
         lowered = traced.lower()
         times.append(time.perf_counter())
@@ -229,7 +243,8 @@ class Loop:
         names = ("trace_seconds", "lower_seconds", "compile_seconds")
         seconds = {n: round(b - a, 3) for n, a, b in zip(names, times, times[1:], strict=False)}
         sizes = {
-            "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+            "parameters": parameter_counts(self.run.model)["total"],
+            "trained_parameters": sum(x.size for x in jax.tree.leaves(self.program.split(state.params)[0])),
             "tokens_per_step": self.meter.tokens,
         }
         self.metrics.write(int(state.step), {"event": "compiled", **seconds, **sizes})
@@ -241,6 +256,10 @@ class Loop:
             ),
             out_shardings=self.layout,
         )
+
+    def whole(self, params: dict) -> dict:
+        """The parameters of the whole model, of those that are trained."""
+        return params if self.base is None else jax.jit(self.program.tuning.merge)(params, self.base)
 
     def require_room(self) -> None:
         """Refuse a step whose temporary arrays have no place beside the state, before it runs."""
@@ -262,7 +281,7 @@ class Loop:
             with self.meter.waiting():
                 batch = self.put(next(self.data))
             begun = time.perf_counter()
-            state, metrics = self.step_fn(state, batch)
+            state, metrics = self.step_fn(state, batch, self.base)
             step += 1
             # Where a call returns only with its result (on a CPU), the step is done by now.
             done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None
@@ -356,7 +375,7 @@ class Loop:
 
     def _sums(self, state: State, batches: Iterable[Batch]) -> list[dict[str, jax.Array]]:
         batches = map(self.put, itertools.islice(batches, self.run.train.eval_batches or None))
-        return evaluation_sums(self.eval_fn, state.params, batches, self.memory_fn())
+        return evaluation_sums(self.eval_fn, state.params, batches, self.memory_fn(), self.base)
 
     def evaluate(self, step: int, state: State) -> float:
         """The `Train.best_by` of the state: validation loss (nats per target), or share of targets missed.
@@ -377,7 +396,7 @@ class Loop:
         self.metrics.write(step, record)
         loss = means["loss"]
         if self.run.train.samples:
-            self.samples(step, state.params)
+            self.samples(step, self.whole(state.params))
         self.metrics.draw()
         self.meter.start(step)
         by_loss = run.train.best_by == "loss" or not math.isfinite(loss)

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Run
+from jaxgpt.config import Full, Run
 from jaxgpt.errors import require
 from jaxgpt.objectives import Objective
 from jaxgpt.optim import join
@@ -30,14 +29,20 @@ COUNTED = ("loss", "nll", "correct", "weight", "bytes")
 
 
 def train_step(
-    program: Program, objective: Objective, accumulate: int, seed: int, state: State, batch: Batch
+    program: Program,
+    objective: Objective,
+    accumulate: int,
+    seed: int,
+    state: State,
+    batch: Batch,
+    base: Any = None,
 ) -> tuple[State, Metrics]:
     """One update from a batch.
 
     The loss is the total over all devices and microbatches divided by the total weight: accumulation
     equals the full batch, but that experts are balanced over each microbatch for itself. An update
     whose loss or gradient norm is not finite is skipped: parameters and optimizer stay as they were,
-    and a memory is emptied.
+    and a memory is emptied. Where not all of the model is trained, `base` is the rest of it.
 
     Returns:
       The next state, and scalars: `loss` and `nll` (nats per target), `grad_norm`, `accuracy`,
@@ -49,7 +54,8 @@ def train_step(
     learned, frozen = program.split(state.params)
 
     def loss_sum(learned: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        sums = objective(nnx.merge(program.graphdef, join(learned, frozen)), part, key)
+        dropping = None if key is None else jax.random.fold_in(key, 1)
+        sums = objective(program.model(join(learned, frozen), base, dropping), part, key)
         return sums.loss, (sums.metrics | {"loss": sums.loss, "weight": sums.weight}, sums.memory)
 
     def gradients(part: Batch, key: jax.Array) -> tuple[tuple[Metrics, dict], Any]:
@@ -96,14 +102,17 @@ def jit_train_step(run: Run, program: Program, objective: Objective) -> Any:
 
 
 def jit_eval_step(run: Run, program: Program, objective: Objective) -> Any:
-    """`eval_step` as the loop runs it."""
+    """`eval_step` as the loop runs it, over what is saved and the frozen base."""
     rows = batch_sharding(program.mesh)
-    return jax.jit(
-        partial(eval_step, program.graphdef, objective, run.train.accumulate),
-        in_shardings=(program.shardings.params, rows),
-        # The memory goes in again as it came out.
-        out_shardings=(replicated(program.mesh), rows),
-    )
+
+    def step(params: dict, batch: Batch, base: Any = None) -> tuple[Metrics, Any]:
+        return eval_step(lambda: program.model(params, base), objective, run.train.accumulate, batch)
+
+    # The memory goes in again as it came out.
+    out = (replicated(program.mesh), rows)
+    if isinstance(run.tune, Full):
+        return jax.jit(step, in_shardings=(program.shardings.params, rows), out_shardings=out)
+    return jax.jit(step, out_shardings=out)
 
 
 def _accumulate(function: Any, batch: Batch, key: jax.Array | None, parts: int) -> Any:
@@ -132,31 +141,42 @@ def _accumulate(function: Any, batch: Batch, key: jax.Array | None, parts: int) 
 
 
 def eval_step(
-    graphdef: nnx.GraphDef, objective: Objective, accumulate: int, params: dict, batch: Batch
+    model: Callable[[], Any], objective: Objective, accumulate: int, batch: Batch
 ) -> tuple[Metrics, Any]:
     """Sums over one validation batch, `nll`, `weight`, `correct`, `bytes`; and the model's memory.
 
-    As training it goes through `accumulate` microbatches in turn, and so needs no more memory.
+    As training it goes through `accumulate` microbatches in turn, and so needs no more memory. `model` makes
+    the model anew for each.
     """
 
     def one(part: Batch, _: None) -> tuple[Metrics, Any]:
-        sums = objective(nnx.merge(graphdef, params), part, None)
+        sums = objective(model(), part, None)
         return sums.metrics | {"weight": sums.weight}, sums.memory
 
     return _accumulate(one, batch, None, accumulate)
 
 
 def evaluation_sums(
-    step: Callable[[dict, Batch], tuple[Metrics, Any]], params: dict, batches: Iterable[Batch], memory: Any
+    step: Callable[..., tuple[Metrics, Any]],
+    params: dict,
+    batches: Iterable[Batch],
+    memory: Any,
+    base: Any = None,
 ) -> list[Metrics]:
     """What an `eval_step` returns of each batch in turn, a recurrent model's memory carried along.
+
+    Args:
+      step: called as (params, batch, base), or without a base.
+      params, base: what is trained, and the rest.
+      batches: of one source.
+      memory: empty.
 
     Raises:
       UserError: there are no batches.
     """
     sums = []
     for batch in batches:
-        part, memory = step(params, replace(batch, memory=memory))
+        part, memory = step(params, replace(batch, memory=memory), *([] if base is None else [base]))
         sums.append(part)
     require(bool(sums), "the validation data hold no batch; add data.")
     return sums

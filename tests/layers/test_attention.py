@@ -90,24 +90,24 @@ def test_an_empty_cache_is_filled_and_not_read() -> None:
 def test_extra_keys_count_in_a_cache_too_and_their_absence_changes_nothing() -> None:
     """A query in a cache sees them like the last query of whole rows."""
     layer, x_BTD, ones_BT = build(MODEL), normal(1, B, T, 12), jnp.ones((B, T), jnp.int32)
-    extra = (normal(2, 1, 3, 2, 6), normal(3, 1, 3, 2, 6))
+    prefix = (normal(2, 3, 2, 6), normal(3, 3, 2, 6))
     index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
 
     @jax.jit
-    def run(x: jax.Array, rows: RowFacts, *more: Any) -> Any:
-        return layer(x, rows, LayerFacts(), *more)
+    def run(x: jax.Array, rows: RowFacts, cache: Any = None, prefix: Any = None) -> Any:
+        return layer(x, rows, LayerFacts(prefix=prefix), cache)
 
     rows = RowFacts(index_BT, Mask.of_rows(ones_BT, one=True))
     blank = LayerCache(*(jnp.zeros((B, T, 2, 6)) for _ in range(2)))
-    (whole, cache), (without, _) = run(x_BTD, rows, blank, extra), run(x_BTD, rows)
+    (whole, cache), (without, _) = run(x_BTD, rows, blank, prefix), run(x_BTD, rows)
     assert np.abs(whole - without).max() > 0.1
     mask = Mask(index_BT[:, -1:], index_BT, ones_BT[:, :1], ones_BT)
     last = RowFacts(index_BT[:, -1:], mask, start_B=index_BT[:, -1])
-    y_B1D, _ = run(x_BTD[:, -1:], last, cache, extra)
+    y_B1D, _ = run(x_BTD[:, -1:], last, cache, prefix)
     np.testing.assert_allclose(y_B1D[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
 
-    def products(*more: Any) -> int:
-        lowered = jax.jit(lambda x: layer(x, rows, LayerFacts(), *more)[0]).lower(x_BTD)
+    def products(prefix: Any = None) -> int:
+        lowered = jax.jit(lambda x: layer(x, rows, LayerFacts(prefix=prefix))[0]).lower(x_BTD)
         return lowered.as_text().count("dot_general")
 
-    assert products() == products(None, None) == products(None, extra) - 2
+    assert products() == products(prefix) - 2

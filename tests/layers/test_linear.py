@@ -153,25 +153,6 @@ def test_barriers_change_no_value() -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.jit(HERE.pin)(tree), tree)
 
 
-def test_rows_before_a_document_replace_those_of_its_first_ids() -> None:
-    """For prompt tuning: the first P positions of every document; their gradients reach the vectors."""
-    table = Embedding(jax.random.key(0), 6, 4, std=1.0)
-    ids, places = jnp.asarray([[0, 3, 3, 1, 2]]), jnp.asarray([[0, 1, 2, 0, 1]])  # two documents
-    vectors_PD = normal(1, 2, 4)
-    found = table(ids, SINGLE, (vectors_PD, places))
-    expected = np.asarray(table(ids, SINGLE)).copy()
-    expected[0, [0, 1, 3, 4]] = np.asarray(vectors_PD)[[0, 1, 0, 1]]
-    np.testing.assert_array_equal(found, expected)
-    graphdef, state = nnx.split(table)
-
-    def total(params: dict, vectors_PD: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params)(ids, SINGLE, (vectors_PD, places)).sum()
-
-    dtable, dvectors = jax.grad(total, (0, 1))(nnx.to_pure_dict(state), vectors_PD)
-    np.testing.assert_array_equal(dvectors, np.full((2, 4), 2))
-    np.testing.assert_array_equal(np.flatnonzero(np.asarray(dtable["weight"]).any(1)), [3])
-
-
 @pytest.mark.parametrize("sizes", [ONE, ONE | {"tensor": 2}, MIXED], ids=["one", "tensor=2", "mixed"])
 def test_a_sharded_table_is_looked_up_where_its_rows_are(sizes: dict[str, int]) -> None:
     """Values and gradients on every mesh, including ids beyond the table.

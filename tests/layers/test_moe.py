@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from tiny import FLOAT32, GPT2, HERE, ONE, assert_close, make_run, mesh, model_of, steps, text_batches
 
 from jaxgpt.config import GPT, Compute, MoE, Train
@@ -255,9 +256,12 @@ class LowRank:
     down: jax.Array
     up: jax.Array
 
-    def product(self, x: jax.Array, axes: int, dtype: jnp.dtype) -> jax.Array:
+    def product(self, x: jax.Array, axes: int, dtype: jnp.dtype, target: Target, ids: Any) -> jax.Array:
         through = contract(contract(x, self.down, axes, dtype, HERE), self.up, 1, dtype, HERE)
         return contract(x, self.whole, axes, dtype, HERE) + through
+
+    def layout(self, split: P) -> Any:
+        return LowRank(split, P(*split[:2], None), P(split[0], None, split[2]))
 
 
 def test_a_weight_of_another_kind_takes_the_place_of_an_array() -> None:

@@ -64,10 +64,10 @@ def test_numbers_are_fetched_after_the_next_step_was_dispatched(corpus, tmp_path
         compile_step(self, state, token_bytes_V)
         step_fn = self.step_fn
 
-        def dispatch(state: Any, batch: Any) -> Any:
+        def dispatch(state: Any, batch: Any, base: Any) -> Any:
             step = sum(event.startswith("dispatch") for event in events) + 1
             events.append(f"dispatch {step}")
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, batch, base)
             return state, {name: Number(step, value, events) for name, value in metrics.items()}
 
         self.step_fn = dispatch
@@ -164,8 +164,8 @@ def test_parameters_that_are_nan_end_the_run_with_code_3_and_are_never_saved(
         compile_step(self, state, objective)
         step_fn = self.step_fn
 
-        def step(state: Any, batch: Any) -> Any:
-            state, metrics = step_fn(state, batch)
+        def step(state: Any, batch: Any, base: Any) -> Any:
+            state, metrics = step_fn(state, batch, base)
             if int(state.step) == 7:
                 leaves, shape = jax.tree.flatten(state.params)
                 leaves[0] = leaves[0].at[(0,) * leaves[0].ndim].set(float("nan"))

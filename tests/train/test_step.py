@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import (
     FLOAT32,
     GPT2,
@@ -239,6 +240,13 @@ def test_evaluation_in_microbatches_has_the_sums_of_the_whole_batch() -> None:
     graphdef, _ = abstract_model(GPT2, FLOAT32, HERE)
     objective, batch = make_objective(CausalLM(), VOCABULARY), next(iter(text_batches(1, 8)))
     params = sharp_params(GPT2)
-    whole, parts = (jax.jit(partial(eval_step, graphdef, objective, n))(params, batch)[0] for n in (1, 4))
+
+    def sums(n: int) -> dict[str, jax.Array]:
+        step = jax.jit(
+            lambda params, batch: eval_step(lambda: nnx.merge(graphdef, params), objective, n, batch)
+        )
+        return step(params, batch)[0]
+
+    whole, parts = sums(1), sums(4)
     for name, total in whole.items():
         np.testing.assert_allclose(parts[name], total, rtol=1e-5, err_msg=name)
