@@ -6,8 +6,9 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.check import changed_fields, from_json, to_json
-from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Prompts, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
+from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
 from jaxgpt.config.models import Bert, Classifier, Model, TransformerXL
 from jaxgpt.config.run import (
@@ -36,6 +37,7 @@ from jaxgpt.config.tune import (
 
 __all__ = [
     "GPT",
+    "GRPO",
     "IA3",
     "ONE_DEVICE",
     "ROW_AXES",
@@ -61,6 +63,7 @@ __all__ = [
     "Optim",
     "PrefixTuning",
     "PromptTuning",
+    "Prompts",
     "RopeScaling",
     "Run",
     "Tagged",

@@ -84,7 +84,7 @@ def _with_code(value: Any, where: str, folder: Path | None) -> Any:
         return value
     parts = {k: _with_code(part, f"{where}.{k}" if where else k, folder) for k, part in value.items()}
     if not code.is_reference(parts.get("kind")):
-        return parts
+        return code.with_references(parts, lambda name: code.placed(name, folder))
     kind = code.class_of(parts.pop("kind"), folder, f"{where}.kind")
     return _parse_dataclass(kind, parts, where)
 

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ FOLDER = "code"
 TRUST = "JAXGPT_TRUST_CODE"
 """Environment variable that `--trust-code` sets, for this process and those that it starts."""
 _REFERENCE = re.compile(r"(?P<file>[^\0]*\.py):(?P<name>[^\W\d]\w*)")
+FIELDS = ("kind", "rewards")
+"""Fields whose texts may be such names: of a part's class, and of functions."""
 _EXPERIMENT = ("config", "sweep")
 """Functions of a file that are no part of what a run computes: their values are in its config."""
 
@@ -53,7 +55,7 @@ def _is_outside(kind: Any) -> bool:
     return inspect.isclass(kind) and kind.__module__.partition(".")[0] != "jaxgpt"
 
 
-def _file_of(kind: type) -> Path | None:
+def _file_of(kind: Any) -> Path | None:
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return Path(file).resolve() if file and file.endswith(".py") else None
 
@@ -74,8 +76,72 @@ def class_of(reference: str, folder: Path | None, where: str) -> type:
     Raises:
       UserError: there is no such file or class, it is no config class, or its code is not trusted.
     """
+    path, name, module = _module_of(placed(reference, folder), where)
+    kind = getattr(module, name, None)
+    kinds = [n for n, k in vars(module).items() if _is_outside(k) and dataclasses.is_dataclass(k)]
+    require(
+        name in kinds,
+        f"{where} is {shown(reference)} but {path} defines no such config class{nearest(name, kinds)}",
+    )
+    assert isinstance(kind, type)
+    return kind
+
+
+def function_of(reference: str, where: str) -> Callable[..., Any]:
+    """The function that `FILE.py:NAME` means.
+
+    Raises:
+      UserError: as `class_of`.
+    """
+    if reference in _given:
+        return _given[reference]
+    path, name, module = _module_of(reference, where)
+    found = getattr(module, name, None)
+    names = [n for n, f in vars(module).items() if inspect.isfunction(f) and n not in _EXPERIMENT]
+    require(
+        callable(found), f"{where} is {shown(reference)} but {path} has no such function{nearest(name, names)}"
+    )
+    return found
+
+
+def references(names: Any, where: str) -> Any:
+    """Names of functions, or functions themselves, as `FILE.py:NAME` with whole paths; others as they are.
+
+    Raises:
+      UserError: a function that is not at the top of a file.
+    """
+    return tuple(_reference(name, where) for name in names) if isinstance(names, list | tuple) else names
+
+
+def _reference(name: Any, where: str) -> Any:
+    if is_reference(name):
+        file, _, own = name.rpartition(":")
+        return f"{Path(file).expanduser().resolve()}:{own}"
+    if not callable(name):
+        return name
+    own, path = getattr(name, "__qualname__", ""), _file_of(name)
+    require(
+        path is not None and own.isidentifier(),
+        f"{where} has {shown(name)}, which cannot be stored with a run; define it at the top of a .py file.",
+    )
+    _given[f"{path}:{own}"] = name
+    return f"{path}:{own}"
+
+
+_given: dict[str, Callable[..., Any]] = {}
+"""Functions that this process has handed over as such, by their names; their file has run here."""
+
+
+def placed(reference: str, folder: Path | None) -> str:
+    """A reference whose FILE, if no whole path, is in `folder`."""
     file, _, name = reference.rpartition(":")
-    path = Path(file) if folder is None or Path(file).is_absolute() else folder / Path(file).name
+    return reference if folder is None or Path(file).is_absolute() else f"{folder / Path(file).name}:{name}"
+
+
+def _module_of(reference: str, where: str) -> tuple[Path, str, types.ModuleType]:
+    """The file of a reference, the name in it, and its module, run if it is trusted."""
+    file, _, name = reference.rpartition(":")
+    path = Path(file)
     require(
         path.is_file(),
         f"{where} is {shown(reference)} but {path} does not exist; keep a run's folder {FOLDER!r} beside its "
@@ -88,15 +154,7 @@ def class_of(reference: str, folder: Path | None, where: str) -> type:
         "not run before; read it, then add --trust-code (in Python, trust_code=True).",
     )
     with library_errors(f"{path} cannot be loaded", "restore it"):
-        module = _loaded(path.resolve(), data)
-    kind = getattr(module, name, None)
-    kinds = [n for n, k in vars(module).items() if _is_outside(k) and dataclasses.is_dataclass(k)]
-    require(
-        name in kinds,
-        f"{where} is {shown(reference)} but {path} defines no such config class{nearest(name, kinds)}",
-    )
-    assert isinstance(kind, type)
-    return kind
+        return path, name, _loaded(path.resolve(), data)
 
 
 @functools.cache  # so that two loads of one run have equal configs, and share compiled programs
@@ -125,10 +183,17 @@ def portable(value: Any) -> Any:
         return [portable(part) for part in value]
     if not isinstance(value, dict):
         return value
-    parts = {name: portable(part) for name, part in value.items()}
-    if is_reference(parts.get("kind")):
-        parts["kind"] = Path(parts["kind"]).name
-    return parts
+    return with_references({name: portable(part) for name, part in value.items()}, lambda name: Path(name).name)
+
+
+def with_references(value: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A part's JSON with the names in its `FIELDS` changed."""
+
+    def one(name: Any) -> Any:
+        return change(name) if is_reference(name) else name
+
+    own = {name: value[name] for name in FIELDS if name in value}
+    return value | {n: [*map(one, part)] if isinstance(part, list) else one(part) for n, part in own.items()}
 
 
 def save(run: Any, folder: Path) -> None:
@@ -174,13 +239,24 @@ def _is_docstring(part: ast.stmt) -> bool:
 
 def _files(run: Any) -> list[Path]:
     found: dict[str, Path] = {}
-    for kind in _kinds(run):
-        path = _file_of(kind)
-        if path is None or not _is_outside(kind):
-            continue
+    kinds = [path for kind in _kinds(run) if _is_outside(kind) and (path := _file_of(kind)) is not None]
+    for path in [*kinds, *_named(run)]:
         other = found.setdefault(path.name, path)
         require(other == path, f"{other} and {path} are both used and have one name; rename one of them.")
     return list(found.values())
+
+
+def _named(run: Any) -> list[Path]:
+    """The files of the functions that a config names."""
+    names = [name for field in FIELDS for name in getattr(getattr(run, "objective", None), field, ())]
+    return [Path(name.rpartition(":")[0]) for name in names if is_reference(name)]
+
+
+def trust_named(run: Any, but: Any = None) -> None:
+    """Trust the functions that a user's own config or command line names, but those that `but` did."""
+    for path in set(_named(run)) - set(_named(but)):
+        if path.is_file():
+            trust(path)
 
 
 def _kinds(value: Any) -> Iterator[type]:

@@ -74,6 +74,40 @@ class Chat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What GRPO lets the model answer: files of records (JSON, JSONL, CSV, TSV, Parquet), each a prompt and
+    whatever its reward needs to judge an answer.
+    """
+
+    train: tuple[str, ...]
+    """Files, folders or globs."""
+    validation: tuple[str, ...] = ()
+    """As train; when empty, validation_fraction of the training prompts is held out."""
+    validation_fraction: Part = 0.05
+    """Share of the prompts held out where validation names no files."""
+    tokenizer: str = ""
+    """A tokenizer folder; unspecified means that of the run named by init_from."""
+    length: Length | None = None
+    """Tokens of a prompt and its completion; None means model.context. Longer prompts are left out, and
+    counted."""
+    prompt: str = ""
+    """Field of the prompt, a text or turns (a path such as `a.b[0].c` reaches into objects and lists), where
+    it is not one of the usual names. Of turns that end with an answer, that answer is what is asked for."""
+    where: str = ""
+    """Read only the records with this in a field: FIELD=VALUE."""
+    template: Literal["auto", "none"] = "auto"
+    """How a prompt is written: `auto` with the tokenizer's chat template, `none` as plain text."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        require(len(self.train) > 0, "data.train is empty; name at least one file.")
+        require(
+            not self.where or bool(self.where.partition("=")[0] and self.where.partition("=")[1]),
+            f"data.where is {self.where!r}; write it as FIELD=VALUE, or leave it empty.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Files:
     train: tuple[str, ...]
     """Files, folders or globs."""
@@ -184,4 +218,4 @@ class Mix:
         return tuple(found)
 
 
-Data = Text | Chat | Tagged | Labelled | Mix
+Data = Text | Chat | Prompts | Tagged | Labelled | Mix

@@ -18,16 +18,17 @@ from typing import Any, cast
 
 from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
-from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Prompts, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
+from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train, read_run
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
 
 KINDS = (
-    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Tagged, Labelled, Mix),
-    *(CausalLM, MaskedLM, Classification, Compute, Optim, Mesh, Train, Run),
+    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Prompts, Tagged, Labelled, Mix),
+    *(CausalLM, MaskedLM, Classification, GRPO, Compute, Optim, Mesh, Train, Run),
 )
 """What a config file can build."""
 MOST_RUNS = 10_000
@@ -46,7 +47,9 @@ def load(path: str | Path) -> Run:
     if path.suffix == ".json":
         return read_run(path, repr(str(path)))
     require(path.suffix == ".py", f"config {str(path)!r} must end in .py or .json.")
-    return _checked(_call(path, "config", "Run"), f"{path}: config() returned")
+    run = _checked(_call(path, "config", "Run"), f"{path}: config() returned")
+    code.trust_named(run)
+    return run
 
 
 def _existing(path: str | Path) -> Path:
@@ -104,6 +107,7 @@ def load_sweep(path: str | Path) -> dict[str, Run]:
         name, run = pair
         require(name not in runs, f"{path}: sweep() yields the name {name!r} twice; names differ.")
         runs[name] = _checked(run, f"{path}: sweep() yields for {name!r}")
+        code.trust_named(run)
     require(bool(runs), f"{path}: sweep() yields nothing; yield at least one (name, Run) pair.")
     return runs
 
@@ -175,7 +179,9 @@ def override(
     kind = tyro.conf.AvoidSubcommands[tyro.conf.FlagConversionOff[Run]]
     if {"-h", "--help"} & set(args):
         description = f"{description or inspect.getdoc(Run)}\n\n{CONFIG}\n\n{kinds_of(run)}"
-    return parse_args(kind, args, prog, default=run, description=description)
+    made = parse_args(kind, args, prog, default=run, description=description)
+    code.trust_named(made, run)
+    return made
 
 
 def _started_from(run: Run, args: list[str]) -> Run:

@@ -26,8 +26,9 @@ from jaxgpt.config.bounds import (
     Weight,
 )
 from jaxgpt.config.check import check_types, from_json
-from jaxgpt.config.data import Chat, Labelled, Mix, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Prompts, Tagged, Text
 from jaxgpt.config.gpt import GPT
+from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
 from jaxgpt.config.tune import Full, Tune
 from jaxgpt.errors import UserError, require, shown
@@ -92,7 +93,7 @@ class Classification:
     """Cross-entropy of labels: of words on Tagged data, of texts on Labelled data."""
 
 
-Objective = CausalLM | MaskedLM | Classification
+Objective = CausalLM | MaskedLM | Classification | GRPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,8 @@ class Train:
     keep: Steps = 2
     """Number of newest checkpoints to keep, besides the best."""
     best_by: Literal["loss", "error"] = "loss"
-    """What makes a checkpoint the best: the lowest validation loss, or error rate (suits labels)."""
+    """What makes a checkpoint the best: the lowest validation loss, or error rate (suits labels); of GRPO it is
+    the highest mean reward whatever this says."""
     best_holds: Literal["all", "params"] = "all"
     """What the best checkpoint holds: the whole state, or only the parameters (a third of the size)."""
     patience: StepsOr0 = 0
@@ -241,11 +243,11 @@ class Run:
     model: GPT | Bert | TransformerXL | Classifier | Architecture = _INHERITED
     """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
     backbone may be left out in the same way."""
-    data: Text | Chat | Tagged | Labelled | Mix = field(default_factory=lambda: Text(path="data/text"))
+    data: Text | Chat | Prompts | Tagged | Labelled | Mix = field(default_factory=lambda: Text(path="data/text"))
     tune: Tune = field(default_factory=Full)
     """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
     chooses."""
-    objective: CausalLM | MaskedLM | Classification = field(default_factory=CausalLM)
+    objective: CausalLM | MaskedLM | Classification | GRPO = field(default_factory=CausalLM)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
@@ -336,6 +338,7 @@ class Run:
                 f"{name} is {type(part).__name__} but model is {type(model).__name__}, which has no labels; "
                 "set model=Classifier(backbone=..., labels=(...)).",
             )
+        self._check_rewarded()
         if isinstance(objective, MaskedLM):
             require(
                 not model.causal,
@@ -371,6 +374,42 @@ class Run:
             "with a template.",
         )
 
+    def _check_rewarded(self) -> None:
+        """Refuse prompts without rewards, rewards without prompts, and models that rollouts do not suit."""
+        data, objective, model = self.data, self.objective, self.model
+        require(
+            isinstance(data, Prompts) == isinstance(objective, GRPO),
+            f"objective is {type(objective).__name__}() and data {type(data).__name__}(...); GRPO learns from "
+            "Prompts, and nothing else does: set both.",
+        )
+        if not isinstance(objective, GRPO):
+            return
+        require(
+            not isinstance(model, TransformerXL),
+            "objective is GRPO() but model is TransformerXL; use GPT(...) or an Architecture of your own.",
+        )
+        rate = max(getattr(part, "dropout", 0.0) for part in (model, self.tune))
+        require(
+            rate == 0,
+            f"dropout is {rate} but GRPO compares probabilities of the same model, sampling and training; set "
+            "model.dropout (and tune.dropout) to 0.",
+        )
+        require(
+            self.train.batch_size % objective.group == 0,
+            f"train.batch_size {self.train.batch_size} is not divisible by objective.group {objective.group}; "
+            "a step holds whole groups of completions.",
+        )
+        require(
+            objective.kl is None or bool(self.init_from),
+            f"objective.kl is {objective.kl} but init_from is empty; name the run to stay close to, or set it "
+            "to None.",
+        )
+        require(
+            objective.max_new_tokens < self.length,
+            f"objective.max_new_tokens {objective.max_new_tokens} leaves no room for a prompt in data.length "
+            f"{self.length}; lower it or lengthen the rows.",
+        )
+
     @property
     def length(self) -> int:
         """Tokens per row."""
@@ -394,10 +433,10 @@ class Run:
     @property
     def templated(self) -> bool:
         """Whether it reads dialogues by a chat template, so that its model answers turns."""
-        return any(isinstance(source, Chat) and source.template != "none" for source in self.sources)
+        return any(isinstance(source, Chat | Prompts) and source.template != "none" for source in self.sources)
 
     @property
-    def sources(self) -> tuple[Text | Chat | Tagged | Labelled, ...]:
+    def sources(self) -> tuple[Text | Chat | Prompts | Tagged | Labelled, ...]:
         """What is mixed, or the one source of the data."""
         return self.data.sources if isinstance(self.data, Mix) else (self.data,)
 

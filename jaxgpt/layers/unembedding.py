@@ -21,9 +21,38 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.config import ROW_AXES
 from jaxgpt.layers.linear import softcap, unembed
+from jaxgpt.layers.truncation import upper_set
 from jaxgpt.sharding import row_shards
 
 H = TypeVar("H", bound="Head")
+
+
+class Drawn(NamedTuple):
+    """How tokens were drawn from a model's distribution, as the sampler does (static).
+
+    Attributes:
+      temperature: divides the logits.
+      vocab: ids from here on are never drawn.
+    """
+
+    temperature: float
+    vocab: int
+
+    def logits(self, logits_BTV: jax.Array, targets_BT: jax.Array, kept_BT: jax.Array | None) -> jax.Array:
+        """Those of the distribution drawn from: -inf where a token cannot be.
+
+        Truncation keeps the `kept_BT` most likely tokens, and always the target. So the set is that of the
+        sampler, and a token at its border that rounding exchanges for its neighbour changes nothing much.
+        """
+        scores_BTV, V = logits_BTV / self.temperature, logits_BTV.shape[-1]
+        if self.vocab < V:
+            scores_BTV = jnp.where(jnp.arange(V) < self.vocab, scores_BTV, -jnp.inf)
+        if kept_BT is None:
+            return scores_BTV
+        flat_NV = scores_BTV.reshape(-1, V)
+        keep_NV = upper_set(flat_NV, jnp.ones_like(flat_NV), kept_BT.reshape(-1).astype(jnp.float32))
+        is_target_BTV = jnp.arange(V) == targets_BT[..., None]
+        return jnp.where(keep_NV.reshape(logits_BTV.shape) | is_target_BTV, scores_BTV, -jnp.inf)
 
 
 class Scores(NamedTuple):
@@ -33,11 +62,13 @@ class Scores(NamedTuple):
       logprob_BT: log-probability of each target.
       log_z_BT: log-partition of the logits.
       correct_BT: whether the target was the top-1 prediction.
+      entropy_BT: of the distribution in nats, where tokens were drawn from it; else None.
     """
 
     logprob_BT: jax.Array
     log_z_BT: jax.Array
     correct_BT: jax.Array
+    entropy_BT: jax.Array | None = None
 
 
 class Losses(NamedTuple):
@@ -62,8 +93,21 @@ class Head:
         """Float32 logits [..., V] of features [..., D]."""
         raise NotImplementedError
 
-    def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
-        """Scores of a few targets, with all their logits at once, and the backward function."""
+    def score(
+        self,
+        x_BTD: jax.Array,
+        targets_BT: jax.Array,
+        drawn: Drawn | None = None,
+        kept_BT: jax.Array | None = None,
+    ) -> tuple[Scores, Pull]:
+        """Scores of a few targets, with all their logits at once, and the backward function.
+
+        Args:
+          x_BTD: features.
+          targets_BT: ids.
+          drawn: of what distribution, if not of the model's own.
+          kept_BT: with `drawn`, how many tokens truncation kept at each place; None where there was none.
+        """
         raise NotImplementedError
 
     def losses(
@@ -96,18 +140,31 @@ class Unembedding(Head):
         logits = unembed(x, self.weight)
         return softcap(logits if self.bias is None else logits + self.bias, self.cap)
 
-    def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
+    def score(
+        self,
+        x_BTD: jax.Array,
+        targets_BT: jax.Array,
+        drawn: Drawn | None = None,
+        kept_BT: jax.Array | None = None,
+    ) -> tuple[Scores, Pull]:
         logits_BTV, w_VD = self(x_BTD), self.weight.astype(x_BTD.dtype)
-        top_BT = logits_BTV.max(-1)
-        unnormalised_BTV = jnp.exp(logits_BTV - top_BT[..., None])
+        scores_BTV = logits_BTV if drawn is None else drawn.logits(logits_BTV, targets_BT, kept_BT)
+        top_BT = scores_BTV.max(-1)
+        unnormalised_BTV = jnp.exp(scores_BTV - top_BT[..., None])
         total_BT = unnormalised_BTV.sum(-1)
         log_z_BT = top_BT + jnp.log(total_BT)
-        hit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        hit_BT = jnp.take_along_axis(scores_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        entropy_BT = None
+        if drawn is not None:
+            below_BTV = jnp.where(unnormalised_BTV > 0, scores_BTV - top_BT[..., None], 0)
+            entropy_BT = jnp.log(total_BT) - jnp.sum(unnormalised_BTV * below_BTV, -1) / total_BT
 
         def pull(dlogprob_BT: jax.Array, dlog_z_BT: jax.Array) -> tuple[Unembedding, jax.Array]:
             share_BT = (dlog_z_BT - dlogprob_BT) / total_BT
             is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
             dlogits_BTV = unnormalised_BTV * share_BT[..., None] + dlogprob_BT[..., None] * is_target_BTV
+            if drawn is not None:
+                dlogits_BTV /= drawn.temperature
             if self.cap is not None:
                 dlogits_BTV *= 1 - jnp.square(logits_BTV / self.cap)
             db_V = None if self.bias is None else jnp.sum(dlogits_BTV, (0, 1))
@@ -116,7 +173,7 @@ class Unembedding(Head):
             dw_VD = jax.lax.dot_general(dlogits_BTV, x_BTD, dims, preferred_element_type=jnp.float32)
             return Unembedding(dw_VD, db_V, self.cap), dlogits_BTV @ w_VD
 
-        return Scores(hit_BT - log_z_BT, log_z_BT, hit_BT >= top_BT), pull
+        return Scores(hit_BT - log_z_BT, log_z_BT, hit_BT >= top_BT, entropy_BT), pull
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -192,13 +249,62 @@ def _logprobs_back(chunk, saved, dlogprob_BT):  # noqa: ANN001, ANN202
 target_logprobs.defvjp(_logprobs, _logprobs_back)
 
 
-def sweep(head: Head, x_BTD: jax.Array, targets_BT: jax.Array, chunk: int) -> Scores:
-    """Scores of all targets, `chunk` tokens per device at a time."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def drawn_logprobs(
+    head: Head,
+    x_BTD: Float[Array, "B T D"],
+    targets_BT: Int[Array, "B T"],
+    kept_BT: Int[Array, "B T"] | None,
+    drawn: Drawn,
+    chunk: int,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Like `target_logprobs`, of the distribution that the sampler draws from; and its entropy in nats.
 
-    def one(head: Head, x_BTD: jax.Array, targets_BT: jax.Array) -> Scores:
-        return head.score(x_BTD, targets_BT)[0]
+    The entropy gets no gradient, nor does the set that truncation keeps.
+    """
+    return _drawn(head, x_BTD, targets_BT, kept_BT, drawn, chunk)[0]
 
-    return _over_rows(one, chunk, head, x_BTD, targets_BT, back=False)
+
+def _drawn(head, x_BTD, targets_BT, kept_BT, drawn, chunk):  # noqa: ANN001, ANN202
+    scores = sweep(head, x_BTD, targets_BT, chunk, drawn, kept_BT)
+    return (scores.logprob_BT, scores.entropy_BT), (head, x_BTD, targets_BT, kept_BT)
+
+
+def _drawn_back(drawn, chunk, saved, cotangents):  # noqa: ANN001, ANN202
+    def slopes(scores: Scores, dlogprob_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return dlogprob_BT, jnp.zeros_like(dlogprob_BT)
+
+    head, x_BTD, targets_BT, kept_BT = saved
+    more = (drawn, kept_BT)
+    _, *grads = sweep_back(head, x_BTD, targets_BT, chunk, slopes, cotangents[0], *more)
+    return *grads, None, None
+
+
+drawn_logprobs.defvjp(_drawn, _drawn_back)
+
+
+def sweep(
+    head: Head,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    chunk: int,
+    drawn: Drawn | None = None,
+    kept_BT: jax.Array | None = None,
+) -> Scores:
+    """Scores of all targets, `chunk` tokens per device at a time; see `Head.score`."""
+
+    def one(head: Head, x_BTD: jax.Array, targets_BT: jax.Array, *kept: jax.Array) -> Scores:
+        return head.score(x_BTD, targets_BT, *_how(drawn), *kept)[0]
+
+    return _over_rows(one, chunk, head, x_BTD, targets_BT, *_given(kept_BT), back=False)
+
+
+def _how(drawn: Drawn | None) -> tuple[Drawn, ...]:
+    return () if drawn is None else (drawn,)
+
+
+def _given(kept_BT: jax.Array | None) -> tuple[jax.Array, ...]:
+    return () if kept_BT is None else (kept_BT,)
 
 
 def sweep_back(
@@ -208,6 +314,8 @@ def sweep_back(
     chunk: int,
     slopes: Callable[[Scores, jax.Array], tuple[jax.Array, jax.Array]],
     given_BT: jax.Array,
+    drawn: Drawn | None = None,
+    kept_BT: jax.Array | None = None,
 ) -> tuple[Scores, H, jax.Array]:
     """Like `sweep`, with the gradients of a function of the scores by the head and by x.
 
@@ -216,12 +324,15 @@ def sweep_back(
         and their part of `given_BT`.
     """
 
-    def one(head: H, x_BTD: jax.Array, targets_BT: jax.Array, given_BT: jax.Array) -> Any:
-        scores, pull = head.score(x_BTD, targets_BT)
+    def one(
+        head: H, x_BTD: jax.Array, targets_BT: jax.Array, given_BT: jax.Array, *kept: jax.Array
+    ) -> Any:
+        scores, pull = head.score(x_BTD, targets_BT, *_how(drawn), *kept)
         dhead, dx_BTD = pull(*slopes(scores, given_BT))
         return dhead, (scores, dx_BTD)
 
-    dhead, (scores, dx_BTD) = _over_rows(one, chunk, head, x_BTD, targets_BT, given_BT, back=True)
+    rows = (x_BTD, targets_BT, given_BT, *_given(kept_BT))
+    dhead, (scores, dx_BTD) = _over_rows(one, chunk, head, *rows, back=True)
     return scores, jax.tree.map(lambda grad, weight: grad.astype(weight.dtype), dhead, head), dx_BTD
 
 

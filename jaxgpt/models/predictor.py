@@ -14,7 +14,7 @@ from flax import nnx
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import Compute
 from jaxgpt.layers.cache import TokenCache, append_tokens
-from jaxgpt.layers.unembedding import Head, Losses
+from jaxgpt.layers.unembedding import Drawn, Head, Losses, drawn_logprobs
 
 
 class Predictor(nnx.Module):
@@ -68,3 +68,12 @@ class Predictor(nnx.Module):
     def target_logprobs(self, x_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
         """Log-probability of each target [B, T]; any function of them can be differentiated."""
         return self.unembedding.logprobs(self.transform(x_BTD), targets_BT, self.compute.loss_chunk)
+
+    def drawn_logprobs(
+        self, x_BTD: jax.Array, targets_BT: jax.Array, kept_BT: jax.Array | None, drawn: Drawn
+    ) -> tuple[jax.Array, jax.Array]:
+        """Like `target_logprobs`, of the distribution that the sampler draws from, and that one's entropy;
+        see `layers.unembedding.drawn_logprobs`.
+        """
+        x_BTD = self.transform(x_BTD)
+        return drawn_logprobs(self.unembedding, x_BTD, targets_BT, kept_BT, drawn, self.compute.loss_chunk)

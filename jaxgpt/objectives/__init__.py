@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxgpt.config import CausalLM, Classification, MaskedLM
+from jaxgpt.config import GRPO, CausalLM, Classification, MaskedLM
 from jaxgpt.objectives.causal import causal_lm
 from jaxgpt.objectives.classification import classification
+from jaxgpt.objectives.grpo import drawn_by, grpo
 from jaxgpt.objectives.masked import masked_lm
 from jaxgpt.objectives.sums import Metrics, Objective, Sums, score
 from jaxgpt.text.vocabulary import Vocabulary
@@ -25,6 +26,8 @@ __all__ = [
     "Sums",
     "causal_lm",
     "classification",
+    "drawn_by",
+    "grpo",
     "make_objective",
     "masked_lm",
     "score",
@@ -34,6 +37,7 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
     CausalLM: causal_lm,
     MaskedLM: masked_lm,
     Classification: classification,
+    GRPO: grpo,
 }
 """From an objective's config class to its function."""
 

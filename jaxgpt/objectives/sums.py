@@ -19,16 +19,18 @@ class Sums(NamedTuple):
     Attributes:
       loss: sum in nats, which is minimised.
       weight: total weight of the targets.
-      metrics: sums `nll` (nats without z-loss and load balancing), `correct` (correct top-1 predictions),
-        `bytes` (UTF-8 bytes of the targets where that makes sense; else 0), and `Features.stats` times the
-        weight.
+      metrics: sums `nll` (nats without z-loss and load balancing), `correct` (correct top-1 predictions, where
+        there are right ones), `bytes` (UTF-8 bytes of the targets where that makes sense; else 0), and
+        `Features.stats` times the weight.
       memory: of a recurrent model, for the next batch.
+      largest: metrics of which a step has the largest over its microbatches, not the sum.
     """
 
     loss: jax.Array
     weight: jax.Array
     metrics: Metrics
     memory: Any = None
+    largest: Metrics | None = None
 
 
 Objective = Callable[[Any, Batch, jax.Array | None], Sums]

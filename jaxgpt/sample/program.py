@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Compute, Model
-from jaxgpt.layers.cache import Cache, TokenCache, constrain_cache, init_cache
+from jaxgpt.layers.cache import Cache, TokenCache, cache_axes, constrain_cache, init_cache
 from jaxgpt.models import abstract_model, assemble, backbone, caches_keys, decoding_params, unstacks
 from jaxgpt.sample.strategies import Controls, Features, choose
 from jaxgpt.sharding import constrain
@@ -58,6 +58,8 @@ class Made(NamedTuple):
 
     tokens_BS: jax.Array
     logprobs_BS: jax.Array
+    kept_BS: jax.Array | None
+    """How many tokens truncation left where each was drawn, see `strategies.Chosen`."""
     length_B: jax.Array
     done_B: jax.Array
     failed_B: jax.Array
@@ -82,6 +84,8 @@ class Program:
     slots: int
     vocab: int
     features: Features
+    group: int = 1
+    """Rows that share a prompt: the first of each so many is prefilled, and its cache repeated."""
 
     def merge(self, params: dict) -> Any:
         """The model around its parameters (in traced code)."""
@@ -93,28 +97,38 @@ class Program:
         Logits are computed at each row's last place alone. What the padding writes into the cache
         lies behind the row's own tokens, hidden by causality until they overwrite it.
         """
-        model = self.merge(params)
-        (B, T), dtype = rows.tokens_BT.shape, jnp.dtype(self.compute.dtype)
-        if caches_keys(self.model):
-            cache = init_cache(self.model, self.target, B, self.slots, dtype)
-        else:
-            cache = TokenCache(jnp.zeros((B, self.slots), jnp.int32))
-        cache = constrain_cache(cache)
-        x_BTD, cache = model.decode(rows.tokens_BT, None, cache, rows.prefix_B)
-        last_B11 = jnp.maximum(rows.length_B - 1, 0)[:, None, None]
-        logits_BV = model.logits(jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
-        seen_BV = None
+        (B, T), seen_BV = rows.tokens_BT.shape, None
+        cache, logits_BV = self._read(params, rows)
         if self.features.penalty:
             inside_BT = jnp.arange(T) < rows.length_B[:, None]
             at_BT = jnp.where(inside_BT, rows.tokens_BT, self.model.vocab_size)
             blank_BV = jnp.zeros((B, self.model.vocab_size), bool)
             seen_BV = blank_BV.at[jnp.arange(B)[:, None], at_BT].set(True, mode="drop")
         tokens_BS = jnp.pad(rows.tokens_BT, ((0, 0), (0, self.slots - T)))
-        done_B = rows.length_B >= rows.end_B
-        made = Made(
-            tokens_BS, jnp.zeros(tokens_BS.shape), rows.length_B, done_B, jnp.zeros(done_B.shape, bool)
-        )
-        return self.put(rows, State(made, seen_BV, constrain_cache(cache)), logits_BV)
+        done_B, features = rows.length_B >= rows.end_B, self.features
+        kept_BS = None
+        if features.drawn and features.random and (features.top_k or features.top_p):
+            kept_BS = jnp.zeros(tokens_BS.shape, jnp.int32)
+        blank_BS, failed_B = jnp.zeros(tokens_BS.shape), jnp.zeros(done_B.shape, bool)
+        made = Made(tokens_BS, blank_BS, kept_BS, rows.length_B, done_B, failed_B)
+        return self.put(rows, State(made, seen_BV, cache), logits_BV)
+
+    def _read(self, params: dict, rows: Rows) -> tuple[Cache, jax.Array]:
+        """The cache of the prompts, each group's read once, and the logits at the last place of each row."""
+        model, dtype = self.merge(params), jnp.dtype(self.compute.dtype)
+        tokens_PT, length_P, prefix_P = (x[:: self.group] for x in rows[:3])
+        if caches_keys(self.model):
+            cache = init_cache(self.model, self.target, len(tokens_PT), self.slots, dtype)
+        else:
+            cache = TokenCache(jnp.zeros((len(tokens_PT), self.slots), jnp.int32))
+        x_PTD, cache = model.decode(tokens_PT, None, constrain_cache(cache), prefix_P)
+        last_P11 = jnp.maximum(length_P - 1, 0)[:, None, None]
+        logits_PV = model.logits(jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0])
+        if self.group > 1:
+            axis = cache_axes(cache).index("batch")
+            cache = jax.tree.map(lambda x: jnp.repeat(x, self.group, axis), cache)
+            logits_PV = jnp.repeat(logits_PV, self.group, 0)
+        return constrain_cache(cache), logits_PV
 
     def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
         """Choose the next token of the rows that are not done and write it down.
@@ -124,7 +138,7 @@ class Program:
         """
         made, seen_BV, logits_BV = _as_batch(state.made), state.seen_BV, _by_rows(logits_BV)
         chosen = choose(logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab)
-        ids_B, logprobs_B = _as_batch(chosen)
+        ids_B, logprobs_B, kept_B = _as_batch(chosen)
         row_B = jnp.arange(ids_B.shape[0])
         failed_B = ~made.done_B & ~jnp.isfinite(logprobs_B)
         ended_B = made.done_B | failed_B
@@ -134,6 +148,7 @@ class Program:
         made = Made(
             made.tokens_BS.at[row_B, slot_B].set(ids_B, mode="drop"),
             made.logprobs_BS.at[row_B, slot_B].set(logprobs_B, mode="drop"),
+            None if made.kept_BS is None else made.kept_BS.at[row_B, slot_B].set(kept_B, mode="drop"),
             length_B,
             ended_B | stopped_B | (length_B >= rows.end_B),
             made.failed_B | failed_B,

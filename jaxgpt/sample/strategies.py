@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import require
+from jaxgpt.layers.truncation import upper_set
 from jaxgpt.sample.settings import GREEDY_BELOW, Sampling
 
 
@@ -27,6 +28,8 @@ class Features(NamedTuple):
     top_k: bool
     top_p: bool
     penalty: bool
+    drawn: bool = False
+    """Log-probabilities are those of the distribution that tokens are drawn from, for training on them."""
 
 
 class Controls(NamedTuple):
@@ -40,14 +43,15 @@ class Controls(NamedTuple):
     seed_B: jax.Array
 
 
-def features_of(rows: Sequence[Sampling]) -> Features:
-    """The features that these rows need between them."""
+def features_of(rows: Sequence[Sampling], *, drawn: bool = False) -> Features:
+    """The features that these rows need between them; `drawn` as in `Features`."""
     chance = [row for row in rows if not row.greedy]
     return Features(
         random=bool(chance),
         top_k=any(row.top_k > 0 for row in chance),
         top_p=any(row.top_p < 1 for row in chance),
         penalty=any(row.repetition_penalty != 1 for row in rows),
+        drawn=drawn,
     )
 
 
@@ -78,6 +82,21 @@ def host(values: Any, dtype: type) -> Any:
     return np.asarray(values, dtype)
 
 
+class Chosen(NamedTuple):
+    """The next token of every row.
+
+    Attributes:
+      ids_B: int32.
+      logprobs_B: the log-probability that the model itself gives it: of the distribution before penalty,
+        temperature and truncation, over all V. With `Features.drawn` that of the distribution drawn from.
+      kept_B: with `Features.drawn` and truncation, how many tokens it leaves; else None.
+    """
+
+    ids_B: jax.Array
+    logprobs_B: jax.Array
+    kept_B: jax.Array | None = None
+
+
 def choose(
     logits_BV: jax.Array,
     seen_BV: jax.Array | None,
@@ -85,7 +104,7 @@ def choose(
     controls: Controls,
     features: Features,
     vocab: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> Chosen:
     """The next token of every row, and its log-probability.
 
     Args:
@@ -96,10 +115,6 @@ def choose(
       controls: settings of every row.
       features: which of them are on in any row (static).
       vocab: ids from here on are never chosen (rows that pad the embedding); static.
-
-    Returns:
-      Ids [B], int32, and the log-probability [B] that the model itself gives them: of the
-      distribution before penalty, temperature and truncation, over all V.
     """
     scores_BV = logits_BV
     if vocab is not None and vocab < logits_BV.shape[-1]:
@@ -107,14 +122,17 @@ def choose(
     if features.penalty:
         assert seen_BV is not None
         scores_BV = penalize(scores_BV, seen_BV, controls.penalty_B)
-    ids_B = argmax(scores_BV)
+    ids_B, of_BV, kept_B = argmax(scores_BV), logits_BV, None
     if features.random:
         kept_BV = truncate(scores_BV, controls, features)
         noise_BV = noise(controls.seed_B, position_B, kept_BV.shape[-1])
         drawn_B = argmax(kept_BV + noise_BV)
         ids_B = jnp.where(controls.temperature_B < GREEDY_BELOW, ids_B, drawn_B)
-    taken_B = jnp.take_along_axis(logits_BV, ids_B[:, None], axis=-1)[:, 0]
-    return ids_B, taken_B - jax.nn.logsumexp(logits_BV, axis=-1)
+        of_BV = kept_BV if features.drawn else logits_BV
+        if features.drawn and (features.top_k or features.top_p):
+            kept_B = jnp.sum(kept_BV > -jnp.inf, axis=-1, dtype=jnp.int32)
+    taken_B = jnp.take_along_axis(of_BV, ids_B[:, None], axis=-1)[:, 0]
+    return Chosen(ids_B, taken_B - jax.nn.logsumexp(of_BV, axis=-1), kept_B)
 
 
 def argmax(x_BV: jax.Array) -> jax.Array:
@@ -154,25 +172,6 @@ def truncate(logits_BV: jax.Array, controls: Controls, features: Features) -> ja
         scaled_BV = jnp.where(keep_BV | off_B1, scaled_BV, -jnp.inf)
     floor_B1 = jnp.log(controls.min_p_B)[:, None]
     return jnp.where(scaled_BV >= floor_B1, scaled_BV, -jnp.inf)
-
-
-def upper_set(x_BV: jax.Array, weights_BV: jax.Array, goal_B: jax.Array) -> jax.Array:
-    """Where x >= t, for the largest t such that {x >= t} weighs at least `goal_B`; else all.
-
-    t is found bit by bit among the float32 numbers: 32 sums instead of a sort, 20 times faster on a
-    CPU and without gathering where the vocabulary is sharded. A tie is kept whole or not at all.
-    """
-    bits_BV = jax.lax.bitcast_convert_type(jnp.where(x_BV == 0, 0.0, x_BV), jnp.uint32)
-    top = jnp.uint32(1 << 31)
-    order_BV = jnp.where(bits_BV >= top, ~bits_BV, bits_BV | top)  # unsigned, in the order of x
-
-    def narrow(i: jax.Array, found_B: jax.Array) -> jax.Array:
-        tried_B = found_B | (top >> i.astype(jnp.uint32))
-        weight_B = jnp.sum(jnp.where(order_BV >= tried_B[:, None], weights_BV, 0), axis=-1)
-        return jnp.where(weight_B >= goal_B, tried_B, found_B)
-
-    found_B = jax.lax.fori_loop(0, 32, narrow, jnp.zeros(x_BV.shape[0], jnp.uint32))
-    return order_BV >= found_B[:, None]
 
 
 def noise(seed_B: jax.Array, position_B: jax.Array, size: int) -> jax.Array:

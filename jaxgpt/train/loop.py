@@ -21,7 +21,7 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.checkpoint import Checkpoints, load_params, measure, not_finite
 from jaxgpt.checkpoint.whole import whole_model
-from jaxgpt.config import PromptTuning, Run, load_run
+from jaxgpt.config import GRPO, PromptTuning, Run, load_run
 from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator, validation_parts
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
@@ -35,6 +35,7 @@ from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed, claimed_base
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
+from jaxgpt.train.rollout import Held, Rollouts
 from jaxgpt.train.samples import Samples
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, freeze, init_state, make_program, state_bytes
@@ -55,10 +56,11 @@ class Diverged(RuntimeError):
 
 
 class Position(TypedDict):
-    """Where the data stopped, see `TrainIterator.get_state`."""
+    """Where the data stopped, see `TrainIterator.get_state` and `Rollouts.get_state`."""
 
     row: Count
     data: str
+    rollout: NotRequired[Held]
 
 
 class Memory(TypedDict):
@@ -122,9 +124,13 @@ def train(
     )
     part = process_rows(batch_sharding(mesh), run.train.batch_size)
     shape = {"model_length": run.length, "batch_size": run.train.batch_size, "task": run.task, "part": part}
-    data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
+    validation: dict[str, ValidationBatches] = {}
+    if isinstance(run.objective, GRPO):
+        data = Rollouts(run, tokenizer, part)
+    else:
+        data = train_iterator(run.data, tokenizer, seed=run.train.seed, **shape)
+        validation = validation_parts(run.data, tokenizer, **shape)
     run = run.with_steps(data.epoch_rows)
-    validation = validation_parts(run.data, tokenizer, **shape)
 
     chosen(run)  # what it names is installed
     text = tokenizer.encode(run.tune.text) if isinstance(run.tune, PromptTuning) else ()
@@ -150,6 +156,8 @@ def train(
                     if claim.changes.fields:
                         metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
                     loop.samples.begin(tokenizer, step)
+                    if isinstance(data, Rollouts):
+                        data.begin(program)
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
                     stop.begin()
                     return loop.run_steps(state, stop, claim)
@@ -161,7 +169,7 @@ def _start(
     run: Run,
     program: Program,
     checkpoints: Checkpoints,
-    data: TrainIterator,
+    data: TrainIterator | Rollouts,
     verify: bool,
     until: int | None,
     base: dict | None,
@@ -200,7 +208,7 @@ class Loop:
         run: Run,
         program: Program,
         checkpoints: Checkpoints,
-        data: TrainIterator,
+        data: TrainIterator | Rollouts,
         validation: Mapping[str, ValidationBatches],
         memory: Memory,
     ) -> None:
@@ -279,6 +287,8 @@ class Loop:
         self.metrics.begin(step)
         while not reason:
             with self.meter.waiting():
+                if isinstance(self.data, Rollouts):
+                    self.data.use(step + 1, state.params, self.base)
                 batch = self.put(next(self.data))
             begun = time.perf_counter()
             state, metrics = self.step_fn(state, batch, self.base)
@@ -382,6 +392,8 @@ class Loop:
 
         Over every validation token or `eval_batches` batches.
         """
+        if isinstance(self.data, Rollouts):
+            return self.evaluate_rewards(self.data, step, state)
         run = self.run
         parts = {name: self._sums(state, batches) for name, batches in self.validation.items()}
         means = loss_means([part for sums in parts.values() for part in sums])
@@ -392,12 +404,24 @@ class Loop:
                 of_source = loss_means(sums)
                 record |= {f"val_{key}/{name}": of_source[key] for key in ("loss", "accuracy")}
                 words += f", {name} {of_source['loss']:.4f}"
+        self.note_evaluation(step, state, words, record)
+        loss = means["loss"]
+        by_loss = run.train.best_by == "loss" or not math.isfinite(loss)
+        return loss if by_loss else 1 - means["accuracy"]
+
+    def evaluate_rewards(self, rollouts: Rollouts, step: int, state: State) -> float:
+        """Minus the mean reward of completions of the validation prompts."""
+        rollouts.use(step, state.params, self.base)
+        found = rollouts.evaluate(self.run.train.eval_batches)
+        words = f"step {step}: validation reward {found['reward']:.4f}"
+        self.note_evaluation(step, state, words, {f"val_{name}": value for name, value in found.items()})
+        return -found["reward"]
+
+    def note_evaluation(self, step: int, state: State, words: str, record: Mapping[str, float]) -> None:
+        """Log an evaluation, and begin to measure speed anew."""
         self.metrics.print(words)  # before what may fail: saving it
         self.metrics.write(step, record)
-        loss = means["loss"]
         if self.run.train.samples:
             self.samples(step, self.whole(state.params))
         self.metrics.draw()
         self.meter.start(step)
-        by_loss = run.train.best_by == "loss" or not math.isfinite(loss)
-        return loss if by_loss else 1 - means["accuracy"]

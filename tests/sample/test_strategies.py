@@ -147,7 +147,7 @@ def test_log_probability_is_the_models_own_whatever_the_settings() -> None:
     x_BV = jnp.asarray([[1.0, 2.0, -1.0, 0.5]])
     s = Sampling(temperature=0.3, top_k=2, min_p=0.1, repetition_penalty=2.0)
     seen_BV = jnp.asarray([[False, True, False, False]])
-    ids_B, logprobs_B = choose(x_BV, seen_BV, jnp.asarray([0]), controls_of([s], [0]), features_of([s]))
+    ids_B, logprobs_B, _ = choose(x_BV, seen_BV, jnp.asarray([0]), controls_of([s], [0]), features_of([s]))
     expected = jax.nn.log_softmax(x_BV)[0, ids_B[0]]
     np.testing.assert_allclose(logprobs_B[0], expected, rtol=1e-6)
 
@@ -156,7 +156,7 @@ def test_ids_outside_the_tokenizer_are_never_chosen() -> None:
     x_BV = jnp.tile(jnp.asarray([[0.0, 0.0, 50.0, 90.0]]), (64, 1))
     for s in (Sampling(temperature=0), Sampling(temperature=5.0, top_k=3)):
         controls = controls_of([s] * 64, range(64))
-        ids_B, _ = choose(x_BV, None, jnp.zeros(64, int), controls, features_of([s]), vocab=2)
+        ids_B = choose(x_BV, None, jnp.zeros(64, int), controls, features_of([s]), vocab=2).ids_B
         assert int(ids_B.max()) < 2
 
 

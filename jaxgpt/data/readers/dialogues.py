@@ -10,8 +10,10 @@ from jaxgpt.data.lines import as_object, check_text, field_of
 from jaxgpt.data.readers.turns import PREFERENCES, Record, is_turns, left_over, read_turns, take_text
 from jaxgpt.text.chat import Dialogue
 
-_TURNS = ("messages", "conversations", "conversation")
-_QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+TURNS = ("messages", "conversations", "conversation")
+"""Fields that hold turns."""
+QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+"""Fields that hold what is asked."""
 _ANSWERS = ("output", "completion", "response", "answer", "answers")
 KNOWN = "messages, conversations, instruction/output, prompt/completion, question/answer"
 """The commonest shapes, for messages."""
@@ -42,9 +44,9 @@ def shape_of(record: Any, prompt: str = "", completion: str = "") -> Shape | Non
         return Shape("list of turns", lambda r, unread: read_turns(r.pop(""), unread, "turns"))
     if not isinstance(record, dict):
         return None
-    if name := next((name for name in _TURNS if name in record), ""):
+    if name := next((name for name in TURNS if name in record), ""):
         return Shape(name, partial(_conversation, name))
-    questions = [name for name in _QUESTIONS if record.get(name) is not None]
+    questions = [name for name in QUESTIONS if record.get(name) is not None]
     answers = [name for name in _ANSWERS if record.get(name) is not None]
     if len(questions) > 1 and "input" in questions:
         questions.remove("input")  # beside another, it is what that one is about
@@ -85,10 +87,10 @@ def to_dialogue(record: Any, shape: Shape) -> tuple[Dialogue, list[str]]:
 def _conversation(name: str, record: Record, unread: list[str]) -> Dialogue:
     turns = read_turns(field_of(record, name), unread, name)
     del record[name]
-    return _after_system(record, turns)
+    return after_system(record, turns)
 
 
-def _after_system(record: Record, turns: Dialogue) -> Dialogue:
+def after_system(record: Record, turns: Dialogue) -> Dialogue:
     """The turns behind the record's own system text, if it has one."""
     texts = [text for name in ("system", "system_prompt") if (text := take_text(record, name))]
     if len(texts) + (turns[0]["role"] == "system") > 1:
@@ -111,7 +113,7 @@ def _pair(questions: list[str], answers: list[str], record: Record, unread: list
     about = [text for name in ("input", "context") if (text := take_text(record, name))]
     if len(about) > 1:
         raise ValueError("the record has both 'input' and 'context'; leave one")
-    turns = _history(record)
+    turns = history(record)
     if is_turns(asked):
         if about:
             raise ValueError(f"{question!r} is a list of turns, so what it is about cannot stand beside it")
@@ -125,10 +127,11 @@ def _pair(questions: list[str], answers: list[str], record: Record, unread: list
         turns += read_turns(given, unread, answer)
     else:
         turns.append({"role": "assistant", "content": check_text(given, answer)})
-    return _after_system(record, turns)
+    return after_system(record, turns)
 
 
-def _history(record: Record) -> Dialogue:
+def history(record: Record) -> Dialogue:
+    """The turns of a field `history`, taken out of the record: pairs of a question and an answer."""
     turns, pairs = Dialogue(), record.pop("history", None) or []
     for pair in pairs if isinstance(pairs, list) else [None]:
         if not isinstance(pair, list) or len(pair) != 2:

@@ -1,0 +1,375 @@
+"""Rollouts: batches that the model in training makes itself, by answering prompts; and their evaluation.
+
+Token ids go from the sampler into the batch as they are, with the log-probabilities that they were drawn by.
+Text is made of them for the rewards alone.
+
+Shapes: P prompts, G completions per prompt, B = P G rows, S slots, T tokens per row.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxgpt.batch import Batch
+from jaxgpt.config import GRPO, Compute, Prompts, Run
+from jaxgpt.data.readers import rows_of
+from jaxgpt.data.readers.prompts import Prompt, PromptRows
+from jaxgpt.errors import NotFinite, require
+from jaxgpt.files import Count
+from jaxgpt.sample import program as sampling
+from jaxgpt.sample.program import Made, Rows
+from jaxgpt.sample.settings import Sampling
+from jaxgpt.sample.strategies import controls_of, features_of
+from jaxgpt.sharding import row_shards, spec
+from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.train.rewards import Rewards
+from jaxgpt.train.state import Program
+
+TINY = 1e-6
+"""Added to the deviation that advantages are divided by."""
+_TRAINING, _EVALUATION = 0, 1  # so that their seeds differ
+
+
+class HeldRow(TypedDict):
+    """One completion, as a checkpoint holds it: tokens from the prompt on, and of each one drawn, its facts."""
+
+    ids: list[int]
+    prompt: Count
+    logprobs: list[float]
+    advantage: float
+    kept: NotRequired[list[int]]
+    reference: NotRequired[list[float]]
+
+
+class Held(TypedDict):
+    """A rollout that has steps left."""
+
+    left: Count
+    rows: list[HeldRow]
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What was drawn for some prompts, G rows each.
+
+    Attributes:
+      prompts: of each row.
+      tokens_BS, logprobs_BS, kept_BS: see `sample.program.Made`.
+      length_B: tokens of each row, prompt included.
+      stopped_B: whether a row ends with a stop token.
+      rewards_B: of each completion.
+    """
+
+    prompts: list[Prompt]
+    tokens_BS: np.ndarray
+    logprobs_BS: np.ndarray
+    kept_BS: np.ndarray | None
+    length_B: np.ndarray
+    stopped_B: np.ndarray
+    rewards_B: np.ndarray
+
+    @property
+    def new_B(self) -> np.ndarray:
+        """Tokens of each completion."""
+        return self.length_B - np.array([len(prompt.ids) for prompt in self.prompts])
+
+    def rows(self, at: Sequence[int], advantages: np.ndarray) -> list[HeldRow]:
+        """These rows with their advantages."""
+        return [self._row(i, float(a)) for i, a in zip(at, advantages, strict=True)]
+
+    def _row(self, i: int, advantage: float) -> HeldRow:
+        start, end = len(self.prompts[i].ids), int(self.length_B[i])
+        row: HeldRow = {
+            "ids": self.tokens_BS[i, :end].tolist(),
+            "prompt": start,
+            "logprobs": self.logprobs_BS[i, start:end].tolist(),
+            "advantage": advantage,
+        }
+        if self.kept_BS is not None:
+            row["kept"] = self.kept_BS[i, start:end].tolist()
+        return row
+
+
+def advantages(rewards_B: np.ndarray, group: int, scale: bool) -> np.ndarray:
+    """How much more than its group's mean each completion earned [B], in float32.
+
+    Args:
+      rewards_B: groups one after another.
+      group: their size.
+      scale: divide by the sample standard deviation of the group's rewards.
+    """
+    rewards_PG = np.asarray(rewards_B, np.float64).reshape(-1, group)
+    found_PG = rewards_PG - rewards_PG.mean(axis=1, keepdims=True)
+    if scale:
+        found_PG /= rewards_PG.std(axis=1, ddof=1, keepdims=True) + TINY
+    return found_PG.reshape(-1).astype(np.float32)
+
+
+def to_batch(rows: Sequence[HeldRow], length: int, pad: int) -> Batch:
+    """Completions as a batch (numpy), one document per row; columns as the objective `grpo` reads them."""
+    shape = (len(rows), length)
+    tokens_BT, targets_BT = np.full(shape, pad, np.int32), np.zeros(shape, np.int32)
+    weights_BT, segments_BT = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    names = [name for name in ("kept", "reference") if rows and name in rows[0]]
+    columns = {name: np.zeros(shape, np.int32 if name == "kept" else np.float32) for name in names}
+    columns["logprob"] = np.zeros(shape, np.float32)
+    for i, row in enumerate(rows):
+        n, new = len(row["ids"]) - 1, slice(row["prompt"] - 1, len(row["ids"]) - 1)
+        tokens_BT[i, :n], targets_BT[i, :n] = row["ids"][:-1], row["ids"][1:]
+        weights_BT[i, new], segments_BT[i, :n] = 1, 1
+        columns["logprob"][i, new] = row["logprobs"]
+        for name in names:
+            columns[name][i, new] = row[name]
+    positions_BT = np.arange(length, dtype=np.int32) * (segments_BT > 0)
+    advantage_B = np.array([row["advantage"] for row in rows], np.float32)
+    extra: dict[str, Any] = columns | {"advantage": advantage_B}
+    return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT, extra=extra)
+
+
+class Rollouts(Iterator[Batch]):
+    """Training batches made by the model itself: the data of a run with rewards.
+
+    Before each batch, `use` says by which parameters. A rollout serves `GRPO.updates` batches.
+
+    Args:
+      run: the config.
+      tokenizer: of the model.
+      part: places in the batch of the rows that this process trains on; None means all.
+
+    Raises:
+      UserError: no prompts, or rewards that cannot be called.
+    """
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, part: Sequence[int] | None = None) -> None:
+        assert isinstance(run.objective, GRPO) and isinstance(run.data, Prompts)
+        self.run, self.tokenizer, self.config = run, tokenizer, run.objective
+        self.rewards = Rewards.of(self.config)
+        self.rows, self.held_out = (self._read(seed) for seed in (run.train.seed, None))
+        self._part, self._apart = part, run.data.template != "none"
+        self._at, self._left, self._held = 0, 0, list[HeldRow]()
+        self._figures: dict[int, dict[str, float]] = {}
+        self._now: dict[str, float] = {}
+
+    def _read(self, seed: int | None) -> PromptRows:
+        rows = rows_of(self.run.data, self.tokenizer, self.run.length, seed, self.run.train.batch_size)
+        assert isinstance(rows, PromptRows)
+        return rows
+
+    def begin(self, program: Program) -> None:
+        """Get ready to sample from the model of this program."""
+        config, longest = self.config, max(len(p.ids) for p in (*self.rows.prompts, *self.held_out.prompts))
+        self._width = sampling.bucket(longest, self.run.length)
+        self._mesh = program.mesh
+        self._drawing = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+        self._draw = sampler(self.run, program, self.tokenizer, self._drawing, config.group)
+        asked, each = (self._drawing, config.eval_samples) if config.eval_samples else (GREEDY, 1)
+        self._asking, self._each = asked, each
+        whole = math.lcm(each, row_shards(program.mesh))  # rows that divide over prompts and devices alike
+        self._prompts_at_once = max(1, self.run.train.batch_size // whole) * whole // each
+        self._ask = sampler(self.run, program, self.tokenizer, asked, each)
+
+    def use(self, step: int, params: Any, base: Any = None) -> None:
+        """Make the next batch, that of this step, by these parameters."""
+        self._step, self._params = step, (params, base)
+
+    def __iter__(self) -> Rollouts:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._left:
+            self._held, self._now = self._rollout()
+            self._left = self.config.updates
+        self._left -= 1
+        self._figures = {s: f for s, f in self._figures.items() if s >= self._step - 2}
+        self._figures[self._step] = self._now
+        batch = to_batch(self._held, self.run.length, self.rows.pad)
+        return batch if self._part is None else jax.tree.map(lambda a: a[list(self._part)], batch)
+
+    # ------------------------------------------------------------------------------------ drawing
+
+    def _rollout(self) -> tuple[list[HeldRow], dict[str, float]]:
+        """Whole groups for a batch, and figures about them."""
+        config, start = self.config, time.perf_counter()
+        wanted, rows, spare = self.run.train.batch_size // config.group, list[HeldRow](), list[HeldRow]()
+        rewards, lengths, flat, rounds = list[float](), list[int](), 0, 0
+        while len(rows) < wanted * config.group and rounds <= config.redraws:
+            rounds += 1
+            numbers = range(self._at, self._at + wanted)
+            made = self._complete(self._draw, self._drawing, self.rows, numbers, config.group, _TRAINING)
+            gains = advantages(made.rewards_B, config.group, config.scale)
+            rewards += made.rewards_B.tolist()
+            lengths += made.new_B.tolist()
+            for i, number in enumerate(numbers):
+                at = range(i * config.group, (i + 1) * config.group)
+                signal = np.ptp(made.rewards_B[at.start : at.stop]) > 0
+                flat += not signal
+                chosen = rows if signal or not config.redraws else spare
+                chosen += made.rows(at, gains[at.start : at.stop])
+                self._at = number + 1
+                if len(rows) == wanted * config.group:
+                    break
+        rows += spare[: wanted * config.group - len(rows)]
+        seconds = time.perf_counter() - start
+        groups = len(rewards) // config.group
+        return rows, {
+            "reward": float(np.mean(rewards)),
+            "reward_std": float(np.std(rewards)),
+            "no_signal": flat / groups,
+            "completion_length": float(np.mean(lengths)),
+            "epoch": self._at / len(self.rows.prompts),
+            "rollout_seconds": seconds,
+            "rollout_tokens_per_second": float(np.sum(lengths)) / seconds,
+        }
+
+    def _complete(
+        self,
+        draw: Callable[..., Made],
+        how: Sampling,
+        source: PromptRows,
+        numbers: Sequence[int],
+        each: int,
+        kind: int,
+    ) -> Completions:
+        """Answer the prompts of these numbers, `each` times each."""
+        prompts = [source.prompt(number) for number in numbers for _ in range(each)]
+        seeds = [s for n in numbers for s in _seeds(self.run.train.seed, kind, n, each)]
+        with jax.set_mesh(self._mesh):
+            made: Made = jax.device_get(draw(*self._params, self._place(prompts, how, seeds)))
+        if made.failed_B.any():
+            raise NotFinite("the model's logits in a rollout are")
+        last_B = made.tokens_BS[np.arange(len(prompts)), made.length_B - 1]
+        stopped_B = np.isin(last_B, self.tokenizer.stop_ids)
+        ends = [int(n) - bool(s) for n, s in zip(made.length_B, stopped_B, strict=True)]
+        texts = [
+            self.tokenizer.decode(row[len(p.ids) : end].tolist(), () if self._apart else p.ids)
+            for row, p, end in zip(made.tokens_BS, prompts, ends, strict=True)
+        ]
+        rewards_B = self.rewards(prompts, texts)
+        drawn = (made.tokens_BS, made.logprobs_BS, made.kept_BS, made.length_B)
+        return Completions(prompts, *drawn, stopped_B, rewards_B)
+
+    def _place(self, prompts: Sequence[Prompt], how: Sampling, seeds: Sequence[int]) -> Rows:
+        """What the sampler is asked, on the mesh."""
+        tokens_BT = np.zeros((len(prompts), self._width), np.int32)
+        for i, prompt in enumerate(prompts):
+            tokens_BT[i, : len(prompt.ids)] = prompt.ids
+        length_B = np.array([len(prompt.ids) for prompt in prompts], np.int32)
+        end_B = np.minimum(length_B + self.config.max_new_tokens, self.run.length).astype(np.int32)
+        stop_BN = np.tile(np.array(self.tokenizer.stop_ids, np.int32), (len(prompts), 1))
+        rows = Rows(
+            tokens_BT, length_B, length_B, end_B, stop_BN, controls_of([how] * len(prompts), list(seeds))
+        )
+        return jax.device_put(rows, NamedSharding(self._mesh, spec(("batch",))))
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, batches: int = 0) -> dict[str, float]:
+        """Figures over the validation prompts (of `batches` batches, if not 0) by the parameters in use:
+        `reward`, its spread, the mean length of a completion and the share that ended by itself.
+        """
+        at_once, found, count = self._prompts_at_once, list[tuple[np.ndarray, ...]](), len(self.held_out)
+        for start in range(0, count if not batches else min(count, batches * at_once), at_once):
+            # The last batch is filled with prompts of the first, so that one program does.
+            numbers = [n % count for n in range(start, start + at_once)]
+            part = self._complete(self._ask, self._asking, self.held_out, numbers, self._each, _EVALUATION)
+            real = min(at_once, count - start) * self._each
+            found.append((part.rewards_B[:real], part.new_B[:real], part.stopped_B[:real]))
+        rewards_N, new_N, stopped_N = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return {
+            "reward": float(rewards_N.mean()),
+            "reward_std": float(rewards_N.std()),
+            "completion_length": float(new_N.mean()),
+            "stopped": float(stopped_N.mean()),
+        }
+
+    # ----------------------------------------------------------- what the loop asks of its data
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of the batches in which each prompt is drawn once."""
+        return len(self.rows.prompts) * self.config.group * self.config.updates
+
+    def progress(self, step: int) -> dict[str, float]:
+        """Figures of the rollout that a step learned from."""
+        return self._figures.get(step, {})
+
+    @property
+    def extra(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of the extra columns of one row."""
+        return columns(self.run)
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the prompts stand, and the rollout whose steps are not all done, as JSON."""
+        state: dict[str, Any] = {"row": self._at, "data": self.rows.fingerprint}
+        if self._left:
+            state["rollout"] = {"left": self._left, "rows": self._held, "figures": self._now}
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a state of `get_state`; `UserError` when it belongs to other prompts."""
+        require(
+            state["data"] == self.rows.fingerprint,
+            f"the checkpoint stopped in the prompts {state['data']}, but the config reads "
+            f"{self.rows.fingerprint}; restore data, data.length and train.seed, or start anew.",
+        )
+        self._at, held = int(state["row"]), state.get("rollout")
+        self._left, self._held, self._now = (held["left"], held["rows"], held["figures"]) if held else (0, [], {})
+
+    def close(self) -> None:
+        """Nothing is read ahead."""
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def columns(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one row's columns that the objective of a run reads."""
+    config = run.objective
+    assert isinstance(config, GRPO)
+    by_token = {"logprob": jnp.float32}
+    by_token |= {"kept": jnp.int32} if config.truncates else {}
+    by_token |= {"reference": jnp.float32} if config.kl is not None else {}
+    shapes = {name: jax.ShapeDtypeStruct((run.length,), dtype) for name, dtype in by_token.items()}
+    return shapes | {"advantage": jax.ShapeDtypeStruct((), jnp.float32)}
+
+
+def sampler(
+    run: Run, program: Program, tokenizer: Tokenizer, how: Sampling, group: int
+) -> Callable[..., Made]:
+    """The jitted program of a rollout: (trained parameters, frozen ones, rows) to what was made.
+
+    It reads the parameters of training, which it brings into the form of decoding inside; so no second copy
+    outlives it.
+
+    Args:
+      run: the config.
+      program: of training.
+      tokenizer: ids outside it are never drawn.
+      how: rows are sampled.
+      group: rows that share a prompt.
+    """
+    compute, target = Compute(dtype=run.compute.dtype, attention=run.compute.attention), program.target
+    static = sampling.Program(
+        *(run.model, compute, target, run.length, tokenizer.vocab_size),
+        *(features_of([how], drawn=True), group),
+    )
+
+    def rollout(params: Any, base: Any, rows: Rows) -> Made:
+        return sampling.generate(static, sampling.prepare(run.model, compute, target, params), rows)
+
+    return jax.jit(rollout)
+
+
+def _seeds(seed: int, kind: int, number: int, count: int) -> list[int]:
+    """Seeds of a prompt's completions: of this run's seed and the prompt's number alone."""
+    return np.random.SeedSequence([seed, kind, number]).generate_state(count, np.uint32).tolist()
