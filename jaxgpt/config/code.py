@@ -98,10 +98,9 @@ def function_of(reference: str, where: str) -> Callable[..., Any]:
     path, name, module = _module_of(reference, where)
     found = getattr(module, name, None)
     names = [n for n, f in vars(module).items() if inspect.isfunction(f) and n not in _EXPERIMENT]
-    require(
-        callable(found), f"{where} is {shown(reference)} but {path} has no such function{nearest(name, names)}"
-    )
-    return found
+    if callable(found):
+        return found
+    raise UserError(f"{where} is {shown(reference)} but {path} has no such function{nearest(name, names)}")
 
 
 def references(names: Any, where: str) -> Any:
@@ -183,7 +182,9 @@ def portable(value: Any) -> Any:
         return [portable(part) for part in value]
     if not isinstance(value, dict):
         return value
-    return with_references({name: portable(part) for name, part in value.items()}, lambda name: Path(name).name)
+    return with_references(
+        {name: portable(part) for name, part in value.items()}, lambda name: Path(name).name
+    )
 
 
 def with_references(value: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

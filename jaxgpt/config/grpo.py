@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from jaxgpt.config import code
-from jaxgpt.config.bounds import Bounds, Positive, Steps, StepsOr0, Tokens, Weight
+from jaxgpt.config.bounds import Bounds, Steps, StepsOr0, Tokens, Weight
 from jaxgpt.config.check import check_types
 from jaxgpt.errors import require
 
@@ -38,7 +38,8 @@ class GRPO:
     top_p: Annotated[float, Bounds(1e-6, 1)] = 1.0
     """Rollouts draw among the fewest likeliest tokens that hold this mass; 1 keeps all."""
     updates: Steps = 1
-    """Steps on each rollout; from the second on, probabilities differ from the sampler's and clipping counts."""
+    """Steps per rollout; from the second on, probabilities are not the sampler's any more, and clipping
+    counts."""
     clip_low: Annotated[float, Bounds(0, 1)] = 0.2
     """How far below 1 the ratio of new to old probability still counts."""
     clip_high: Annotated[float, Bounds(0, 1e6)] = 0.2
@@ -65,8 +66,8 @@ class GRPO:
         given = len(self.reward_weights)
         require(
             given in (0, len(self.rewards)),
-            f"objective.reward_weights has {given} entries for {len(self.rewards)} rewards; give one for each, "
-            "or none.",
+            f"objective.reward_weights has {given} entries for {len(self.rewards)} rewards; give one for "
+            "each, or none.",
         )
 
     @property

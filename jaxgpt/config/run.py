@@ -209,8 +209,8 @@ class Train:
     keep: Steps = 2
     """Number of newest checkpoints to keep, besides the best."""
     best_by: Literal["loss", "error"] = "loss"
-    """What makes a checkpoint the best: the lowest validation loss, or error rate (suits labels); of GRPO it is
-    the highest mean reward whatever this says."""
+    """What makes a checkpoint the best: the lowest validation loss, or error rate (suits labels); of GRPO it
+    is the highest mean reward, whatever this says."""
     best_holds: Literal["all", "params"] = "all"
     """What the best checkpoint holds: the whole state, or only the parameters (a third of the size)."""
     patience: StepsOr0 = 0
@@ -243,7 +243,9 @@ class Run:
     model: GPT | Bert | TransformerXL | Classifier | Architecture = _INHERITED
     """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
     backbone may be left out in the same way."""
-    data: Text | Chat | Prompts | Tagged | Labelled | Mix = field(default_factory=lambda: Text(path="data/text"))
+    data: Text | Chat | Prompts | Tagged | Labelled | Mix = field(
+        default_factory=lambda: Text(path="data/text")
+    )
     tune: Tune = field(default_factory=Full)
     """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
     chooses."""
@@ -379,8 +381,8 @@ class Run:
         data, objective, model = self.data, self.objective, self.model
         require(
             isinstance(data, Prompts) == isinstance(objective, GRPO),
-            f"objective is {type(objective).__name__}() and data {type(data).__name__}(...); GRPO learns from "
-            "Prompts, and nothing else does: set both.",
+            f"objective is {type(objective).__name__}() and data {type(data).__name__}(...); GRPO learns "
+            "from Prompts, and nothing else does: set both.",
         )
         if not isinstance(objective, GRPO):
             return
@@ -391,18 +393,18 @@ class Run:
         rate = max(getattr(part, "dropout", 0.0) for part in (model, self.tune))
         require(
             rate == 0,
-            f"dropout is {rate} but GRPO compares probabilities of the same model, sampling and training; set "
+            f"dropout is {rate} but GRPO compares probabilities of one model, sampling and training; set "
             "model.dropout (and tune.dropout) to 0.",
         )
         require(
             self.train.batch_size % objective.group == 0,
-            f"train.batch_size {self.train.batch_size} is not divisible by objective.group {objective.group}; "
-            "a step holds whole groups of completions.",
+            f"train.batch_size {self.train.batch_size} is not divisible by objective.group "
+            f"{objective.group}; a step holds whole groups of completions.",
         )
         require(
             objective.kl is None or bool(self.init_from),
-            f"objective.kl is {objective.kl} but init_from is empty; name the run to stay close to, or set it "
-            "to None.",
+            f"objective.kl is {objective.kl} but init_from is empty; name the run to stay close to, or set "
+            "it to None.",
         )
         require(
             objective.max_new_tokens < self.length,
@@ -433,7 +435,9 @@ class Run:
     @property
     def templated(self) -> bool:
         """Whether it reads dialogues by a chat template, so that its model answers turns."""
-        return any(isinstance(source, Chat | Prompts) and source.template != "none" for source in self.sources)
+        return any(
+            isinstance(source, Chat | Prompts) and source.template != "none" for source in self.sources
+        )
 
     @property
     def sources(self) -> tuple[Text | Chat | Prompts | Tagged | Labelled, ...]:

@@ -64,7 +64,7 @@ def train_iterator(
         f"{batch_size}; add data, or lower train.batch_size or data.length.",
     )
     names = data.source_names if isinstance(data, Mix) else ()
-    return TrainIterator(rows, batch_size, part, data.workers, names)
+    return TrainIterator(rows, batch_size, part, getattr(data, "workers", 0), names)
 
 
 def validation_parts(

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.errors import require
 from jaxgpt.layers.linear import Embedding, Linear
-from jaxgpt.layers.unembedding import Head, Losses, Pull, Scores, Unembedding
+from jaxgpt.layers.unembedding import Drawn, Head, Losses, Pull, Scores, Unembedding
 from jaxgpt.target import Target
 
 
@@ -126,7 +126,14 @@ class AdaptiveUnembedding(Head):
         later = [gates[..., i - 1, None] + self._later(i, x) for i in range(1, len(self.ids))]
         return jnp.concatenate([first, *later], axis=-1)
 
-    def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[Scores, Pull]:
+    def score(
+        self,
+        x_BTD: jax.Array,
+        targets_BT: jax.Array,
+        drawn: Drawn | None = None,
+        kept_BT: jax.Array | None = None,
+    ) -> tuple[Scores, Pull]:
+        assert drawn is None, "`Run` pairs no objective with it that asks for this"
         # In float32, like the sum of its gradients over all chunks; products round to the features' type
         # again.
         wide = jax.tree.map(lambda a: a.astype(jnp.float32), self)

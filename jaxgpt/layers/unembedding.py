@@ -267,7 +267,8 @@ def drawn_logprobs(
 
 def _drawn(head, x_BTD, targets_BT, kept_BT, drawn, chunk):  # noqa: ANN001, ANN202
     scores = sweep(head, x_BTD, targets_BT, chunk, drawn, kept_BT)
-    return (scores.logprob_BT, scores.entropy_BT), (head, x_BTD, targets_BT, kept_BT)
+    both: Any = scores.logprob_BT, scores.entropy_BT
+    return both, (head, x_BTD, targets_BT, kept_BT)
 
 
 def _drawn_back(drawn, chunk, saved, cotangents):  # noqa: ANN001, ANN202
@@ -294,13 +295,13 @@ def sweep(
     """Scores of all targets, `chunk` tokens per device at a time; see `Head.score`."""
 
     def one(head: Head, x_BTD: jax.Array, targets_BT: jax.Array, *kept: jax.Array) -> Scores:
-        return head.score(x_BTD, targets_BT, *_how(drawn), *kept)[0]
+        return head.score(x_BTD, targets_BT, *_how(drawn, kept))[0]
 
     return _over_rows(one, chunk, head, x_BTD, targets_BT, *_given(kept_BT), back=False)
 
 
-def _how(drawn: Drawn | None) -> tuple[Drawn, ...]:
-    return () if drawn is None else (drawn,)
+def _how(drawn: Drawn | None, kept: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+    return () if drawn is None else (drawn, *kept)
 
 
 def _given(kept_BT: jax.Array | None) -> tuple[jax.Array, ...]:
@@ -324,10 +325,8 @@ def sweep_back(
         and their part of `given_BT`.
     """
 
-    def one(
-        head: H, x_BTD: jax.Array, targets_BT: jax.Array, given_BT: jax.Array, *kept: jax.Array
-    ) -> Any:
-        scores, pull = head.score(x_BTD, targets_BT, *_how(drawn), *kept)
+    def one(head: H, x_BTD: jax.Array, targets_BT: jax.Array, given_BT: jax.Array, *kept: jax.Array) -> Any:
+        scores, pull = head.score(x_BTD, targets_BT, *_how(drawn, kept))
         dhead, dx_BTD = pull(*slopes(scores, given_BT))
         return dhead, (scores, dx_BTD)
 

@@ -16,20 +16,24 @@ from jaxgpt.objectives.causal import causal_lm
 from jaxgpt.objectives.classification import classification
 from jaxgpt.objectives.grpo import drawn_by, grpo
 from jaxgpt.objectives.masked import masked_lm
-from jaxgpt.objectives.sums import Metrics, Objective, Sums, score
+from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums, add, means, score
 from jaxgpt.text.vocabulary import Vocabulary
 
 __all__ = [
     "OBJECTIVES",
+    "Largest",
+    "Mean",
     "Metrics",
     "Objective",
     "Sums",
+    "add",
     "causal_lm",
     "classification",
     "drawn_by",
     "grpo",
     "make_objective",
     "masked_lm",
+    "means",
     "score",
 ]
 

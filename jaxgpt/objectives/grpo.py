@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxgpt.batch import Batch
 from jaxgpt.config import GRPO
 from jaxgpt.layers.unembedding import Drawn
-from jaxgpt.objectives.sums import Objective, Sums
+from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums
 from jaxgpt.text.vocabulary import Vocabulary
 
 
@@ -27,10 +27,11 @@ def grpo(config: GRPO, vocabulary: Vocabulary) -> Objective:
     `kept` [B, T], how many tokens truncation left, where there is truncation; `reference` [B, T],
     log-probabilities of the model to stay close to, where there is one.
 
-    Besides `nll`, which is the mean of the completions' negative log-probabilities as the loss weighs them,
-    metrics are sums over tokens: `tokens`, `entropy` (nats), `clipped`, `kl_rollout` and `kl` (from the
-    rollout's policy and from the reference, by the estimator of Schulman 2020). `largest` holds `gap`, the
-    largest difference between the sampler's and the trainer's log-probability.
+    `nll` is the mean of the completions' negative log-probabilities as the loss weighs them. Means over
+    tokens are `entropy` (nats), `clip_share`, `kl_rollout` and `kl` (from the policy of the rollout and from
+    the reference, by the estimator of Schulman 2020). `logprob_gap` is the largest difference between the
+    sampler's and the trainer's log-probability of a token; from the second update on a rollout on, it holds
+    what the updates changed, too.
     """
     drawn = drawn_by(config, vocabulary)
 
@@ -44,14 +45,14 @@ def grpo(config: GRPO, vocabulary: Vocabulary) -> Objective:
         gain_BT, safe_BT = ratio_BT * advantage_B1, bounded_BT * advantage_B1
         loss_BT = -jnp.minimum(gain_BT, safe_BT)
 
-        def total(x_BT: jax.Array) -> jax.Array:
-            return jnp.sum(mask_BT * jax.lax.stop_gradient(x_BT))
+        def mean(x_BT: jax.Array) -> Mean:
+            return Mean(jnp.sum(mask_BT * jax.lax.stop_gradient(x_BT)), jnp.sum(mask_BT))
 
-        means = {
-            "tokens": jnp.sum(mask_BT),
-            "entropy": total(entropy_BT),
-            "clipped": total((safe_BT < gain_BT).astype(jnp.float32)),
-            "kl_rollout": total(divergence(-change_BT)),
+        own: Metrics = {
+            "entropy": mean(entropy_BT),
+            "clip_share": mean((safe_BT < gain_BT).astype(jnp.float32)),
+            "kl_rollout": mean(divergence(-change_BT)),
+            "logprob_gap": Largest(jnp.max(jnp.abs(jax.lax.stop_gradient(change_BT)))),
         }
         if config.kl is not None:
             whole_BT = logprob_BT
@@ -59,21 +60,19 @@ def grpo(config: GRPO, vocabulary: Vocabulary) -> Objective:
                 whole_BT, _ = model.drawn_logprobs(*score, None, drawn)
             kl_BT = divergence(jnp.where(mask_BT > 0, extra["reference"] - whole_BT, 0))
             loss_BT = loss_BT + config.kl * kl_BT
-            means["kl"] = total(kl_BT)
+            own["kl"] = mean(kl_BT)
         share_BT, weight = shares(config, mask_BT)
         nll = -jnp.sum(share_BT * jax.lax.stop_gradient(logprob_BT))
-        metrics = {"nll": nll, "bytes": jnp.zeros(())} | means
-        metrics |= {name: value * weight for name, value in (features.stats or {}).items()}
+        stats = {name: value * weight for name, value in (features.stats or {}).items()}
         loss = jnp.sum(share_BT * loss_BT) + features.balance * weight
-        gap = jnp.max(jnp.abs(jax.lax.stop_gradient(change_BT)))
-        return Sums(loss, weight, metrics, features.memory, {"gap": gap})
+        return Sums(loss, weight, {"nll": nll, "bytes": jnp.zeros(()), **stats, **own}, features.memory)
 
     return objective
 
 
 def divergence(toward: jax.Array) -> jax.Array:
-    """An estimate of KL(p || q) at a token drawn from p, given log q - log p: never negative, without bias."""
-    return jnp.exp(toward) - 1 - toward
+    """An estimate of KL(p || q) at a token drawn from p, given log q - log p: unbiased, never negative."""
+    return jnp.expm1(toward) - toward
 
 
 def shares(config: GRPO, mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

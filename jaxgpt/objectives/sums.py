@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,32 @@ import jax.numpy as jnp
 
 from jaxgpt.batch import Batch, Features
 
-Metrics = dict[str, jax.Array]
+
+class Mean(NamedTuple):
+    """A metric that is a mean over another weight than the objective's: two sums, of arrays or of floats."""
+
+    total: Any
+    weight: Any
+
+    def mean(self) -> Any:
+        """NaN where there is no weight."""
+        if isinstance(self.weight, float):
+            return self.total / self.weight if self.weight else math.nan
+        return jnp.where(self.weight > 0, self.total / self.weight, jnp.nan)
+
+
+class Largest(NamedTuple):
+    """A metric of which a step has the largest over devices and microbatches, not the sum; at least 0."""
+
+    value: Any
+
+    def mean(self) -> Any:
+        """The value."""
+        return self.value
+
+
+Metrics = dict[str, Any]
+"""Sums by name, `Mean`s or `Largest`s."""
 
 
 class Sums(NamedTuple):
@@ -19,22 +45,46 @@ class Sums(NamedTuple):
     Attributes:
       loss: sum in nats, which is minimised.
       weight: total weight of the targets.
-      metrics: sums `nll` (nats without z-loss and load balancing), `correct` (correct top-1 predictions, where
-        there are right ones), `bytes` (UTF-8 bytes of the targets where that makes sense; else 0), and
-        `Features.stats` times the weight.
+      metrics: sums `nll` (nats without z-loss and load balancing), `correct` (correct top-1 predictions, or
+        what else is right; missing where nothing is), `bytes` (UTF-8 bytes of the targets where that makes
+        sense; else 0), `Features.stats` times the weight, and figures of the objective's own, see `Metrics`.
       memory: of a recurrent model, for the next batch.
-      largest: metrics of which a step has the largest over its microbatches, not the sum.
     """
 
     loss: jax.Array
     weight: jax.Array
     metrics: Metrics
     memory: Any = None
-    largest: Metrics | None = None
 
+
+COUNTED = ("loss", "nll", "correct", "weight", "bytes")
+"""The sums of every objective."""
 
 Objective = Callable[[Any, Batch, jax.Array | None], Sums]
 """A function of (model, batch, key); the key turns dropout on, and is None in evaluation."""
+
+
+def add(total: Any, more: Any) -> Any:
+    """Two trees of sums as one."""
+
+    def one(a: Any, b: Any) -> Any:
+        return Largest(jnp.maximum(a.value, b.value)) if isinstance(a, Largest) else jnp.add(a, b)
+
+    return jax.tree.map(one, total, more, is_leaf=lambda x: isinstance(x, Largest))
+
+
+def means(metrics: Metrics, weight: Any) -> Metrics:
+    """The means of an objective's metrics: `accuracy`, where something is right, and those of its own.
+
+    Args:
+      metrics: totals of `Sums.metrics`, of arrays or of floats.
+      weight: total weight, above 0.
+    """
+    own = {name: value for name, value in metrics.items() if name not in COUNTED}
+    found = {"accuracy": metrics["correct"] / weight} if "correct" in metrics else {}
+    for name, value in own.items():
+        found[name] = value.mean() if isinstance(value, Mean | Largest) else value / weight
+    return found
 
 
 def score(model: Any, features: Features, batch: Batch, z_loss: float = 0.0) -> Sums:

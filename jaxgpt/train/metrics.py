@@ -73,6 +73,10 @@ SHORTEST = 1e-9
 """Seconds that a record is taken to be about at least: the clock may not have moved."""
 
 
+_KNOWN = ("loss", "nll", "accuracy", "weight", "bytes", "grad_norm", "bad_steps")
+"""Figures of a step that a record holds in a place or form of their own, or not at all."""
+
+
 class Meter:
     """Speed between two records: step time, tokens/s, MFU and the share spent waiting for data.
 
@@ -107,13 +111,13 @@ class Meter:
             "loss": values["loss"],
             # Labels and hidden tokens stand for no running text.
             **({"bits_per_byte": bits / values["bytes"]} if values["bytes"] else {}),
-            "accuracy": values["accuracy"],
+            **({"accuracy": values["accuracy"]} if "accuracy" in values else {}),
             "grad_norm": values["grad_norm"],
             "step_seconds": seconds,
             "tokens_per_second": self.tokens / seconds,
             "mfu": self.tokens * self.flops / seconds / self.peak,
             "data_wait": wait / seconds,
-            **{name: value for name, value in values.items() if name.startswith("expert_")},
+            **{name: value for name, value in values.items() if name not in _KNOWN},
         }
 
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jaxgpt.files import Count
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.program import Made, Rows
 from jaxgpt.sample.settings import Sampling
-from jaxgpt.sample.strategies import controls_of, features_of
+from jaxgpt.sample.strategies import controls_of, features_of, host
 from jaxgpt.sharding import row_shards, spec
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.train.rewards import Rewards
@@ -40,7 +40,7 @@ _TRAINING, _EVALUATION = 0, 1  # so that their seeds differ
 
 
 class HeldRow(TypedDict):
-    """One completion, as a checkpoint holds it: tokens from the prompt on, and of each one drawn, its facts."""
+    """One completion, as a checkpoint holds it: all its tokens, and facts of each one drawn."""
 
     ids: list[int]
     prompt: Count
@@ -123,7 +123,7 @@ def to_batch(rows: Sequence[HeldRow], length: int, pad: int) -> Batch:
     names = [name for name in ("kept", "reference") if rows and name in rows[0]]
     columns = {name: np.zeros(shape, np.int32 if name == "kept" else np.float32) for name in names}
     columns["logprob"] = np.zeros(shape, np.float32)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(cast(list[Any], rows)):
         n, new = len(row["ids"]) - 1, slice(row["prompt"] - 1, len(row["ids"]) - 1)
         tokens_BT[i, :n], targets_BT[i, :n] = row["ids"][:-1], row["ids"][1:]
         weights_BT[i, new], segments_BT[i, :n] = 1, 1
@@ -131,9 +131,9 @@ def to_batch(rows: Sequence[HeldRow], length: int, pad: int) -> Batch:
         for name in names:
             columns[name][i, new] = row[name]
     positions_BT = np.arange(length, dtype=np.int32) * (segments_BT > 0)
-    advantage_B = np.array([row["advantage"] for row in rows], np.float32)
-    extra: dict[str, Any] = columns | {"advantage": advantage_B}
-    return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT, extra=extra)
+    columns["advantage"] = np.array([row["advantage"] for row in rows], np.float32)
+    own: Any = (tokens_BT, targets_BT, weights_BT, segments_BT, positions_BT)
+    return Batch(*own, extra=cast(Any, columns))
 
 
 class Rollouts(Iterator[Batch]):
@@ -244,7 +244,7 @@ class Rollouts(Iterator[Batch]):
         prompts = [source.prompt(number) for number in numbers for _ in range(each)]
         seeds = [s for n in numbers for s in _seeds(self.run.train.seed, kind, n, each)]
         with jax.set_mesh(self._mesh):
-            made: Made = jax.device_get(draw(*self._params, self._place(prompts, how, seeds)))
+            made: Any = jax.device_get(draw(*self._params, self._place(prompts, how, seeds)))
         if made.failed_B.any():
             raise NotFinite("the model's logits in a rollout are")
         last_B = made.tokens_BS[np.arange(len(prompts)), made.length_B - 1]
@@ -255,20 +255,19 @@ class Rollouts(Iterator[Batch]):
             for row, p, end in zip(made.tokens_BS, prompts, ends, strict=True)
         ]
         rewards_B = self.rewards(prompts, texts)
-        drawn = (made.tokens_BS, made.logprobs_BS, made.kept_BS, made.length_B)
-        return Completions(prompts, *drawn, stopped_B, rewards_B)
+        drawn = {name: getattr(made, name) for name in ("tokens_BS", "logprobs_BS", "kept_BS", "length_B")}
+        return Completions(prompts, stopped_B=stopped_B, rewards_B=rewards_B, **drawn)
 
     def _place(self, prompts: Sequence[Prompt], how: Sampling, seeds: Sequence[int]) -> Rows:
         """What the sampler is asked, on the mesh."""
         tokens_BT = np.zeros((len(prompts), self._width), np.int32)
         for i, prompt in enumerate(prompts):
             tokens_BT[i, : len(prompt.ids)] = prompt.ids
-        length_B = np.array([len(prompt.ids) for prompt in prompts], np.int32)
-        end_B = np.minimum(length_B + self.config.max_new_tokens, self.run.length).astype(np.int32)
-        stop_BN = np.tile(np.array(self.tokenizer.stop_ids, np.int32), (len(prompts), 1))
-        rows = Rows(
-            tokens_BT, length_B, length_B, end_B, stop_BN, controls_of([how] * len(prompts), list(seeds))
-        )
+        length_B = host([len(prompt.ids) for prompt in prompts], np.int32)
+        end_B = np.minimum(length_B + self.config.max_new_tokens, self.run.length)
+        stop_BN = host([self.tokenizer.stop_ids] * len(prompts), np.int32)
+        controls = controls_of([how] * len(prompts), seeds)
+        rows = Rows(host(tokens_BT, np.int32), length_B, length_B, end_B, stop_BN, controls)
         return jax.device_put(rows, NamedSharding(self._mesh, spec(("batch",))))
 
     # --------------------------------------------------------------------------------- evaluation
@@ -323,7 +322,9 @@ class Rollouts(Iterator[Batch]):
             f"{self.rows.fingerprint}; restore data, data.length and train.seed, or start anew.",
         )
         self._at, held = int(state["row"]), state.get("rollout")
-        self._left, self._held, self._now = (held["left"], held["rows"], held["figures"]) if held else (0, [], {})
+        self._left, self._held, self._now = (
+            (held["left"], held["rows"], held["figures"]) if held else (0, [], {})
+        )
 
     def close(self) -> None:
         """Nothing is read ahead."""
@@ -365,7 +366,8 @@ def sampler(
     )
 
     def rollout(params: Any, base: Any, rows: Rows) -> Made:
-        return sampling.generate(static, sampling.prepare(run.model, compute, target, params), rows)
+        whole = program.tuning.enter(params, {} if base is None else base, None)
+        return sampling.generate(static, sampling.prepare(run.model, compute, target, whole), rows)
 
     return jax.jit(rollout)
 

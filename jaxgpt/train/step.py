@@ -18,14 +18,10 @@ import optax
 from jaxgpt.batch import Batch
 from jaxgpt.config import Full, Run
 from jaxgpt.errors import require
-from jaxgpt.objectives import Objective
+from jaxgpt.objectives import Metrics, Objective, add, means
 from jaxgpt.optim import join
 from jaxgpt.sharding import batch_sharding, replicated
 from jaxgpt.train.state import Program, State
-
-Metrics = dict[str, jax.Array]
-COUNTED = ("loss", "nll", "correct", "weight", "bytes")
-"""The sums of every objective; others are `Features.stats` times the weight."""
 
 
 def train_step(
@@ -46,7 +42,7 @@ def train_step(
 
     Returns:
       The next state, and scalars: `loss` and `nll` (nats per target), `grad_norm`, `accuracy`,
-      `weight`, `bytes` (sums), `bad_steps`, and the model's `Features.stats`.
+      `weight`, `bytes` (sums), `bad_steps`, the model's `Features.stats` and the objective's own figures.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = replace(batch, memory=state.memory)
@@ -82,12 +78,11 @@ def train_step(
     metrics = {
         "loss": sums["loss"] / weight,
         "nll": sums["nll"] / weight,
-        "accuracy": sums["correct"] / weight,
+        **means(sums, weight),
         "weight": sums["weight"],
         "bytes": sums["bytes"],
         "grad_norm": grad_norm,
         "bad_steps": bad_steps,
-        **{name: total / weight for name, total in sums.items() if name not in COUNTED},
     }
     return State(state.step + 1, bad_steps, join(new, frozen), opt, memory), metrics
 
@@ -134,7 +129,7 @@ def _accumulate(function: Any, batch: Batch, key: jax.Array | None, parts: int) 
 
     def body(total: Any, part: tuple[Batch, jax.Array | None]) -> tuple[Any, Any]:
         sums, memory = function(*part)
-        return jax.tree.map(jnp.add, total, sums), memory
+        return add(total, sums), memory
 
     sums, memory = jax.lax.scan(body, zeros, given)
     return sums, jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), memory)

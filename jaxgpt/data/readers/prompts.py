@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgpt.config import Classifier, Prompts
 from jaxgpt.data.lines import as_object, check_text, field_of
-from jaxgpt.data.packing import ENDLESS, Row
+from jaxgpt.data.packing import ENDLESS, Row, Rows
 from jaxgpt.data.readers.dialogues import QUESTIONS, TURNS, after_system, history
 from jaxgpt.data.readers.turns import Record, is_turns, read_turns, take_text
 from jaxgpt.data.records import SUFFIXES, RecordReport, read_records
@@ -55,6 +55,9 @@ class PromptRows:
     """
 
     masked = False
+    length: int
+    pad: int
+    fingerprint: str
 
     def __init__(self, prompts: Sequence[Prompt], length: int, seed: int | None, pad: int) -> None:
         self.prompts, self.length, self.seed, self.pad = prompts, length, seed, pad
@@ -79,8 +82,8 @@ class PromptRows:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
         return self.prompts[self._order[1][place]]
 
-    def __getitem__(self, number: int) -> Row:
-        ids, (at, T) = self.prompt(number).ids, (np.arange(self.length), self.length)
+    def __getitem__(self, index: int) -> Row:
+        ids, (at, T) = self.prompt(index).ids, (np.arange(self.length), self.length)
         row: Row = {"tokens": np.full(T, self.pad, np.int32), "targets": np.zeros(T, np.int32)}
         row["tokens"][: len(ids)], row["targets"][: len(ids) - 1] = ids, ids[1:]
         inside = at < len(ids)
@@ -95,8 +98,8 @@ def rows(
     seed: int | None,
     batch_size: int,
     task: Classifier | None,
-) -> PromptRows:
-    """The prompts of a split; see `data.readers.Reader`.
+) -> Rows:
+    """The prompts of a split (`PromptRows`); see `data.readers.Reader`.
 
     Raises:
       UserError: there are none that leave room for a completion.
@@ -107,7 +110,9 @@ def rows(
     if apart and split == "validation":
         trained = {file_key(f) for f in expand(data.train, SUFFIXES)}
         if both := [f for f in files if file_key(f) in trained]:
-            say_once(f"data.train names files of data.validation too, so they are no held-out prompts: {both[0]}")
+            say_once(
+                f"data.train names files of data.validation too, so they are no held-out prompts: {both[0]}"
+            )
     stamp = tuple((f, (stat := Path(f).stat()).st_size, stat.st_mtime_ns) for f in files)
     found = _read(stamp, data, tokenizer, length)
     if not apart:
@@ -134,12 +139,12 @@ def _read(
     fit = [prompt for prompt in found if len(prompt.ids) < length]
     if left := len(found) - len(fit):
         log.warning("%d of %d prompts leave no room in %d tokens and were dropped", left, len(found), length)
-    require(bool(fit), f"none of the {len(found)} prompts leaves room in {length} tokens; lengthen data.length.")
+    require(bool(fit), f"no prompt of {len(found)} leaves room in {length} tokens; lengthen data.length.")
     return fit
 
 
 def hold_out(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
-    """(kept, held out): the held-out prompts are chosen by a hash of their tokens; equal ones stay together."""
+    """(kept, held out): chosen by a hash of the tokens, so that equal prompts stay together."""
     keys = [hashlib.sha256(np.asarray(prompt.ids).tobytes()).digest() for prompt in prompts]
     order = sorted(set(keys))
     require(

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jaxgpt.config import GPT, CausalLM, Chat, Classification, Classifier, Labelled, Mix, Run, Tagged, Text
+from jaxgpt.config import GPT, CausalLM, Chat, Classification, Classifier, Labelled, Mix, Prompts, Run, Tagged, Text
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import ENDLESS
 from jaxgpt.data.readers import READERS, encode_split, rows_of, run_tokenizer
@@ -20,7 +20,7 @@ from jaxgpt.text.tokenizer import ByteTokenizer
 BYTES = ByteTokenizer()
 TAGS = Classifier(backbone=GPT(causal=False), labels=("O", "B-X", "I-X"))
 TEXTS = Classifier(backbone=GPT(causal=False), labels=("bad", "good"), pool="first")
-KINDS = (Text, Chat, Tagged, Labelled, Mix)
+KINDS = (Text, Chat, Prompts, Tagged, Labelled, Mix)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def data(
     return {
         Text: (text, None),
         Chat: (chat, None),
+        Prompts: (Prompts(train=(str(folder / "a.jsonl"),), tokenizer="byte"), None),
         Mix: (Mix(sources=(text, chat), weights=(2.0, 1.0)), None),
         Tagged: (Tagged(**shared[Tagged]), TAGS),
         Labelled: (Labelled(**shared[Labelled]), TEXTS),
