@@ -168,7 +168,7 @@ def gpt(fields: dict) -> dict:
         ({"optim": {"clip_norm": float("inf")}}, "optim.clip_norm is inf; it must be a finite number."),
         ({"optim": {"name": "adam"}}, "optim.name is 'adam'; did you mean 'adamw'?"),
         ({"optim": {"name": 3}}, "optim.name is 3; allowed: adamw, muon"),
-        ({"data": {"path": "x"}}, "data.kind is None; allowed: Chat, Labelled, Mix, Tagged, Text"),
+        ({"data": {"path": "x"}}, "data.kind is None; allowed: Chat, Labelled, Mix, Prompts, Tagged, Text"),
         ({"data": {"kind": "Txt", "path": "x"}}, "data.kind is 'Txt'; did you mean 'Text'?"),
         ({"data": {"kind": "Text"}}, "data.path is missing; Text needs it."),
         ({"data": {"kind": "Text", "path": "x", "bins": 3}}, "data has no field 'bins'; allowed: "),
@@ -297,7 +297,11 @@ def test_what_is_impossible_is_refused(make: type, fields: dict[str, Any], messa
             {"name": "r", "model": Optim()},
             "model.kind is 'Optim'; ",
         ),
-        (Run, {"name": "r", "data": GPT()}, "data.kind is 'GPT'; allowed: Chat, Labelled, Mix, Tagged, Text"),
+        (
+            Run,
+            {"name": "r", "data": GPT()},
+            "data.kind is 'GPT'; allowed: Chat, Labelled, Mix, Prompts, Tagged, Text",
+        ),
     ],
 )
 def test_wrong_types_are_named_where_a_class_is_called(make: type, fields: dict, message: str) -> None:

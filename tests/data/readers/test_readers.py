@@ -10,7 +10,20 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jaxgpt.config import GPT, CausalLM, Chat, Classification, Classifier, Labelled, Mix, Prompts, Run, Tagged, Text
+from jaxgpt.config import (
+    GPT,
+    GRPO,
+    CausalLM,
+    Chat,
+    Classification,
+    Classifier,
+    Labelled,
+    Mix,
+    Prompts,
+    Run,
+    Tagged,
+    Text,
+)
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import ENDLESS
 from jaxgpt.data.readers import READERS, encode_split, rows_of, run_tokenizer
@@ -70,6 +83,7 @@ def test_rows_are_functions_of_seed_and_number(kind, data) -> None:
 def test_the_tokenizer_of_each_kind_is_found(kind, data) -> None:
     config, task = data[kind]
     objective = Classification() if task else CausalLM()
+    objective = GRPO(rewards=("rewards.py:f",)) if kind is Prompts else objective
     run = Run(name="a", model=task or GPT(), data=config, objective=objective)
     assert run_tokenizer(run).digest == BYTES.digest
     if hasattr(config, "tokenizer"):
