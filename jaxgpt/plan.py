@@ -23,7 +23,7 @@ from jaxgpt.models import (
     parameter_counts,
     trainable,
 )
-from jaxgpt.objectives import make_objective
+from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.optim import join, make_optimizer, split_trainable
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
@@ -105,7 +105,8 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     graphdef, _ = abstract_model(run.model, compute, target)
     objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
     memory = jax.eval_shape(lambda: init_memory(run.model, compute, target, rows))
-    batch = dataclasses.replace(Batch.abstract(rows, run.length, types=run.typed), memory=memory)
+    batch = Batch.abstract(rows, run.length, types=run.typed, extra=extra_columns(run))
+    batch = dataclasses.replace(batch, memory=memory)
 
     def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
         learned, frozen = split_trainable(params, abstract_params(run.model), trainable(run.model))

@@ -37,6 +37,7 @@ from jaxgpt.config import (
 from jaxgpt.errors import UserError
 
 RUN = Run(name="r")
+DATA = "Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text"
 
 
 def refused(make: Any, *args: Any, **fields: Any) -> str:
@@ -168,7 +169,10 @@ def gpt(fields: dict) -> dict:
         ({"optim": {"clip_norm": float("inf")}}, "optim.clip_norm is inf; it must be a finite number."),
         ({"optim": {"name": "adam"}}, "optim.name is 'adam'; did you mean 'adamw'?"),
         ({"optim": {"name": 3}}, "optim.name is 3; allowed: adamw, muon"),
-        ({"data": {"path": "x"}}, "data.kind is None; allowed: Chat, Labelled, Mix, Prompts, Tagged, Text"),
+        (
+            {"data": {"path": "x"}},
+            f"data.kind is None; allowed: {DATA}",
+        ),
         ({"data": {"kind": "Txt", "path": "x"}}, "data.kind is 'Txt'; did you mean 'Text'?"),
         ({"data": {"kind": "Text"}}, "data.path is missing; Text needs it."),
         ({"data": {"kind": "Text", "path": "x", "bins": 3}}, "data has no field 'bins'; allowed: "),
@@ -300,7 +304,7 @@ def test_what_is_impossible_is_refused(make: type, fields: dict[str, Any], messa
         (
             Run,
             {"name": "r", "data": GPT()},
-            "data.kind is 'GPT'; allowed: Chat, Labelled, Mix, Prompts, Tagged, Text",
+            f"data.kind is 'GPT'; allowed: {DATA}",
         ),
     ],
 )

@@ -22,7 +22,7 @@ from jaxgpt.checkpoint.checksum import jit_measure
 from jaxgpt.config import Compute, Run
 from jaxgpt.layers.cache import cache_axes
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
-from jaxgpt.objectives import make_objective
+from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.strategies import Controls, Features
 from jaxgpt.sharding import batch_sharding, param_shardings, spec
@@ -124,7 +124,8 @@ def _program(
             return jit_measure(mesh), (jax.tree.leaves(parts.abstract.params),)
         objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
         layout = batch_sharding(mesh)
-        batch = Batch.abstract(run.train.batch_size, run.length, layout, types=run.typed)
+        columns: dict[str, Any] = {"types": run.typed, "extra": extra_columns(run)}
+        batch = Batch.abstract(run.train.batch_size, run.length, layout, **columns)
         if program == "train":
             return jit_train_step(run, parts, objective), (parts.abstract, batch)
         memory = jax.eval_shape(

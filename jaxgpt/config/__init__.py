@@ -6,18 +6,26 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.check import changed_fields, from_json, to_json
-from jaxgpt.config.data import Chat, Labelled, Mix, Prompts, Tagged, Text
+from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
 from jaxgpt.config.models import Bert, Classifier, Model, TransformerXL
+from jaxgpt.config.objectives import (
+    DPO,
+    IPO,
+    KTO,
+    ORPO,
+    PREFERENCES,
+    CausalLM,
+    Classification,
+    MaskedLM,
+    SimPO,
+)
 from jaxgpt.config.run import (
     ONE_DEVICE,
     ROW_AXES,
-    CausalLM,
-    Classification,
     Compute,
-    MaskedLM,
     Mesh,
     Optim,
     Run,
@@ -36,10 +44,15 @@ from jaxgpt.config.tune import (
 )
 
 __all__ = [
+    "DPO",
     "GPT",
     "GRPO",
     "IA3",
+    "IPO",
+    "KTO",
     "ONE_DEVICE",
+    "ORPO",
+    "PREFERENCES",
     "ROW_AXES",
     "Architecture",
     "Bert",
@@ -61,11 +74,14 @@ __all__ = [
     "MoE",
     "Model",
     "Optim",
+    "Pairs",
     "PrefixTuning",
     "PromptTuning",
     "Prompts",
+    "Rated",
     "RopeScaling",
     "Run",
+    "SimPO",
     "Tagged",
     "Text",
     "Train",

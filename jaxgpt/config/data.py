@@ -34,26 +34,20 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
-    """Instruction data: files of dialogues (JSON, JSONL, CSV, TSV, Parquet), packed first-fit, with the loss
-    on answers only.
-    """
+class Dialogues:
+    """What all data of dialogues have: files (JSON, JSONL, CSV, TSV, Parquet), packed first-fit."""
 
     train: tuple[str, ...]
     """Files, folders or globs."""
     validation: tuple[str, ...] = ()
     """As train; when empty, validation_fraction of the training examples is held out."""
     validation_fraction: Part = 0.05
-    """Share of the dialogues held out where validation names no files."""
+    """Share of the examples held out where validation names no files."""
     tokenizer: str = ""
     """A tokenizer folder; unspecified means that of the run named by init_from."""
     length: Length | None = None
-    """Tokens per row; None means model.context. Longer dialogues are cut, and counted."""
-    prompt: str = ""
-    """Field or column of what is given (a path such as `a.b[0].c` reaches into objects and lists), where it
-    is not one of the usual names; goes with completion."""
-    completion: str = ""
-    """Field or column of the answer; goes with prompt."""
+    """Tokens per row; None means model.context, and of preferences twice as many. Longer dialogues are cut,
+    and counted; of preferences, a dialogue takes at most half of a row."""
     template: Literal["auto", "none"] = "auto"
     """How a dialogue is written: `auto` with the tokenizer's chat template, `none` as plain text, the prompt
     and then its completion. Text of `none` is joined as it stands, so a space or a line between the two must
@@ -66,10 +60,49 @@ class Chat:
     def __post_init__(self) -> None:
         check_types(self, "data")
         require(len(self.train) > 0, "data.train is empty; name at least one file.")
+
+
+def _require_both(prompt: str, completion: str) -> None:
+    require(
+        bool(prompt) == bool(completion),
+        f"data.prompt is {prompt!r} and data.completion {completion!r}; name both fields or neither.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Dialogues):
+    """Instruction data: files of dialogues, with the loss on answers only."""
+
+    prompt: str = ""
+    """Field or column of what is given (a path such as `a.b[0].c` reaches into objects and lists), where it
+    is not one of the usual names; goes with completion."""
+    completion: str = ""
+    """Field or column of the answer; goes with prompt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_both(self.prompt, self.completion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Dialogues):
+    """Preferences: of two completions of one prompt, which is the better one. Both lie in one row."""
+
+    prompt: str = ""
+    """Field or column of what both complete, where it is not one of the usual names (prompt, question,
+    instruction and input, messages, conversations); without any, it is what both dialogues begin with."""
+    chosen: str = "chosen"
+    """Field or column of the better completion: a text, a turn, or turns."""
+    rejected: str = "rejected"
+    """Field or column of the worse one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = (self.prompt, self.chosen, self.rejected)
         require(
-            bool(self.prompt) == bool(self.completion),
-            f"data.prompt is {self.prompt!r} and data.completion {self.completion!r}; name both fields or "
-            "neither.",
+            all(names[1:]) and len(set(names)) == 3,
+            f"data.prompt, data.chosen and data.rejected are {names}; name three different fields (the "
+            "prompt may be left out).",
         )
 
 
@@ -105,6 +138,22 @@ class Prompts:
             not self.where or bool(self.where.partition("=")[0] and self.where.partition("=")[1]),
             f"data.where is {self.where!r}; write it as FIELD=VALUE, or leave it empty.",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated(Dialogues):
+    """Preferences without pairs: completions that are good or bad, each by itself (KTO)."""
+
+    prompt: str = ""
+    """Field or column of what is given, where it is not one of the usual names; goes with completion."""
+    completion: str = ""
+    """Field or column of the completion; goes with prompt. Of a dialogue, it is the last answer."""
+    label: str = ""
+    """Field or column that is true (or 1) of a good completion; unspecified means `label` or `kto_tag`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_both(self.prompt, self.completion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,4 +267,4 @@ class Mix:
         return tuple(found)
 
 
-Data = Text | Chat | Prompts | Tagged | Labelled | Mix
+Data = Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled | Mix

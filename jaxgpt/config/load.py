@@ -18,17 +18,17 @@ from typing import Any, cast
 
 from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
-from jaxgpt.config.data import Chat, Labelled, Mix, Prompts, Tagged, Text
+from jaxgpt.config.data import Data
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
-from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
-from jaxgpt.config.run import CausalLM, Classification, Compute, MaskedLM, Mesh, Optim, Run, Train, read_run
+from jaxgpt.config.objectives import Objective
+from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
 
 KINDS = (
-    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling, Text, Chat, Prompts, Tagged, Labelled, Mix),
-    *(CausalLM, MaskedLM, Classification, GRPO, Compute, Optim, Mesh, Train, Run),
+    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling),
+    *(*typing.get_args(Data), *typing.get_args(Objective), Compute, Optim, Mesh, Train, Run),
 )
 """What a config file can build."""
 MOST_RUNS = 10_000

@@ -14,22 +14,21 @@ from jaxgpt.config.bounds import (
     Bounds,
     Decay,
     Layers,
-    Part,
     Parts,
     Positive,
     Rows,
     Seed,
-    Share,
     Steps,
     StepsOr0,
     Tokens,
     Weight,
 )
 from jaxgpt.config.check import check_types, from_json
-from jaxgpt.config.data import Chat, Labelled, Mix, Prompts, Tagged, Text
+from jaxgpt.config.data import Chat, Data, Dialogues, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
 from jaxgpt.config.gpt import GPT
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.models import Bert, Classifier, TransformerXL
+from jaxgpt.config.objectives import PREFERENCES, CausalLM, Classification, MaskedLM, Objective
 from jaxgpt.config.tune import Full, Tune
 from jaxgpt.errors import UserError, require, shown
 from jaxgpt.files import read_json
@@ -54,46 +53,6 @@ class Compute:
 
     def __post_init__(self) -> None:
         check_types(self, "compute")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalLM:
-    """Next-token prediction; on Chat data the weights make it the instruction objective."""
-
-    z_loss: Weight = 0.0
-    """Weight of the squared log-partition (PaLM, section 5), which keeps logits near zero."""
-
-    def __post_init__(self) -> None:
-        check_types(self, "objective")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedLM:
-    """Predict masked tokens from both sides (BERT; Devlin et al. 2019, section 3.1), new ones each step."""
-
-    rate: Part = 0.15
-    """Share of the tokens that are predicted."""
-    mask: Share = 0.8
-    """Share of these that become the mask token."""
-    random: Share = 0.1
-    """Share of these that become a random token; the rest stay as they are."""
-    whole_words: bool = False
-    """Mask whole words instead of single tokens."""
-
-    def __post_init__(self) -> None:
-        check_types(self, "objective")
-        require(
-            self.mask + self.random <= 1,
-            f"objective.mask {self.mask} and objective.random {self.random} make more than 1; lower one.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classification:
-    """Cross-entropy of labels: of words on Tagged data, of texts on Labelled data."""
-
-
-Objective = CausalLM | MaskedLM | Classification | GRPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,13 +202,11 @@ class Run:
     model: GPT | Bert | TransformerXL | Classifier | Architecture = _INHERITED
     """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
     backbone may be left out in the same way."""
-    data: Text | Chat | Prompts | Tagged | Labelled | Mix = field(
-        default_factory=lambda: Text(path="data/text")
-    )
+    data: Data = field(default_factory=lambda: Text(path="data/text"))
     tune: Tune = field(default_factory=Full)
     """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
     chooses."""
-    objective: CausalLM | MaskedLM | Classification | GRPO = field(default_factory=CausalLM)
+    objective: Objective = field(default_factory=CausalLM)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
@@ -278,9 +235,10 @@ class Run:
         )
         virtual = f" and tune.tokens {self.virtual}" if self.virtual else ""
         require(
-            self.length + self.virtual <= self.model.context,
-            f"data.length {self.length}{virtual} is more than model.context {self.model.context}; lower the "
-            "one or raise the other (with init_from too, unless model.position is 'learned').",
+            self.length <= self.documents * (self.model.context - self.virtual),
+            f"data.length {self.length}{virtual} is more than {'twice ' * (self.documents > 1)}model.context "
+            f"{self.model.context}; lower the one or raise the other (with init_from too, unless "
+            "model.position is 'learned').",
         )
         self._check_tune()
         self._check_task()
@@ -341,6 +299,7 @@ class Run:
                 "set model=Classifier(backbone=..., labels=(...)).",
             )
         self._check_rewarded()
+        self._check_preferences()
         if isinstance(objective, MaskedLM):
             require(
                 not model.causal,
@@ -412,6 +371,28 @@ class Run:
             f"{self.length}; lower it or lengthen the rows.",
         )
 
+    def _check_preferences(self) -> None:
+        """Refuse preferences and an objective that do not belong together, and one without its reference."""
+        data, objective = self.data, self.objective
+        wanted = PREFERENCES.get(type(objective))
+        name = type(objective).__name__
+        fits = [kind.__name__ for kind, reads in PREFERENCES.items() if isinstance(data, reads)]
+        require(
+            wanted is None or isinstance(data, wanted),
+            f"data is {type(data).__name__} but objective {name}() learns from preferences; set data to "
+            f"{wanted.__name__ if wanted else ''}(...).",
+        )
+        require(
+            wanted is not None or not fits,
+            f"objective is {name}() but {type(data).__name__} data hold preferences; set it to one of: "
+            f"{', '.join(f'{fit}()' for fit in fits)}.",
+        )
+        require(
+            not hasattr(objective, "reference") or bool(self.init_from),
+            f"objective {name}() compares with the model that it starts from, but init_from is empty; name "
+            "a run (tuned on dialogues, as a rule).",
+        )
+
     @property
     def length(self) -> int:
         """Tokens per row."""
@@ -420,7 +401,7 @@ class Run:
     @property
     def row(self) -> int:
         """Tokens per row where the data do not say."""
-        return max(2, min(self.model.row, self.model.context - self.virtual))
+        return self.documents * max(2, min(self.model.row, self.model.context - self.virtual))
 
     @property
     def virtual(self) -> int:
@@ -428,19 +409,29 @@ class Run:
         return getattr(self.tune, "tokens", 0)
 
     @property
+    def documents(self) -> int:
+        """Documents of an example, which share a row; each takes 1 / documents of it at most."""
+        return 2 if isinstance(self.data, Pairs | Rated) else 1
+
+    @property
     def task(self) -> Classifier | None:
         """The model, where it tells labels apart."""
         return self.model if isinstance(self.model, Classifier) else None
 
     @property
+    def writes(self) -> bool:
+        """Whether its model writes text."""
+        return self.task is None and self.model.causal
+
+    @property
     def templated(self) -> bool:
         """Whether it reads dialogues by a chat template, so that its model answers turns."""
         return any(
-            isinstance(source, Chat | Prompts) and source.template != "none" for source in self.sources
+            isinstance(source, Dialogues | Prompts) and source.template != "none" for source in self.sources
         )
 
     @property
-    def sources(self) -> tuple[Text | Chat | Prompts | Tagged | Labelled, ...]:
+    def sources(self) -> tuple[Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled, ...]:
         """What is mixed, or the one source of the data."""
         return self.data.sources if isinstance(self.data, Mix) else (self.data,)
 

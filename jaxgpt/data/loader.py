@@ -156,7 +156,7 @@ def _to_batch(arrays: dict[str, Any], copy: bool = False) -> Batch:
 
 
 class TrainIterator(Iterator[Batch]):
-    """Endless training batches; made by `train_iterator`."""
+    """Endless training batches of `rows`; made by `train_iterator`."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class TrainIterator(Iterator[Batch]):
         workers: int,
         names: Sequence[str] = (),
     ) -> None:
-        self._rows, self._batch, self._part = rows, batch_size, part
+        self.rows, self._batch, self._part = rows, batch_size, part
         self._names = names
         self._workers = workers
         self._at = 0
@@ -179,7 +179,7 @@ class TrainIterator(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._stream is None:  # late, so that a state set at once costs no reading ahead
-            share = _Share(self._rows, self._batch, self._part, self._at)
+            share = _Share(self.rows, self._batch, self._part, self._at)
             self._stream = _batches(share, self._workers)
             # Worker processes and their shared memory are to be let go before the interpreter is.
             self._closing = weakref.finalize(self, self._stream.close)
@@ -191,7 +191,7 @@ class TrainIterator(Iterator[Batch]):
     @property
     def epoch_rows(self) -> int:
         """Rows of the (first) epoch; of a mixture, until every source has given its own once."""
-        return self._rows.epoch_rows
+        return self.rows.epoch_rows
 
     def progress(self, step: int) -> dict[str, float]:
         """What was read up to a step: `epoch`, and of a mixture's sources `tokens/NAME` and `epoch/NAME`.
@@ -199,7 +199,7 @@ class TrainIterator(Iterator[Batch]):
         Tokens are those of whole rows, padding included. All follows from the number of the step, so it is
         the same in every process and after every resume.
         """
-        count, rows = step * self._batch, self._rows
+        count, rows = step * self._batch, self.rows
         found = {"epoch": count / rows.epoch_rows}
         if isinstance(rows, MixedRows):
             for name, source, given in zip(self._names, rows.sources, rows.given(count), strict=True):
@@ -209,19 +209,19 @@ class TrainIterator(Iterator[Batch]):
     @property
     def extra(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of the extra columns of one row."""
-        row = {name: column for name, column in self._rows[0].items() if name not in COLUMNS}
+        row = {name: column for name, column in self.rows[0].items() if name not in COLUMNS}
         return {name: jax.ShapeDtypeStruct(np.shape(c), np.asarray(c).dtype) for name, c in row.items()}
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream stands, as JSON: the same in every process."""
-        return {"row": self._at, "data": self._rows.fingerprint}
+        return {"row": self._at, "data": self.rows.fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go to a state of `get_state`; `UserError` when it belongs to other data."""
         require(
-            state["data"] == self._rows.fingerprint,
+            state["data"] == self.rows.fingerprint,
             f"the checkpoint stopped in the data {state['data']}, but the config reads "
-            f"{self._rows.fingerprint}; restore data, data.length, train.seed and, of contiguous text, "
+            f"{self.rows.fingerprint}; restore data, data.length, train.seed and, of contiguous text, "
             "train.batch_size, or start anew.",
         )
         self.close()
@@ -238,7 +238,7 @@ class ValidationBatches:
     """The validation batches, in order, as often as they are iterated; see `validation_batches`."""
 
     def __init__(self, rows: Rows, batch_size: int, part: Sequence[int] | None = None) -> None:
-        self._share = _Share(rows, batch_size, part)
+        self.rows, self._share = rows, _Share(rows, batch_size, part)
 
     def __len__(self) -> int:
         return len(self._share)

@@ -11,6 +11,7 @@ whatever the processes and threads that read it. Shapes: T tokens per row, D doc
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import threading
@@ -33,13 +34,15 @@ class Item(NamedTuple):
     """One example as rows hold it: lists of one length.
 
     `weights[i]` is above 0 where `targets[i]`, an id or the number of a label, is to be predicted from
-    token i; `types` tells kinds of text apart, where a model asks.
+    token i; `types` tells kinds of text apart, where a model asks, and `side` the documents of an
+    example that has several (`readers.pairs`).
     """
 
     tokens: Sequence[int]
     targets: Sequence[int]
     weights: Sequence[float]
     types: Sequence[int] | None = None
+    side: Sequence[int] | None = None
 
     @classmethod
     def of(cls, example: Example) -> Item:
@@ -282,20 +285,29 @@ class PackedExamples(Sendable):
     Args:
       items: each of 1 to T tokens.
       bins: rows open at a time.
+      group: how many consecutive items are one example, whose documents follow each other in one row.
     """
 
     _fresh = ("_plans", "_lock", "_starts")
     masked = True
 
-    def __init__(self, items: Sequence[Item], length: int, bins: int, seed: int | None, pad: int = 0) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        length: int,
+        bins: int,
+        seed: int | None,
+        pad: int = 0,
+        group: int = 1,
+    ) -> None:
         require(bins >= 1, f"data.bins is {bins}; it must be at least 1.")
         require(len(items) > 0, "no example is left to pack; add data or lengthen the rows.")
-        self.length, self.bins, self.seed, self.pad = length, bins, seed, pad
+        self.length, self.bins, self.seed, self.pad, self.group = length, bins, seed, pad, group
         self.sizes_E = np.array([len(item.tokens) for item in items], np.int64)
         self.starts_E = np.cumsum(self.sizes_E) - self.sizes_E
         dtypes: dict[str, Any] = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
-        if any(item.types is not None for item in items):
-            dtypes["types"] = np.int32
+        more = [name for name in ("types", "side") if getattr(items[0], name) is not None]
+        dtypes |= dict.fromkeys(more, np.int32)
         self.columns = {
             name: np.concatenate([np.asarray(getattr(item, name), dtype) for item in items])
             for name, dtype in dtypes.items()
@@ -303,13 +315,14 @@ class PackedExamples(Sendable):
         digest = hashlib.sha256(self.sizes_E.tobytes())
         for column in self.columns.values():
             digest.update(column.tobytes())
-        self.fingerprint = f"chat-{digest.hexdigest()[:16]}-{length}-{bins}-{seed}"
+        self.digest = digest.hexdigest()
+        self.fingerprint = f"chat-{self.digest[:16]}-{length}-{bins}-{seed}"
         self._reset()
         used, rows = int(self.sizes_E.sum()), len(self._plan(0))
         self.efficiency = used / (rows * length)
         log.info(
             "packed %d examples into %d rows of %d: %.1f %% of the tokens are used",
-            len(items), rows, length, 100 * self.efficiency,
+            len(items) // group, rows, length, 100 * self.efficiency,
         )  # fmt: skip
 
     def _reset(self) -> None:
@@ -338,12 +351,12 @@ class PackedExamples(Sendable):
         return len(self._plan(0))
 
     def _make_plan(self, epoch: int) -> list[list[int]]:
-        if self.seed is None:
-            return first_fit(self.sizes_E.tolist(), self.length, self.bins)
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.sizes_E))
-        rows = first_fit(self.sizes_E[order].tolist(), self.length, self.bins)
-        return [[int(order[i]) for i in rows[j]] for j in rng.permutation(len(rows))]
+        rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
+        sizes = self.sizes_E.reshape(-1, self.group).sum(1)
+        order = np.arange(len(sizes)) if rng is None else rng.permutation(len(sizes))
+        rows = first_fit(sizes[order].tolist(), self.length, self.bins)
+        turn = range(len(rows)) if rng is None else rng.permutation(len(rows))
+        return [[int(order[i]) * self.group + k for i in rows[j] for k in range(self.group)] for j in turn]
 
     def __getitem__(self, index: int) -> Row:
         index = int(index)
@@ -355,6 +368,12 @@ class PackedExamples(Sendable):
             epoch = bisect_right(self._starts, index) - 1 if self.seed is not None else 0
             items = self._plan(epoch)[index - (self._starts[epoch])]
         return self._row(items)
+
+    def in_order(self, **columns: np.ndarray) -> PackedExamples:
+        """Every example once, in rows of their order, with further columns of all tokens of all examples."""
+        rows = copy.copy(self)
+        rows.seed, rows.columns = None, self.columns | columns
+        return rows
 
     def _row(self, items: list[int]) -> Row:
         row: Row = {name: np.zeros(self.length, np.int32) for name in ("segments", "positions")}

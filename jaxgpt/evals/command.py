@@ -23,6 +23,8 @@ from jaxgpt.config import (
     MaskedLM,
     Mesh,
     Mix,
+    Pairs,
+    Rated,
     Tagged,
     Text,
     TransformerXL,
@@ -49,6 +51,16 @@ NAMES = {
     "word_perplexity": "Perplexity of whitespace-separated words",
     "bits_per_byte": "Bits per byte of UTF-8",
     "bits_per_character": "Bits per character",
+    "preference_loss": "Loss (nats per preference)",
+    "reward_chosen": "Reward of the chosen side (of good completions)",
+    "reward_rejected": "Reward of the rejected side (of bad completions)",
+    "margin": "Reward of the chosen side less that of the rejected one",
+    "preference_accuracy": "Share of preferences that rewards agree with",
+    "length_chosen": "Tokens of the chosen side",
+    "length_rejected": "Tokens of the rejected side",
+    "chosen_nll": "Loss of the chosen side (nats per token)",
+    "kl": "Divergence from the reference (estimate, in nats)",
+    "preferences": "Preferences",
     "targets": "Predicted tokens",
     "tokens": "Predicted tokens",
     "words": "Words",
@@ -262,6 +274,18 @@ def _own_chat(trained: Trained, settings: Settings) -> Result:
     return _own_loss(trained, settings, "validation dialogues, answers alone")
 
 
+def _own_preferences(trained: Trained, settings: Settings) -> Result:
+    _no_test(settings)
+    require(
+        settings.stride is None,
+        "--stride is for text, but this run reads preferences; drop it or add --text.",
+    )
+    result = _own_loss(trained, settings, "validation preferences")
+    figures = {n: f for n, f in result.figures.items() if n != "token_perplexity"}
+    names = {"loss": "preference_loss", "accuracy": "preference_accuracy", "targets": "preferences"}
+    return result._replace(figures={names.get(n, n): f for n, f in figures.items()})
+
+
 def _own_mix(trained: Trained, settings: Settings) -> Result:
     _no_test(settings)
     require(settings.stride is None, "--stride is for text, but this run reads a mixture; add --text.")
@@ -316,6 +340,8 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
     Text: _own_text,
     Chat: _own_chat,
+    Pairs: _own_preferences,
+    Rated: _own_preferences,
     Mix: _own_mix,
     Tagged: _own_labels,
     Labelled: _own_labels,

@@ -20,6 +20,7 @@ from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
+from jaxgpt.train.reference import add_stored, has_reference
 from jaxgpt.train.step import eval_step, evaluation_sums, loss_means
 
 
@@ -69,6 +70,8 @@ def loss_of(
     by_source = validation_parts(
         chosen, tokenizer, model_length=run.row, batch_size=batch_size, task=run.task
     )
+    if has_reference(run):
+        add_stored(trained.folder, "validation", by_source[""].rows)
     target = Target.of(mesh)
     graphdef, _ = abstract_model(run.model, replace(run.compute, remat="none"), target)
     objective = make_objective(run.objective, Vocabulary.of(tokenizer))

@@ -11,12 +11,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxgpt.config import GRPO, CausalLM, Classification, MaskedLM
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.config import (
+    DPO,
+    GRPO,
+    IPO,
+    KTO,
+    ORPO,
+    PREFERENCES,
+    CausalLM,
+    Classification,
+    MaskedLM,
+    Run,
+    SimPO,
+)
 from jaxgpt.objectives.causal import causal_lm
 from jaxgpt.objectives.classification import classification
 from jaxgpt.objectives.grpo import drawn_by, grpo
+from jaxgpt.objectives.kto import kto
 from jaxgpt.objectives.masked import masked_lm
-from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums, add, means, score
+from jaxgpt.objectives.preferences import dpo, ipo, orpo, simpo
+from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums, TwoPass, add, means, score
 from jaxgpt.text.vocabulary import Vocabulary
 
 __all__ = [
@@ -26,10 +43,12 @@ __all__ = [
     "Metrics",
     "Objective",
     "Sums",
+    "TwoPass",
     "add",
     "causal_lm",
     "classification",
     "drawn_by",
+    "extra_columns",
     "grpo",
     "make_objective",
     "masked_lm",
@@ -42,8 +61,21 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
     MaskedLM: masked_lm,
     Classification: classification,
     GRPO: grpo,
+    DPO: dpo,
+    IPO: ipo,
+    SimPO: simpo,
+    ORPO: orpo,
+    KTO: kto,
 }
 """From an objective's config class to its function."""
+
+
+def extra_columns(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one row's columns that the run's objective finds in `Batch.extra`."""
+    columns: dict[str, Any] = {"side": jnp.int32} if type(run.objective) in PREFERENCES else {}
+    if getattr(run.objective, "reference", "") == "stored":
+        columns["reference"] = jnp.float32
+    return {name: jax.ShapeDtypeStruct((run.length,), dtype) for name, dtype in columns.items()}
 
 
 def make_objective(objective: Any, vocabulary: Vocabulary) -> Objective:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,25 @@ Objective = Callable[[Any, Batch, jax.Array | None], Sums]
 """A function of (model, batch, key); the key turns dropout on, and is None in evaluation."""
 
 
+@dataclass(frozen=True)
+class TwoPass:
+    """An objective whose loss depends on sums over the whole step, which are constants to its gradient.
+
+    Called, it takes the batch for the whole step.
+
+    Attributes:
+      statistics: (model, batch) to the sums.
+      given: from the totals over all devices and microbatches to the objective.
+    """
+
+    statistics: Callable[[Any, Batch], Metrics]
+    given: Callable[[Metrics], Objective]
+
+    def __call__(self, model: Any, batch: Batch, key: jax.Array | None) -> Sums:
+        sums = jax.lax.stop_gradient(self.statistics(model, batch))
+        return self.given(sums)(model, batch, key)
+
+
 def add(total: Any, more: Any) -> Any:
     """Two trees of sums as one."""
 
@@ -74,7 +94,8 @@ def add(total: Any, more: Any) -> Any:
 
 
 def means(metrics: Metrics, weight: Any) -> Metrics:
-    """The means of an objective's metrics: `accuracy`, where something is right, and those of its own.
+    """The means of an objective's metrics: `accuracy`, where something is right, those of its own, and of
+    preferences `margin`.
 
     Args:
       metrics: totals of `Sums.metrics`, of arrays or of floats.
@@ -84,6 +105,8 @@ def means(metrics: Metrics, weight: Any) -> Metrics:
     found = {"accuracy": metrics["correct"] / weight} if "correct" in metrics else {}
     for name, value in own.items():
         found[name] = value.mean() if isinstance(value, Mean | Largest) else value / weight
+    if "reward_chosen" in found and "reward_rejected" in found:
+        found["margin"] = found["reward_chosen"] - found["reward_rejected"]
     return found
 
 

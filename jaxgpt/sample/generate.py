@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import GPT, ONE_DEVICE, CausalLM, Compute, Mesh, Model, load_run
+from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, load_run
 from jaxgpt.errors import UserError, require
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
@@ -129,9 +129,8 @@ class Generator:
           verify: see `load_trained`.
         """
         run = load_run(folder)
-        writes = isinstance(run.objective, CausalLM) and run.task is None
         require(
-            writes,
+            run.writes,
             f"{folder} holds a {type(run.model).__name__} trained on {type(run.objective).__name__}(), which "
             "writes no text; `jaxgpt eval` measures it, and sampling needs a run of CausalLM().",
         )

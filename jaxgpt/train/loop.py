@@ -35,6 +35,7 @@ from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed, claimed_base
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
+from jaxgpt.train.reference import add_reference, has_reference
 from jaxgpt.train.rollout import Held, Rollouts
 from jaxgpt.train.samples import Samples
 from jaxgpt.train.signals import Interrupted, StopSignal
@@ -144,6 +145,9 @@ def train(
             kept = {"keep": run.train.keep, "always": branching_step(run)}
             with closing(Checkpoints(run.folder, **kept)) as checkpoints:
                 base = claimed_base(run, mesh, copy=self_contained, verify=verify)
+                if has_reference(run):
+                    splits = {"train": data.rows, "validation": validation[""].rows}
+                    add_reference(run, mesh, splits, base, verify=verify, progress=progress)
                 state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until, base)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
                 loop.base = freeze(program, whole_model(run, base)) if base else None

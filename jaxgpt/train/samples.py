@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxgpt.config import CausalLM, Run
+from jaxgpt.config import Run
 from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.errors import UserError
 from jaxgpt.files import to_json
@@ -47,7 +47,7 @@ class Samples:
         run = self.run
         if not run.train.samples:
             return
-        if run.task or not isinstance(run.objective, CausalLM) or jax.process_count() > 1:
+        if not run.writes or jax.process_count() > 1:
             why = "several processes" if jax.process_count() > 1 else "a model that writes no text"
             log.warning("train.samples: none are made of a run of %s", why)
             return

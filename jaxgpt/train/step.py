@@ -18,7 +18,7 @@ import optax
 from jaxgpt.batch import Batch
 from jaxgpt.config import Full, Run
 from jaxgpt.errors import require
-from jaxgpt.objectives import Metrics, Objective, add, means
+from jaxgpt.objectives import Metrics, Objective, TwoPass, add, means
 from jaxgpt.optim import join
 from jaxgpt.sharding import batch_sharding, replicated
 from jaxgpt.train.state import Program, State
@@ -48,6 +48,7 @@ def train_step(
     batch = replace(batch, memory=state.memory)
 
     learned, frozen = program.split(state.params)
+    objective = _settled(objective, lambda: program.model(state.params, base), batch, accumulate)
 
     def loss_sum(learned: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
         dropping = None if key is None else jax.random.fold_in(key, 1)
@@ -135,14 +136,25 @@ def _accumulate(function: Any, batch: Batch, key: jax.Array | None, parts: int) 
     return sums, jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), memory)
 
 
+def _settled(objective: Objective, model: Callable[[], Any], batch: Batch, accumulate: int) -> Objective:
+    """The objective, once what it needs of the whole step first is known."""
+    if not isinstance(objective, TwoPass):
+        return objective
+    statistics = objective.statistics
+    sums, _ = _accumulate(lambda part, _: (statistics(model(), part), None), batch, None, accumulate)
+    return objective.given(jax.lax.stop_gradient(sums))
+
+
 def eval_step(
     model: Callable[[], Any], objective: Objective, accumulate: int, batch: Batch
 ) -> tuple[Metrics, Any]:
-    """Sums over one validation batch, `nll`, `weight`, `correct`, `bytes`; and the model's memory.
+    """Sums over one validation batch, `nll`, `weight`, `correct`, `bytes` and what else there is; and the
+    model's memory.
 
     As training it goes through `accumulate` microbatches in turn, and so needs no more memory. `model` makes
     the model anew for each.
     """
+    objective = _settled(objective, model, batch, accumulate)
 
     def one(part: Batch, _: None) -> tuple[Metrics, Any]:
         sums = objective(model(), part, None)
@@ -178,10 +190,12 @@ def evaluation_sums(
 
 
 def loss_means(sums: Sequence[Metrics]) -> dict[str, float]:
-    """Means of `eval_step`s: `loss` (nats per target), `accuracy`, `targets`; for text `bits_per_byte`."""
-    total = {name: float(sum(float(part[name]) for part in sums)) for name in sums[0]}
+    """Means of `eval_step`s: `loss` (nats per target), `accuracy`, the objective's own figures, `targets`;
+    for text `bits_per_byte`.
+    """
+    total = jax.tree.map(lambda *parts: float(sum(map(float, parts))), *sums)
     weight = max(total["weight"], 1e-9)
-    means = {"loss": total["nll"] / weight, "accuracy": total["correct"] / weight}
+    found = {"loss": total["nll"] / weight, **means(total, weight)}
     if total["bytes"]:
-        means["bits_per_byte"] = total["nll"] / math.log(2) / total["bytes"]
-    return means | {"targets": total["weight"]}
+        found["bits_per_byte"] = total["nll"] / math.log(2) / total["bytes"]
+    return found | {"targets": total["weight"]}

@@ -7,11 +7,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgpt.config import Chat, Classifier, Labelled, Mix, Prompts, Run, Tagged, Text
+from jaxgpt.config import Chat, Classifier, Labelled, Mix, Pairs, Prompts, Rated, Run, Tagged, Text
 from jaxgpt.config.data import Data
 from jaxgpt.data.mixing import MixedRows
 from jaxgpt.data.packing import Item, Rows
-from jaxgpt.data.readers import chat, labelled, prompts, tagging, text
+from jaxgpt.data.readers import chat, labelled, pairs, prompts, tagging, text
 from jaxgpt.data.readers.labels import Encode, rows_by
 from jaxgpt.errors import UserError, require
 from jaxgpt.text.load import load_tokenizer
@@ -65,6 +65,8 @@ READERS: dict[type, Reader] = {
     Text: Reader(text.rows, text.tokenizer_of),
     Chat: Reader(chat.rows),
     Prompts: Reader(prompts.rows),
+    Pairs: Reader(pairs.pair_rows),
+    Rated: Reader(pairs.rated_rows),
     Tagged: Reader(rows_by(tagging.encode), encode=tagging.encode),
     Labelled: Reader(rows_by(labelled.encode), encode=labelled.encode),
     Mix: Reader(_mixed, _mixed_tokenizer),

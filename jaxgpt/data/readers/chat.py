@@ -1,18 +1,22 @@
-"""Dialogues: the files that they come in, what is held out of them, and their rows."""
+"""Dialogues: the files that they come in, what is held out of them, and their rows.
+
+What is not particular to instruction data goes by a `Kind`, so that preferences (pairs.py) are read here too.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxgpt.alive import alive
 from jaxgpt.config import Chat, Classifier
+from jaxgpt.config.data import Dialogues
 from jaxgpt.data.lines import kind_name
 from jaxgpt.data.packing import Item, PackedExamples, Rows
 from jaxgpt.data.readers.dialogues import KNOWN, Shape, questions_of, shape_of, to_dialogue
@@ -32,10 +36,48 @@ _FIX = "fix them or leave the file out"
 
 
 class Placed(NamedTuple):
-    """A dialogue and where it stands: FILE:LINE, or the number of its record."""
+    """A dialogue (or what else a kind reads) and where it stands: FILE:LINE, or the number of its record."""
 
     place: str
-    dialogue: Dialogue
+    dialogue: Any
+
+
+class Format(NamedTuple):
+    """How records are read.
+
+    Attributes:
+      shape_of: the shape of a record, or None where it has none.
+      read: what a record of a shape holds, and the names of what in it nobody read; `ValueError` with a short
+        reason where it is no such record.
+      wanted: what was looked for, for messages.
+      fix: what to do where it is not found.
+    """
+
+    shape_of: Callable[[Any], Shape | None]
+    read: Callable[[Any, Shape], tuple[Any, list[str]]]
+    wanted: str
+    fix: str
+
+
+class Kind(NamedTuple):
+    """The steps from a record to rows, which differ between kinds of data.
+
+    Attributes:
+      format: of a config.
+      key: what is held out together, of what a record holds.
+      prepare: the examples of one split, from what its records hold.
+      write: an example as tokens; `UserError` where the template or the tokenizer refuses it.
+      fit: (rendered examples, length, name of the split) to items that fit into a row; it tells what it
+        drops.
+      group: consecutive items that stay together.
+    """
+
+    format: Callable[[Any], Format]
+    key: Callable[[Any], Any]
+    prepare: Callable[[list[Placed]], list[Placed]]
+    write: Callable[[Any, Any, Tokenizer], Any]
+    fit: Callable[[list[Any], int, str], list[Item]]
+    group: int = 1
 
 
 @dataclass
@@ -48,28 +90,45 @@ class ChatReport(RecordReport):
 def read_dialogues(
     paths: Iterable[str | Path], max_bad: float = MAX_BAD, prompt: str = "", completion: str = ""
 ) -> tuple[list[Placed], ChatReport]:
-    """The dialogues of files, folders or globs, and what was found in them.
-
-    The shape of a file is that of its first record that has one, and is logged; a record of
-    another shape in the same file is bad. Bad records are logged with file and line; fields that nobody
-    reads are named once per file.
+    """The dialogues of files, folders or globs, and what was found in them; see `read_examples`.
 
     Args:
       paths: of files with one of `records.SUFFIXES`.
       max_bad: largest share of bad records.
       prompt: field of what is given, where it cannot be told by its name; goes with `completion`.
+    """
+    return read_examples(paths, dialogue_format(prompt, completion), max_bad)
+
+
+def dialogue_format(prompt: str = "", completion: str = "") -> Format:
+    """How dialogues are read; see `read_dialogues`."""
+    shape = partial(shape_of, prompt=prompt, completion=completion)
+    if prompt:
+        return Format(shape, to_dialogue, f"fields {prompt} and {completion}", "fix their names")
+    fix = "data.prompt and data.completion name other fields"
+    return Format(shape, to_dialogue, f"known shape ({KNOWN})", fix)
+
+
+def read_examples(
+    paths: Iterable[str | Path], form: Format, max_bad: float = MAX_BAD
+) -> tuple[list[Placed], ChatReport]:
+    """What the records of files, folders or globs hold, and what was found in them.
+
+    The shape of a file is that of its first record that has one, and is logged; a record of
+    another shape in the same file is bad. Bad records are logged with file and line; fields that nobody
+    reads are named once per file.
 
     Raises:
       UserError: a file that cannot be read or has no known shape; a share of bad records above
-        `max_bad`; no dialogue at all.
+        `max_bad`; no record at all.
     """
-    report, dialogues = ChatReport(), list[Placed]()
+    report, examples = ChatReport(), list[Placed]()
     for path in expand(paths, SUFFIXES):
-        dialogues += _read_file(path, report, prompt, completion)
+        examples += _read_file(path, report, form)
         _tell_unread(path, report.unread.get(path, Counter()))
     report.check(max_bad, _FIX)
-    require(bool(dialogues), "the instruction files hold no dialogue; name files that do.")
-    return dialogues, report
+    require(bool(examples), "the instruction files hold no dialogue; name files that do.")
+    return examples, report
 
 
 def _tell_unread(path: str, unread: Counter[str]) -> None:
@@ -79,45 +138,46 @@ def _tell_unread(path: str, unread: Counter[str]) -> None:
         say_once(f"{path}: not read, so that nothing of it is learned: {', '.join(named[:20])}")
 
 
-def _read_file(path: str, report: ChatReport, prompt: str, completion: str) -> Iterator[Placed]:
+def _read_file(path: str, report: ChatReport, form: Format) -> Iterator[Placed]:
     shape, early = None, list[tuple[str, Any]]()
-    for where, record in _records(path, report, prompt, completion):
+    for where, record in _records(path, report, form):
         if shape is None:
-            shape = shape_of(record, prompt, completion)
+            shape = form.shape_of(record)
             if shape is None:
                 early.append((where, record))
                 continue
             report.shapes[path] = shape.name
             log.info("%s: dialogues in the shape %s", path, shape.name)
-        yield from _checked(path, where, record, shape, report)
+        yield from _checked(path, where, record, shape, report, form)
     if shape is None:
         report.check(MAX_BAD, _FIX)
         first = early[0][1] if early else None
         keys = ", ".join(map(str, first)) if isinstance(first, dict) else kind_name(first)
-        fix = "data.prompt and data.completion name other fields" if not prompt else "fix their names"
+        fix = form.fix
         if path.lower().endswith(TABLES):
             fix += "; of a table, the first line must name the columns"
-        wanted = f"fields {prompt} and {completion}" if prompt else f"known shape ({KNOWN})"
-        raise UserError(f"{path} has no {wanted}; its first record has: {keys:.300}; {fix}.")
+        raise UserError(f"{path} has no {form.wanted}; its first record has: {keys:.300}; {fix}.")
     for where, record in early:
-        yield from _checked(path, where, record, shape, report)
+        yield from _checked(path, where, record, shape, report, form)
 
 
-def _checked(path: str, where: str, record: Any, shape: Shape, report: ChatReport) -> Iterator[Placed]:
+def _checked(
+    path: str, where: str, record: Any, shape: Shape, report: ChatReport, form: Format
+) -> Iterator[Placed]:
     try:
-        dialogue, unread = to_dialogue(record, shape)
+        held, unread = form.read(record, shape)
     except ValueError as error:
         report.add_bad(where, str(error).removesuffix("."))
     else:
         report.add_unread(path, unread)
-        yield Placed(where, dialogue)
+        yield Placed(where, held)
 
 
-def _records(path: str, report: ChatReport, prompt: str, completion: str) -> Iterator[tuple[str, Any]]:
+def _records(path: str, report: ChatReport, form: Format) -> Iterator[tuple[str, Any]]:
     """(where it stands, JSON value) of each record, and of each question of a file of SQuAD's."""
 
     def is_record(value: Any) -> bool:
-        return shape_of(value, prompt, completion) is not None
+        return form.shape_of(value) is not None
 
     for where, record in read_records(path, report, is_record):
         try:
@@ -135,26 +195,26 @@ def _records(path: str, report: ChatReport, prompt: str, completion: str) -> Ite
 # ---------------------------------------------------------------------------------------- the rows
 
 
-def rows(
-    data: Chat,
-    tokenizer: Tokenizer,
-    length: int,
-    seed: int | None,
-    batch_size: int,
-    task: Classifier | None,
-) -> Rows:
-    """The dialogues of a split, rendered and packed whole; see `data.readers.Reader`.
+def rows_of_kind(kind: Kind) -> Callable[..., Rows]:
+    """The `rows` of a reader of this kind: the dialogues of a split, rendered and packed whole."""
 
-    Raises:
-      UserError: no dialogue has an answer within the length.
-    """
-    split = "validation" if seed is None else "train"
-    items = [Item.of(example) for example in _examples(data, tokenizer, length, split)]
-    return PackedExamples(items, length, data.bins, seed, tokenizer.control["<|pad|>"])
+    def rows(
+        data: Dialogues,
+        tokenizer: Tokenizer,
+        length: int,
+        seed: int | None,
+        batch_size: int,
+        task: Classifier | None,
+    ) -> Rows:
+        split = "validation" if seed is None else "train"
+        items = _items(kind, data, tokenizer, length, split)
+        return PackedExamples(items, length, data.bins, seed, tokenizer.control["<|pad|>"], kind.group)
+
+    return rows
 
 
-def _examples(data: Chat, tokenizer: Tokenizer, length: int, split: str) -> list[Example]:
-    """The examples of a split; remembered while the files stay as they are."""
+def _items(kind: Kind, data: Dialogues, tokenizer: Tokenizer, length: int, split: str) -> list[Item]:
+    """The items of a split; remembered while the files stay as they are."""
     apart = bool(data.validation)  # validation has files of its own: the others need no reading
     files = expand(data.validation if apart and split == "validation" else data.train, SUFFIXES)
     if apart and split == "validation":
@@ -163,29 +223,36 @@ def _examples(data: Chat, tokenizer: Tokenizer, length: int, split: str) -> list
             say_once(f"data.train names files of data.validation too, so that is no held-out text: {both[0]}")
     stats = [(f, Path(f).stat()) for f in files]
     stamp = tuple((f, s.st_size, s.st_mtime_ns) for f, s in stats)
-    return _read_examples(stamp, split if apart else "", data, tokenizer, length)[split]
+    return _read_items(stamp, split if apart else "", kind, data, tokenizer, length)[split]
 
 
 @lru_cache(maxsize=2)  # the files of training, and those of validation where they are others
-def _read_examples(
-    stamp: tuple[tuple[str, int, int], ...], only: str, data: Chat, tokenizer: Tokenizer, length: int
-) -> dict[str, list[Example]]:
-    """Examples by split: all for the split `only`, or where it is empty, a share held out of them."""
+def _read_items(
+    stamp: tuple[tuple[str, int, int], ...],
+    only: str,
+    kind: Kind,
+    data: Dialogues,
+    tokenizer: Tokenizer,
+    length: int,
+) -> dict[str, list[Item]]:
+    """Items by split: all for the split `only`, or where it is empty, a share held out of them."""
     with alive("reading dialogues and writing them as tokens"):
         files = (path for path, _, _ in stamp)
-        dialogues, report = read_dialogues(files, prompt=data.prompt, completion=data.completion)
+        dialogues, report = read_examples(files, kind.format(data))
         if only:
             parts = {only: dialogues}
         else:
-            kept, held = hold_out(dialogues, data.validation_fraction)
+            kept, held = hold_out(dialogues, data.validation_fraction, kind.key)
             parts = {"train": kept, "validation": held}
-        rendered = _render(parts, data, tokenizer, report)
-        return {name: _fit(part, length, name) for name, part in rendered.items()}
+        rendered = _render(kind, parts, data, tokenizer, report)
+        return {name: kind.fit(part, length, name) for name, part in rendered.items()}
 
 
-def hold_out(dialogues: list[Placed], share: float) -> tuple[list[Placed], list[Placed]]:
-    """(kept, held out): the held-out dialogues are chosen by a hash, and copies stay together."""
-    keys = [hashlib.sha256(repr(d.dialogue).encode("utf-8")).digest() for d in dialogues]
+def hold_out(
+    dialogues: list[Placed], share: float, key: Callable[[Any], Any] = lambda dialogue: dialogue
+) -> tuple[list[Placed], list[Placed]]:
+    """(kept, held out): the held-out dialogues are chosen by a hash, and those of one key stay together."""
+    keys = [hashlib.sha256(repr(key(d.dialogue)).encode("utf-8")).digest() for d in dialogues]
     order = sorted(set(keys))
     require(
         len(order) >= 2,
@@ -199,16 +266,15 @@ def hold_out(dialogues: list[Placed], share: float) -> tuple[list[Placed], list[
 
 
 def _render(
-    parts: dict[str, list[Placed]], data: Chat, tokenizer: Tokenizer, report: ChatReport
-) -> dict[str, list[Example]]:
-    """The dialogues of each split as tokens. What the template or the tokenizer refuses is a bad record."""
-    write = render_plain if data.template == "none" else render
-    late, rendered = Report(lines=report.lines, bad=report.bad), dict[str, list[Example]]()
+    kind: Kind, parts: dict[str, list[Placed]], data: Dialogues, tokenizer: Tokenizer, report: ChatReport
+) -> dict[str, list[Any]]:
+    """The examples of each split as tokens. What the template or the tokenizer refuses is a bad record."""
+    late, rendered = Report(lines=report.lines, bad=report.bad), dict[str, list[Any]]()
     for name, part in parts.items():
         rendered[name] = []
-        for place, dialogue in part:
+        for place, dialogue in kind.prepare(part):
             try:
-                rendered[name].append(write(dialogue, tokenizer))
+                rendered[name].append(kind.write(dialogue, data, tokenizer))
             except UserError as error:
                 late.add_bad(place, str(error).removesuffix("."))
                 if late.bad > MAX_BAD * late.lines:  # as good as sure: the others need not be tried
@@ -218,7 +284,12 @@ def _render(
     return rendered
 
 
-def _fit(rendered: list[Example], length: int, name: str) -> list[Example]:
+def write_dialogue(dialogue: Dialogue, data: Dialogues, tokenizer: Tokenizer) -> Example:
+    """A dialogue as tokens, in the way that the data's config says."""
+    return (render_plain if data.template == "none" else render)(dialogue, tokenizer)
+
+
+def _fit(rendered: list[Example], length: int, name: str) -> list[Item]:
     """Cut to the row; those left without a trained token are counted and dropped."""
     cuts = [truncate(example, length) for example in rendered]
     examples = [example for example in cuts if example is not None]
@@ -238,4 +309,13 @@ def _fit(rendered: list[Example], length: int, name: str) -> list[Example]:
         f"none of the {len(rendered)} dialogues ({name}) has an answer within {length} tokens; "
         "lengthen data.length.",
     )
-    return examples
+    return [Item.of(example) for example in examples]
+
+
+def _format(data: Chat) -> Format:
+    return dialogue_format(data.prompt, data.completion)
+
+
+rows = rows_of_kind(Kind(_format, lambda dialogue: dialogue, lambda part: part, write_dialogue, _fit))
+"""The rows of Chat data; see `data.readers.Reader`. `UserError` where no dialogue has an answer within the
+length."""

@@ -23,7 +23,7 @@ class Shape(NamedTuple):
     """What the records of a file are; made by `shape_of`."""
 
     name: str
-    read: Callable[[Record, list[str]], Dialogue]
+    read: Callable[[Record, list[str]], Any]
     """Takes the fields that it reads out of a record, and adds to the names of what else it finds."""
     named: bool = False
     """Whether the config names the fields."""
@@ -38,7 +38,7 @@ def shape_of(record: Any, prompt: str = "", completion: str = "") -> Shape | Non
         are all that is looked for.
     """
     if prompt:
-        fits = isinstance(record, dict) and all(_has(record, name) for name in (prompt, completion))
+        fits = isinstance(record, dict) and all(has_field(record, name) for name in (prompt, completion))
         return Shape(f"{prompt}/{completion}", partial(_pair, [prompt], [completion]), True) if fits else None
     if is_turns(record):
         return Shape("list of turns", lambda r, unread: read_turns(r.pop(""), unread, "turns"))
@@ -46,17 +46,23 @@ def shape_of(record: Any, prompt: str = "", completion: str = "") -> Shape | Non
         return None
     if name := next((name for name in TURNS if name in record), ""):
         return Shape(name, partial(_conversation, name))
-    questions = [name for name in QUESTIONS if record.get(name) is not None]
+    questions = _questions(record)
     answers = [name for name in _ANSWERS if record.get(name) is not None]
-    if len(questions) > 1 and "input" in questions:
-        questions.remove("input")  # beside another, it is what that one is about
     if not questions or not answers:
         pairs = any(record.get(name) is not None for name in PREFERENCES)  # `left_over` refuses them
         return Shape("preference pairs", lambda r, unread: []) if pairs else None
     return Shape("+".join(questions) + "/" + "+".join(answers), partial(_pair, questions, answers))
 
 
-def _has(record: Record, name: str) -> bool:
+def _questions(record: Record) -> list[str]:
+    questions = [name for name in QUESTIONS if record.get(name) is not None]
+    if len(questions) > 1 and "input" in questions:
+        questions.remove("input")  # beside another, it is what that one is about
+    return questions
+
+
+def has_field(record: Record, name: str) -> bool:
+    """Whether a record has a field, or what a path leads to."""
     try:
         field_of(record, name)
     except ValueError:
@@ -93,7 +99,7 @@ def _conversation(name: str, record: Record, unread: list[str]) -> Dialogue:
 def after_system(record: Record, turns: Dialogue) -> Dialogue:
     """The turns behind the record's own system text, if it has one."""
     texts = [text for name in ("system", "system_prompt") if (text := take_text(record, name))]
-    if len(texts) + (turns[0]["role"] == "system") > 1:
+    if len(texts) + any(turn["role"] == "system" for turn in turns[:1]) > 1:
         raise ValueError("the record has two system texts; leave one")
     return [*({"role": "system", "content": text} for text in texts), *turns]
 
@@ -101,15 +107,31 @@ def after_system(record: Record, turns: Dialogue) -> Dialogue:
 def _pair(questions: list[str], answers: list[str], record: Record, unread: list[str]) -> Dialogue:
     """The turns of a question and an answer, with what they are about and what was said before."""
     for names in (questions, answers):
-        if len(names) > 1:
-            raise ValueError(
-                f"the record has {' and '.join(names)}, and nothing says which is meant; name the fields "
-                "with data.prompt and data.completion"
-            )
+        _require_one(names, "data.prompt and data.completion")
     (question,), (answer,) = questions, answers
     asked, given = field_of(record, question), field_of(record, answer)
     for name in (question, answer):
-        record.pop(name if name in record else name.replace("[", ".").split(".")[0], None)
+        take_field(record, name)
+    turns = _asked(question, asked, record, unread)
+    given = _person_said(given, unread) if answer == "answers" else given
+    return after_system(record, turns + answer_turns(given, answer, unread))
+
+
+def _require_one(names: list[str], fields: str) -> None:
+    if len(names) > 1:
+        raise ValueError(
+            f"the record has {' and '.join(names)}, and nothing says which is meant; name the fields "
+            f"with {fields}"
+        )
+
+
+def take_field(record: Record, name: str) -> None:
+    """Takes a field out of a record, or the one that a path begins with."""
+    record.pop(name if name in record else name.replace("[", ".").split(".")[0], None)
+
+
+def _asked(question: str, asked: Any, record: Record, unread: list[str]) -> Dialogue:
+    """The turns of a question alone, with what it is about and what was said before."""
     about = [text for name in ("input", "context") if (text := take_text(record, name))]
     if len(about) > 1:
         raise ValueError("the record has both 'input' and 'context'; leave one")
@@ -117,16 +139,44 @@ def _pair(questions: list[str], answers: list[str], record: Record, unread: list
     if is_turns(asked):
         if about:
             raise ValueError(f"{question!r} is a list of turns, so what it is about cannot stand beside it")
-        before = read_turns(asked, unread, question)  # given, so none of it is learned
-        turns += [turn | {"learn": False} if turn["role"] == "assistant" else turn for turn in before]
-    else:
-        text = "\n".join(part for part in (check_text(asked, question), *about) if part)
-        turns.append({"role": "user", "content": text})
-    given = _person_said(given, unread) if answer == "answers" else given
-    if is_turns(given):
-        turns += read_turns(given, unread, answer)
-    else:
-        turns.append({"role": "assistant", "content": check_text(given, answer)})
+        return turns + given_turns(read_turns(asked, unread, question))
+    text = "\n".join(part for part in (check_text(asked, question), *about) if part)
+    return [*turns, {"role": "user", "content": text}]
+
+
+def given_turns(turns: Dialogue) -> Dialogue:
+    """Turns of which none is learned."""
+    return [turn | {"learn": False} if turn["role"] == "assistant" else turn for turn in turns]
+
+
+def answer_turns(value: Any, name: str, unread: list[str]) -> Dialogue:
+    """An answer: a text, or turns."""
+    if is_turns(value):
+        return read_turns(value, unread, name)
+    return [{"role": "assistant", "content": check_text(value, name)}]
+
+
+def before_answers(record: Record, prompt: str, unread: list[str]) -> Dialogue:
+    """Takes the turns out of a record that stand before answers in fields of their own; it may have none.
+
+    Args:
+      record: less the answers.
+      prompt: the field of what is given, where it cannot be told by its name.
+      unread: names of what nobody reads are added.
+
+    Raises:
+      ValueError: they cannot be read.
+    """
+    questions = [prompt] if prompt else _questions(record)
+    name = "" if prompt else next((name for name in TURNS if name in record), "")
+    if name:
+        return given_turns(_conversation(name, record, unread))
+    _require_one(questions, "data.prompt")
+    turns = Dialogue()
+    for question in questions:
+        asked = field_of(record, question)
+        take_field(record, question)
+        turns = given_turns(_asked(question, asked, record, unread))
     return after_system(record, turns)
 
 

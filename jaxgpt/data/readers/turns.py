@@ -108,8 +108,8 @@ def left_over(rest: Record, prefix: str = "", named: bool = False) -> list[str]:
     for name, value in held.items():
         if not named and (name in PREFERENCES or (name == "label" and isinstance(value, bool))):
             raise ValueError(
-                f"field {name!r} is for preference tuning, which Chat data do not do; name the fields to "
-                "learn from with data.prompt and data.completion"
+                f"field {name!r} is for preference tuning, which Pairs and Rated data do; name the fields to "
+                "learn from with data.prompt and data.completion, or use those"
             )
         if name in _REFUSED or (name in _FLAGS and value not in (1, True)):
             raise ValueError(f"{prefix}field {name!r} would change what is learned, and is not supported")

@@ -13,13 +13,17 @@ import pytest
 from jaxgpt.config import (
     GPT,
     GRPO,
+    KTO,
+    ORPO,
     CausalLM,
     Chat,
     Classification,
     Classifier,
     Labelled,
     Mix,
+    Pairs,
     Prompts,
+    Rated,
     Run,
     Tagged,
     Text,
@@ -33,7 +37,9 @@ from jaxgpt.text.tokenizer import ByteTokenizer
 BYTES = ByteTokenizer()
 TAGS = Classifier(backbone=GPT(causal=False), labels=("O", "B-X", "I-X"))
 TEXTS = Classifier(backbone=GPT(causal=False), labels=("bad", "good"), pool="first")
-KINDS = (Text, Chat, Prompts, Tagged, Labelled, Mix)
+KINDS = (Text, Chat, Prompts, Pairs, Rated, Tagged, Labelled, Mix)
+OBJECTIVES = {Prompts: GRPO(rewards=("rewards.py:f",)), Pairs: ORPO(), Rated: KTO()}
+"""Of data that CausalLM() does not read."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,10 @@ def data(
     folder = tmp_path_factory.mktemp("kinds")
     talk = [json.dumps({"prompt": f"say {i}", "completion": "yes " * (1 + i % 5)}) for i in range(40)]
     (folder / "a.jsonl").write_text("\n".join(talk))
+    sides = [{"prompt": f"say {i}", "chosen": "yes", "rejected": "no " * (1 + i % 5)} for i in range(40)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, sides)))
+    rated = [json.loads(line) | {"label": i % 3 == 0} for i, line in enumerate(talk)]
+    (folder / "rated.jsonl").write_text("\n".join(map(json.dumps, rated)))
     (folder / "a.conll").write_text("cat O\nParis B-X\n\nNew B-X\nYork I-X\n")
     (folder / "a.tsv").write_text("text\tlabel\nfine\tgood\nawful\tbad\n")
     files = {kind: (str(folder / name),) for kind, name in ((Tagged, "a.conll"), (Labelled, "a.tsv"))}
@@ -53,6 +63,8 @@ def data(
         Text: (text, None),
         Chat: (chat, None),
         Prompts: (Prompts(train=(str(folder / "a.jsonl"),), tokenizer="byte"), None),
+        Pairs: (Pairs(train=(str(folder / "pairs.jsonl"),), tokenizer="byte"), None),
+        Rated: (Rated(train=(str(folder / "rated.jsonl"),), tokenizer="byte"), None),
         Mix: (Mix(sources=(text, chat), weights=(2.0, 1.0)), None),
         Tagged: (Tagged(**shared[Tagged]), TAGS),
         Labelled: (Labelled(**shared[Labelled]), TEXTS),
@@ -82,11 +94,11 @@ def test_rows_are_functions_of_seed_and_number(kind, data) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokenizer_of_each_kind_is_found(kind, data) -> None:
     config, task = data[kind]
-    objective = Classification() if task else CausalLM()
-    objective = GRPO(rewards=("rewards.py:f",)) if kind is Prompts else objective
-    run = Run(name="a", model=task or GPT(), data=config, objective=objective)
+    objective = Classification() if task else OBJECTIVES.get(kind, CausalLM())
+    base = {"init_from": "x"} if kind is Rated else {}
+    run = Run(name="a", model=task or GPT(), data=config, objective=objective, **base)
     assert run_tokenizer(run).digest == BYTES.digest
-    if hasattr(config, "tokenizer"):
+    if hasattr(config, "tokenizer") and not base:
         with pytest.raises(UserError, match="tokenizer and init_from are empty"):
             run_tokenizer(replace(run, data=replace(config, tokenizer="")))
 

@@ -277,7 +277,7 @@ def test_every_word_has_one_target_in_order_and_nothing_is_lost(tokenizer, words
     pieces = align(TaggedSentence(tuple(words), tuple(tags)), tokenizer, LABELS, length, joiner)
     bos, eos, mask = (tokenizer.control[f"<|{name}|>"] for name in ("bos", "eos", "mask"))
     targets, runs = [], []
-    for tokens, numbers, weights, kinds in pieces:
+    for tokens, numbers, weights, kinds, _ in pieces:
         assert len(tokens) == len(numbers) == len(weights) <= length
         assert (tokens[0], tokens[-1], weights[0], weights[-1], kinds) == (bos, eos, 0.0, 0.0, None)
         assert weights[1] == 1.0  # a piece begins with a word, never within one
