@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxgpt import runtime
+from jaxgpt.checkpoint.whole import find_base, params_digest
 from jaxgpt.config import ONE_DEVICE, Classifier, Mesh, Run, code
 from jaxgpt.config import load as load_config
 from jaxgpt.convert.load import load_model
@@ -30,6 +31,7 @@ from jaxgpt.evals.scoring import Scorer
 from jaxgpt.files import read_json
 from jaxgpt.models import parameter_counts
 from jaxgpt.report import points, read_metrics
+from jaxgpt.sample.adapters import Names
 from jaxgpt.sample.generate import Completion, Generator, Token
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Sampling
@@ -186,15 +188,31 @@ class Model:
         t = self._trained
         return Generator(t.run.model, t.run.compute, t.params, t.tokenizer, mesh=t.mesh, bos=t.bos)
 
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Load a LoRA run that was tuned from this model, for `generate(..., adapter=name)`.
+
+        Any number of prompts in one call may each have an adapter of their own.
+
+        Raises:
+          UserError: it was tuned from another model, or is no LoRA.
+        """
+        _, base = find_base(Path(folder))
+        require(
+            base["digest"] == params_digest(self.params),
+            f"{folder} was tuned from {base['run']}, step {base['step']}, not from {self.folder}, step "
+            f"{self.step}; load that run.",
+        )
+        self.generator.load_adapter(name, folder)
+
     @overload
     def generate(
         self, prompts: str, *, max_new_tokens: int = ..., seed: int = ..., stop: Sequence[str] = ...,
-        **decoding: Unpack[Decoding],
+        adapter: Names = ..., **decoding: Unpack[Decoding],
     ) -> Completion: ...  # fmt: skip
     @overload
     def generate(
         self, prompts: Sequence[Text], *, max_new_tokens: int = ..., seed: int = ...,
-        stop: Sequence[str] = ..., **decoding: Unpack[Decoding],
+        stop: Sequence[str] = ..., adapter: Names = ..., **decoding: Unpack[Decoding],
     ) -> list[Completion]: ...  # fmt: skip
 
     def generate(
@@ -204,6 +222,7 @@ class Model:
         max_new_tokens: int = 256,
         seed: int = 0,
         stop: Sequence[str] = (),
+        adapter: Names = None,
         **decoding: Unpack[Decoding],
     ) -> Completion | list[Completion]:
         """Go on with texts, in one compiled program. A dialogue is answered by `chat`.
@@ -213,6 +232,7 @@ class Model:
           max_new_tokens: maximum number of tokens in a completion.
           seed: completion i has seed + i; the same seed gives the same text, in any company.
           stop: texts that end a completion and are not part of it.
+          adapter: name of one from `load_adapter`, for all prompts or one each; None means this model alone.
           **decoding: see `Decoding`; `temperature=0` takes the likeliest token.
 
         Returns:
@@ -223,19 +243,19 @@ class Model:
           NotFinite: the logits were not finite.
         """
         one = isinstance(prompts, str)
-        asked = self._continued([prompts] if one else list(prompts))
+        asked = self._continued([prompts] if one else list(prompts)) | _choice(adapter)
         made = self._complete(asked, max_new_tokens, seed, stop, self._sampling(decoding, SAMPLE_DEFAULT))
         return made[0] if one else made
 
     @overload
     def chat(
         self, messages: str | Dialogue, *, max_new_tokens: int = ..., seed: int = ...,
-        stop: Sequence[str] = ..., **decoding: Unpack[Decoding],
+        stop: Sequence[str] = ..., adapter: Names = ..., **decoding: Unpack[Decoding],
     ) -> Completion: ...  # fmt: skip
     @overload
     def chat(
         self, messages: Sequence[str | Dialogue], *, max_new_tokens: int = ..., seed: int = ...,
-        stop: Sequence[str] = ..., **decoding: Unpack[Decoding],
+        stop: Sequence[str] = ..., adapter: Names = ..., **decoding: Unpack[Decoding],
     ) -> list[Completion]: ...  # fmt: skip
 
     def chat(
@@ -245,17 +265,18 @@ class Model:
         max_new_tokens: int = 512,
         seed: int = 0,
         stop: Sequence[str] = (),
+        adapter: Names = None,
         **decoding: Unpack[Decoding],
     ) -> Completion | list[Completion]:
         """Answer a dialogue, or several.
 
         Args:
           messages: what a user says, or a list of `{"role": ..., "content": ...}`; or a list of such.
-          max_new_tokens, seed, stop, **decoding: as in `generate`.
+          max_new_tokens, seed, stop, adapter, **decoding: as in `generate`.
         """
         one = isinstance(messages, str) or bool(messages and isinstance(messages[0], Mapping))
         dialogues: Any = [messages] if one else messages
-        asked = self._dialogues(dialogues)
+        asked = self._dialogues(dialogues) | _choice(adapter)
         made = self._complete(asked, max_new_tokens, seed, stop, self._sampling(decoding, CHAT_DEFAULT))
         return made[0] if one else made
 
@@ -484,3 +505,10 @@ class Model:
             f"{self.folder} holds a {type(model).__name__}, which sees both sides and cannot {what}; use "
             "logits(), hidden() or embed().",
         )
+
+
+def _choice(adapter: Names) -> dict[str, Any]:
+    """What `Generator.generate` is told of adapters; a list is of the prompts."""
+    if adapter is None:
+        return {}
+    return {"adapters": adapter if isinstance(adapter, str) else list(adapter)}

@@ -294,7 +294,7 @@ def _own_mix(trained: Trained, settings: Settings) -> Result:
 
 def _own_sources(trained: Trained, settings: Settings, data: Mix) -> Iterator[Result]:
     """A table for each source of a mixture."""
-    length = data.length or trained.run.model.row
+    length = data.length or trained.run.row
     for name, source in zip(data.source_names, data.sources, strict=True):
         alone = trained._replace(run=replace(trained.run, data=replace(source, length=length)))
         yield _own_loss(alone, settings, f"validation data of {name}", f"validation-{name}")

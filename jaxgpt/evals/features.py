@@ -22,7 +22,7 @@ from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import progress
 from jaxgpt.layers.tape import Tape, recording
-from jaxgpt.models import abstract_model, assemble
+from jaxgpt.models import abstract_model, assemble, context_of
 from jaxgpt.sample.load import Trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sharding import row_shards, spec
@@ -80,12 +80,12 @@ def observe(
       UserError: a row that is empty or longer than the context; attention of a model that has none.
       NotFinite: something in the result is NaN or infinite.
     """
-    model = trained.run.model
+    context = context_of(trained.run.model, trained.params)
     for i, row in enumerate(rows):
         require(len(row) > 0, f"text {i} has no token; give at least one character.")
         require(
-            len(row) <= model.context,
-            f"text {i} has {len(row)} tokens but the model's context is {model.context}; split it.",
+            len(row) <= context,
+            f"text {i} has {len(row)} tokens but the model's context is {context}; split it.",
         )
     found: list[Any] = [None] * len(rows)
     parts = list(_parts(trained, rows, wanted))
@@ -101,9 +101,10 @@ def _parts(
 ) -> Iterator[tuple[list[int], int]]:
     """Numbers of the rows of each batch, and its length T; rows of one batch have similar lengths."""
     model, shards = trained.run.model, row_shards(trained.mesh)
+    context = context_of(model, trained.params)
     by_length: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
-        by_length.setdefault(bucket(len(row), model.context), []).append(i)
+        by_length.setdefault(bucket(len(row), context), []).append(i)
     for T, members in sorted(by_length.items()):
         numbers = T * (model.vocab_size * wanted.logits + model.width * (len(wanted.states) + 1))
         numbers += len(wanted.maps) * model.heads * T * T

@@ -49,7 +49,7 @@ class RunModel:
         self.eot_token_id = scorer.tokenizer.control["<|eos|>"]
         self.prefix_token_id = scorer.before
         """What a text without a context follows, as every document in training."""
-        self.max_length = scorer.model.context
+        self.max_length = scorer.context
         self._before = dict[str, int]()  # of a prefix LM's rendered dialogues: tokens before the first answer
 
     @property

@@ -193,7 +193,7 @@ def sliding(scorer: Scorer, documents: Iterable[Document], stride: int = 0, batc
     Raises:
       UserError: the stride is not between 1 and the context.
     """
-    context = scorer.model.context
+    context = scorer.context
     stride = stride or context
     require(
         1 <= stride <= context,

@@ -24,7 +24,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import ONE_DEVICE, Classifier, Compute, Mesh, Model
 from jaxgpt.errors import NotFinite, require
 from jaxgpt.evals.loss import fetch_behind
-from jaxgpt.models import abstract_model, assemble
+from jaxgpt.models import abstract_model, assemble, context_of
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sample.strategies import argmax
@@ -105,6 +105,8 @@ class Scorer:
         )
         self.model, self.compute, self.params = model, replace(compute, remat="none"), params
         self.target = Target.of(mesh)
+        self.context = context_of(model, params)
+        """Maximum number of tokens of a text."""
         self.tokenizer, self.mesh = tokenizer, mesh
         self.bos = tokenizer.adds_bos if bos is None else bos
         self.before = before_text(tokenizer, self.bos)
@@ -162,7 +164,7 @@ class Scorer:
         Raises:
           UserError: an empty context, or a continuation longer than the model's context.
         """
-        context, cut, rows = self.model.context, 0, []
+        context, cut, rows = self.context, 0, []
         for i, (given, scored) in enumerate(requests):
             require(len(given) > 0, f"the context of request {i} is empty; give at least one token.")
             require(
@@ -207,7 +209,7 @@ class Scorer:
 
         def dispatch(part: list[int]) -> Scored:
             chosen = [rows[i] for i in part]
-            T = bucket(max(1, *(len(row.ids_N) - 1 for row in chosen)), self.model.context)
+            T = bucket(max(1, *(len(row.ids_N) - 1 for row in chosen)), self.context)
             return self.score_batch(chosen, T, B)[0]
 
         for part, scores in zip(parts, fetch_behind(map(dispatch, progress(parts, about))), strict=True):

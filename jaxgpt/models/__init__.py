@@ -85,6 +85,11 @@ def assemble(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     return module
 
 
+def context_of(model: Model, params: Mapping[str, Any]) -> int:
+    """Number of tokens that a text may have: the context, less what virtual tokens take of it."""
+    return model.context - (params["added"].tokens if "added" in params else 0)
+
+
 def init_memory(
     model: Model, compute: Compute, target: Target, rows: int, *, evaluation: bool = False
 ) -> Any:

@@ -246,7 +246,7 @@ def chat(
 
 def _answer(generator: Generator, call: dict[str, Any], max_new_tokens: int) -> str:
     """Stream one answer; an interrupt ends it with what was made so far."""
-    answer, most = "", min(max_new_tokens, generator.model.context - len(call["prompts"][0]))
+    answer, most = "", min(max_new_tokens, generator.context - len(call["prompts"][0]))
     failed: list[int] = []
     try:
         for token in _noting(generator.stream(**call, max_new_tokens=most), failed):
@@ -273,7 +273,7 @@ def _fit(
     Raises:
       UserError: the newest turn alone is longer than the context.
     """
-    context = generator.model.context
+    context = generator.context
     room = min(max_new_tokens, context // 4)
     cut = 0
     while True:

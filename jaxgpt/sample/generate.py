@@ -24,6 +24,8 @@ from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, load_run
 from jaxgpt.errors import UserError, require
+from jaxgpt.models import context_of
+from jaxgpt.sample.adapters import Adapters, Names
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
 from jaxgpt.sample.settings import Sampling
@@ -109,12 +111,41 @@ class Generator:
         """Ids that end a row unless a call says otherwise."""
         self.bos = tokenizer.adds_bos if bos is None else bos
         self._told = False
+        self.context = context_of(model, params)
+        """Most tokens of a row."""
         self.update(params)
 
     def update(self, params: dict) -> None:
-        """Use other parameters (of the training form) from now on."""
+        """Use other parameters (of the training form) from now on; adapters loaded over them are dropped."""
+        self.adapters: Adapters | None = None
         with self._on_mesh():
             self.params = prepare(self.model, self.compute, self.target, params)
+
+    def make_slots(self, slots: int = 8, rank: int = 16) -> None:
+        """Make room for `slots` LoRA adapters of at most this rank, which rows choose from by name."""
+        require(self.adapters is None, "there are slots already; load adapters into them.")
+        self.adapters = Adapters(self.model, self.compute, self.target, slots, rank)
+        with self._on_mesh():
+            self.params = self.adapters.make(self.params)
+
+    def load_adapter(self, name: str, folder: str | Path, *, which: str = "best") -> None:
+        """Put a LoRA that was tuned from these parameters into a slot; an adapter of that name is replaced.
+
+        Once one was loaded, the next compile nothing.
+
+        Args:
+          name: what rows choose it by.
+          folder: of the run that tuned it.
+          which: its checkpoint: `best`, `newest` or a step number.
+
+        Raises:
+          UserError: it is no LoRA, has too high a rank or targets experts, or all slots are taken.
+        """
+        if self.adapters is None:
+            self.make_slots()
+        assert self.adapters is not None
+        with self._on_mesh():
+            self.params = self.adapters.load(self.params, name, folder, which, self.mesh)
 
     @classmethod
     def load(
@@ -149,9 +180,10 @@ class Generator:
         seeds: Sequence[int],
         stop: Sequence[int] | None,
         prefix: Sequence[int] | None = None,
+        adapters: Names = None,
     ) -> tuple[Program, Rows]:
         """Check a call and turn it into arrays, with empty rows up to what the mesh divides."""
-        context, vocab = self.model.context, self.tokenizer.vocab_size
+        context, vocab = self.context, self.tokenizer.vocab_size
         require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
         self.check_prompts(prompts)
         if not self._told and max(map(len, prompts)) + max_new_tokens > context:
@@ -190,11 +222,18 @@ class Generator:
             host([stop_N] * len(tokens_BT), np.int32),
             controls_of(settings + [Sampling()] * extra, [*seeds, *[0] * extra]),
         )
+        require(
+            adapters is None or self.adapters is not None,
+            f"adapters is {adapters!r} but none is loaded; load one with load_adapter(name, folder).",
+        )
+        if self.adapters is not None:
+            slots = self.adapters.of_rows(adapters, len(prompts))
+            rows = rows._replace(adapter_B=host([*slots, *[0] * extra], np.int32))
         return program, self._place(rows)
 
     def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Refuse a prompt that is empty, leaves no room for an answer, or holds ids of no token."""
-        context, vocab = self.model.context, self.tokenizer.vocab_size
+        context, vocab = self.context, self.tokenizer.vocab_size
         for i, prompt in enumerate(prompts):
             require(len(prompt) > 0, f"prompt {i} is empty; give at least one token.")
             require(
@@ -251,6 +290,7 @@ class Generator:
         stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
         prefix: Sequence[int] | None = None,
         apart: bool = False,
+        adapters: Names = None,
     ) -> list[Completion]:
         """Complete every prompt, in one call of one program.
 
@@ -267,6 +307,7 @@ class Generator:
             the first answer of a dialogue; None means all.
           apart: whether what is made is a text of its own, as an answer is, and no more of the prompt's: the
             space that SentencePiece puts before a text is then dropped.
+          adapters: name of a loaded adapter, for all rows or one each; None means the base alone.
 
         Raises:
           UserError: an empty prompt or stop string, a prompt that fills the context, or lists of
@@ -278,11 +319,11 @@ class Generator:
         if stop_strings:
             tokens = self.stream(
                 prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop,
-                stop_strings=stop_strings, prefix=prefix, apart=apart, chunk=16,
+                stop_strings=stop_strings, prefix=prefix, apart=apart, adapters=adapters, chunk=16,
             )  # fmt: skip
             return _completions(tokens, seeds)
         with self._on_mesh():
-            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix)
+            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix, adapters)
             made = jax.device_get(generate(program, self.params, rows))
         stops = set(self.stop if stop is None else stop)
         heads = [() if apart else prompt for prompt in prompts]
@@ -312,6 +353,7 @@ class Generator:
         stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
         prefix: Sequence[int] | None = None,
         apart: bool = False,
+        adapters: Names = None,
         chunk: int = 4,
     ) -> Iterator[Token]:
         """As `generate`, yielding tokens as they are made: the first alone, then `chunk` at a time.
@@ -328,7 +370,7 @@ class Generator:
         heads = [() if apart else prompt for prompt in prompts]
         writers = [Writer(self.tokenizer, h, s) for h, s in zip(heads, strings, strict=True)]
         with self._on_mesh():
-            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix)
+            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix, adapters)
             state, made = prefill(program, self.params, rows)
         open_rows = set(range(len(prompts)))
         while open_rows:

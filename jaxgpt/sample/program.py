@@ -51,6 +51,12 @@ class Rows(NamedTuple):
     stop_BN: jax.Array
     """Ids that end a row; -1 where there is none."""
     controls: Controls
+    adapter_B: jax.Array | None = None
+    """Slot of each row's adapter, where the weights have slots (`tune.slots`)."""
+
+    def adapters(self, every: int = 1) -> dict[str, jax.Array]:
+        """What a model's `decode` is told of the adapters of the rows, or of one in `every`."""
+        return {} if self.adapter_B is None else {"adapters_B": self.adapter_B[::every]}
 
 
 class Made(NamedTuple):
@@ -121,7 +127,7 @@ class Program:
             cache = init_cache(self.model, self.target, len(tokens_PT), self.slots, dtype)
         else:
             cache = TokenCache(jnp.zeros((len(tokens_PT), self.slots), jnp.int32))
-        x_PTD, cache = model.decode(tokens_PT, None, constrain_cache(cache), prefix_P)
+        x_PTD, cache = model.decode(tokens_PT, None, constrain_cache(cache), prefix_P, **rows.adapters(self.group))
         last_P11 = jnp.maximum(length_P - 1, 0)[:, None, None]
         logits_PV = model.logits(jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0])
         if self.group > 1:
@@ -168,7 +174,7 @@ class Program:
             i, state = carry
             last_B = state.made.length_B - 1
             token_B1 = jnp.take_along_axis(state.made.tokens_BS, last_B[:, None], axis=1)
-            x_BTD, cache = model.decode(token_B1, last_B, state.cache)
+            x_BTD, cache = model.decode(token_B1, last_B, state.cache, **rows.adapters())
             state = State(state.made, state.seen_BV, constrain_cache(cache))
             return i + 1, self.put(rows, state, model.logits(x_BTD[:, 0]))
 

@@ -52,7 +52,7 @@ class Samples:
             log.warning("train.samples: none are made of a run of %s", why)
             return
         self.tokenizer = tokenizer
-        self.prompts = [ids for ids in self._beginnings() if 0 < len(ids) < run.model.context]
+        self.prompts = [ids for ids in self._beginnings() if 0 < len(ids) < run.model.context - run.virtual]
         drop_after(run.folder / FILE, step)
 
     def _beginnings(self) -> list[list[int]]:

@@ -123,6 +123,8 @@ def attend(
     everyone = Mask(at_T, at_P, at_T, at_P, causal=False)
     more_BTHK, more_BTH = plain(q_BTHK, k_BPGK, v_BPGK, everyone, replace(both, bias=None))
     share_BTH1 = jax.nn.sigmoid(lse_BTH - more_BTH)[..., None]
+    if seen is not None and seen.wants_map:  # the rest goes to the extra keys
+        seen.attention_BHTS[seen.layers] *= share_BTH1.swapaxes(1, 2)
     return (share_BTH1 * y_BTHK + (1 - share_BTH1) * more_BTHK).astype(q_BTHK.dtype)
 
 
