@@ -1,4 +1,4 @@
-"""What a tuning method adds to a model beside its weights (pytrees).
+"""What a tuning method adds to a model beside its weights (pytrees, whose leaves JAX may replace by others).
 
 Shapes: B batch, T length, P virtual tokens, L layers, G key-value heads, K head size, D hidden size,
 R hidden size of an adapter.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from jaxgpt.layers.linear import add_bias, contract
 from jaxgpt.layers.mlp import ACTIVATIONS
 from jaxgpt.target import Target
 
-Pair = tuple[jax.Array, jax.Array]
-"""Keys and values."""
+Pair = tuple[Any, Any]
+"""Keys and values: arrays, or what stands for arrays in a pytree."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,10 +32,10 @@ class Bottleneck:
       scale: factor of the output.
     """
 
-    down_DR: jax.Array
-    down_bias_R: jax.Array
-    up_RD: jax.Array
-    up_bias_D: jax.Array
+    down_DR: Any
+    down_bias_R: Any
+    up_RD: Any
+    up_bias_D: Any
     activation: Literal["gelu", "relu"] = field(default="gelu", metadata={"static": True})
     scale: float = field(default=1.0, metadata={"static": True})
 
@@ -57,9 +57,9 @@ class Bottlenecks:
       beside: on the input of the MLP's branch, whose output it is added to.
     """
 
-    attention: Bottleneck | None = None
-    mlp: Bottleneck | None = None
-    beside: Bottleneck | None = None
+    attention: Any = None
+    mlp: Any = None
+    beside: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -73,9 +73,9 @@ class Added:
       adapters: of the layers.
     """
 
-    prompt_PD: jax.Array | None = None
-    prefix: Pair | None = None
-    adapters: Bottlenecks | None = None
+    prompt_PD: Any = None
+    prefix: Any = None
+    adapters: Any = None
 
     @property
     def tokens(self) -> int:

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
@@ -55,8 +56,8 @@ def tape() -> Tape | None:
 
 
 @contextlib.contextmanager
-def recording(to: Tape) -> Iterator[Tape]:
-    """Open a tape for what is traced inside."""
+def recording(to: Tape | None) -> Iterator[Any]:
+    """Open a tape for what is traced inside; None leaves it out of the one that is open."""
     token = _OPEN.set(to)
     try:
         yield to

@@ -27,6 +27,7 @@ from jaxgpt.layers.norm import Norm, model_norm
 from jaxgpt.layers.position import frequencies
 from jaxgpt.layers.residual import dropout, residual
 from jaxgpt.layers.stack import run_layers, stacked
+from jaxgpt.layers.tape import recording
 from jaxgpt.layers.unembedding import Unembedding
 from jaxgpt.models.predictor import Predictor
 from jaxgpt.sharding import constrain, row_shards
@@ -166,7 +167,8 @@ def keys_and_values(blocks: Any, model: GPT, compute: Compute, target: Target, x
         return x_BPD, (held.k_BSGK[0], held.v_BSGK[0])
 
     facts = LayerFacts(jax.tree.map(jnp.asarray, layer_frequencies(model)))
-    return run_layers(blocks, x_BPD, rows, facts, call, compute, target, period=len(windows))[1]
+    with recording(None):
+        return run_layers(blocks, x_BPD, rows, facts, call, compute, target, period=len(windows))[1]
 
 
 def routed(x_BTD: jax.Array, routing: Routing | None) -> Features:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.checkpoint.store import load_saved
-from jaxgpt.config import GPT, ONE_DEVICE, Compute, Model, load_run
+from jaxgpt.config import GPT, ONE_DEVICE, Compute, LoRA, Model, load_run
 from jaxgpt.errors import require
 from jaxgpt.models import caches_keys, decoding_params, unstacks
 from jaxgpt.sample.load import sampling_mesh
@@ -48,7 +48,9 @@ class Adapters:
 
     def make(self, params: dict) -> dict:
         """Parameters with empty slots, of those that decoding runs."""
-        return with_slots(params, self.state, self.slots + 1, self.rank)
+        params = with_slots(params, self.state, self.slots + 1, self.rank)
+        # Slot 0 is filled with nothing: from here on the program of `fill` is compiled, for these layouts.
+        return fill(params, jnp.int32(0), padded(flatten(params), {}, LoRA()))
 
     def load(
         self, params: dict, name: str, folder: str | Path, which: str, mesh: jax.sharding.Mesh | None
@@ -67,7 +69,7 @@ class Adapters:
         )
         learned, _ = load_saved(folder, run, mesh or sampling_mesh(run, ONE_DEVICE), which)
         own: Any = decoding_params(run.model, learned) if unstacks(self.model, self.target) else learned
-        adapter = padded(flatten(params), flatten(own), tune)
+        adapter = padded(flatten(params), flatten(jax.device_get(own)), tune)
         lost = [path for path in flatten(own) if path[:-1] not in adapter]
         require(not lost, f"adapter {name} has weights of experts, for which there are no slots; merge it.")
         number = self.numbers.get(name, len(self.numbers) + 1)

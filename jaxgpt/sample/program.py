@@ -127,7 +127,9 @@ class Program:
             cache = init_cache(self.model, self.target, len(tokens_PT), self.slots, dtype)
         else:
             cache = TokenCache(jnp.zeros((len(tokens_PT), self.slots), jnp.int32))
-        x_PTD, cache = model.decode(tokens_PT, None, constrain_cache(cache), prefix_P, **rows.adapters(self.group))
+        x_PTD, cache = model.decode(
+            tokens_PT, None, constrain_cache(cache), prefix_P, **rows.adapters(self.group)
+        )
         last_P11 = jnp.maximum(length_P - 1, 0)[:, None, None]
         logits_PV = model.logits(jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0])
         if self.group > 1:

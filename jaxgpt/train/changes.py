@@ -14,6 +14,7 @@ from typing import Any
 from flax import nnx
 
 from jaxgpt.checkpoint import steps_on_disk
+from jaxgpt.checkpoint.whole import FILE
 from jaxgpt.config import Classifier, Model, Run, Train, code, load_run, to_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.models import abstract_params
@@ -171,7 +172,7 @@ def check_base(run: Run, tokenizer: Tokenizer) -> None:
       UserError: it is no run, a field of its model beside `SAME_MEANING` differs, parameters have other
         shapes, or its ids mean something else.
     """
-    if not run.init_from:
+    if not run.init_from or (run.folder / FILE).exists():  # a tuned run's own base is known by its digest
         return
     base, model, where = load_run(run.init_from).model, run.model, f"init_from {run.init_from!r}"
     if isinstance(model, Classifier) and not isinstance(base, Classifier):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxgpt.config import LoRA
@@ -107,7 +108,7 @@ def padded(params: Flat, adapter: Mapping[Any, Any], tune: LoRA) -> Flat:
 
     Args:
       params: parameters with slots.
-      adapter: what was trained, by path, in the form of `params` (stacked or by layer).
+      adapter: what was trained, by path, on the host, in the form of `params` (stacked or by layer).
       tune: its config.
     """
     found = {}
@@ -119,12 +120,13 @@ def padded(params: Flat, adapter: Mapping[Any, Any], tune: LoRA) -> Flat:
         b_shape = weight.b.shape[:lead] + weight.b.shape[lead + 1 :]
         a, b = (adapter.get((*path, name)) for name in "ab")
         if a is None or b is None:
-            found[path] = (jnp.zeros(a_shape), jnp.zeros(b_shape), jnp.zeros(a_shape[:lead]))
-            continue
-        more = weight.a.shape[-1] - a.shape[-1]
-        a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)])
-        b = jnp.pad(b, [(0, more if axis == lead else 0) for axis in range(b.ndim)])
-        found[path] = (a, b, jnp.full(a_shape[:lead], tune.scale))
+            parts = (np.zeros(a_shape), np.zeros(b_shape), np.zeros(a_shape[:lead]))
+        else:
+            more = weight.a.shape[-1] - a.shape[-1]
+            a = np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)])
+            b = np.pad(b, [(0, more if axis == lead else 0) for axis in range(b.ndim)])
+            parts = (a, b, np.full(a_shape[:lead], tune.scale))
+        found[path] = tuple(part.astype(np.float32) for part in parts)
     return found
 
 
