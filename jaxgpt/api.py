@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxgpt import runtime
 from jaxgpt.checkpoint.whole import find_base, params_digest
-from jaxgpt.config import ONE_DEVICE, Classifier, Mesh, Run, code
+from jaxgpt.config import ONE_DEVICE, Classifier, Headed, Mesh, Run, code
 from jaxgpt.config import load as load_config
 from jaxgpt.convert.load import load_model
 from jaxgpt.errors import NotFinite, nearest, require, require_known
@@ -33,6 +33,7 @@ from jaxgpt.models import parameter_counts
 from jaxgpt.report import points, read_metrics
 from jaxgpt.sample.adapters import Names
 from jaxgpt.sample.generate import Completion, Generator, Token
+from jaxgpt.sample.judge import Judge
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Sampling
 from jaxgpt.streams import quiet_libraries
@@ -163,7 +164,9 @@ class Model:
         model, count = self.config.model, parameter_counts(self.config.model)["total"]
         kind = type(model).__name__
         if isinstance(model, Classifier):
-            kind = f"{kind} of {len(model.labels)} labels on {type(model.backbone).__name__}"
+            kind += f" of {len(model.labels)} labels"
+        if isinstance(model, Headed):
+            kind += f" on {type(model.backbone).__name__}"
         about = f"{kind}, {count:,} parameters, context {model.context:,}"
         return f"<jaxgpt.Model {str(self.folder)!r}: {about}, step {self.step:,}>"
 
@@ -404,6 +407,22 @@ class Model:
         require(not isinstance(texts, str), "texts is a text; give a list of texts.")
         return predict(self._trained, texts)
 
+    @cached_property
+    def judge(self) -> Judge:
+        """What gives dialogues a reward."""
+        return Judge(self._trained)
+
+    def rewards(self, dialogues: Sequence[Dialogue]) -> np.ndarray:
+        """How good the last answer of each dialogue is [N], by a reward model: float32, of any scale.
+
+        Args:
+          dialogues: lists of `{"role": ..., "content": ...}` that end with an assistant's turn.
+
+        Raises:
+          UserError: the model is no reward model, or a dialogue is longer than its context.
+        """
+        return self.judge(dialogues)
+
     # ------------------------------------------------------------------------------- what is inside
 
     def encode(self, text: str) -> list[int]:
@@ -492,9 +511,11 @@ class Model:
         return tuple(number % count for number in wanted)
 
     def _refuse_labels(self, what: str, instead: str) -> None:
+        headed = self.config.headed
         require(
-            self.config.task is None,
-            f"{self.folder} holds a Classifier, which has no {what} of tokens; use {instead}().",
+            headed is None,
+            f"{self.folder} holds a {type(headed).__name__}, which has no {what} of tokens; use "
+            f"{instead if self.config.task else 'rewards'}().",
         )
 
     def _require_text(self, what: str) -> None:

@@ -82,15 +82,18 @@ def test_help_of_train_lists_every_field_with_the_configs_own_defaults(call: Cal
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("gpt2_124m", "model is GPT (or Bert, TransformerXL, Classifier, your own Architecture); "),
+        (
+            "gpt2_124m",
+            "model is GPT (or Bert, TransformerXL, Classifier, RewardModel, your own ",
+        ),
         ("gpt2_124m", "model.moe is None (or MoE); data is Text (or Chat, Prompts, Pairs, Rated, "),
         (
             "ner_resume",
-            "model is Classifier (or GPT, Bert, TransformerXL, your own Architecture); model.backbone is ",
+            "TransformerXL, RewardModel, your own Architecture); model.backbone is ",
         ),
         (
             "ner_resume",
-            "(or CausalLM, MaskedLM, GRPO, DPO, IPO, SimPO, ORPO, KTO). Kinds are chosen in the config file",
+            "DPO, IPO, SimPO, ORPO, KTO, BradleyTerry). Kinds are chosen in the config file",
         ),
         ("mixtral_8x7b", "model.moe is MoE (or None); "),
     ],

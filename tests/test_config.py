@@ -145,7 +145,7 @@ def gpt(fields: dict) -> dict:
     [
         ({"modle": {}}, "config has no field 'modle'; did you mean 'model'?"),
         (gpt({"widht": 1}), "model has no field 'widht'; did you mean 'width'?"),
-        ({"model": 3}, "model is 3; it must be a GPT or a Bert or a TransformerXL or a Classifier."),
+        ({"model": 3}, "model is 3; it must be a GPT or a Bert or a TransformerXL or a Classifier or a Re"),
         ({"model": {"kind": "Brt"}}, "model.kind is 'Brt'; did you mean 'Bert'?"),
         (gpt({"layers": "12"}), "model.layers is '12'; it must be a value of type int."),
         (gpt({"layers": 12.0}), "model.layers is 12.0; it must be a value of type int."),

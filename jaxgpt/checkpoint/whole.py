@@ -135,5 +135,5 @@ def _merged(run: Run, saved: dict, base: dict, mesh: jax.sharding.Mesh) -> dict:
 
 def whole_model(run: Run, base: dict) -> dict:
     """Parameters of another run as those of this one's model: of a backbone, under its name."""
-    headless = run.task is not None and "backbone" not in base
+    headless = run.headed is not None and "backbone" not in base
     return {"backbone": base} if headless else base

@@ -10,13 +10,14 @@ from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagge
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
-from jaxgpt.config.models import Bert, Classifier, Model, TransformerXL
+from jaxgpt.config.models import Bert, Classifier, Headed, Model, RewardModel, TransformerXL
 from jaxgpt.config.objectives import (
     DPO,
     IPO,
     KTO,
     ORPO,
     PREFERENCES,
+    BradleyTerry,
     CausalLM,
     Classification,
     MaskedLM,
@@ -58,6 +59,7 @@ __all__ = [
     "Bert",
     "BitFit",
     "BottleneckAdapters",
+    "BradleyTerry",
     "CausalLM",
     "Chat",
     "Classification",
@@ -65,6 +67,7 @@ __all__ = [
     "Compute",
     "DoRA",
     "Full",
+    "Headed",
     "Labelled",
     "LastLayers",
     "LoRA",
@@ -79,6 +82,7 @@ __all__ = [
     "PromptTuning",
     "Prompts",
     "Rated",
+    "RewardModel",
     "RopeScaling",
     "Run",
     "SimPO",

@@ -20,14 +20,14 @@ from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.data import Data
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
-from jaxgpt.config.models import Bert, Classifier, TransformerXL
+from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
 from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
 
 KINDS = (
-    *(GPT, Bert, TransformerXL, Classifier, MoE, RopeScaling),
+    *(GPT, Bert, TransformerXL, Classifier, RewardModel, MoE, RopeScaling),
     *(*typing.get_args(Data), *typing.get_args(Objective), Compute, Optim, Mesh, Train, Run),
 )
 """What a config file can build."""
@@ -194,7 +194,7 @@ def _started_from(run: Run, args: list[str]) -> Run:
     if not (run.inherits and base):
         return run
     model: Any = None
-    if run.inherits == "backbone" and isinstance(run.model, Classifier):
+    if run.inherits == "backbone" and isinstance(run.model, Headed):
         model = dataclasses.replace(run.model, backbone=cast(Any, None))
     return dataclasses.replace(run, init_from=base, model=model)
 

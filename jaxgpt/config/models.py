@@ -163,15 +163,11 @@ _INHERITED: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Blocks):
-    """A backbone with a linear head over labels: of every token, or of the whole text."""
+class Headed(Blocks):
+    """What models have that are a head on another one, their backbone."""
 
     backbone: GPT | Bert | TransformerXL | Architecture = _INHERITED
     """The model under the head; unspecified means that of the run named by init_from."""
-    labels: tuple[str, ...]
-    """The labels, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
-    pool: Literal["token", "first", "last", "mean"] = "token"
-    """What is labelled: each token (tagging), or a text by its first token, last token or mean."""
     head_dropout: Decay = 0.1
     """Dropout rate on the features that the head reads."""
     frozen: bool = False
@@ -179,11 +175,6 @@ class Classifier(Blocks):
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        require(len(self.labels) >= 2, f"model.labels is {self.labels}; name at least two.")
-        require(
-            len(set(self.labels)) == len(self.labels),
-            f"model.labels is {self.labels}; every label is named once.",
-        )
 
     @property
     def blocks(self) -> GPT:
@@ -219,5 +210,31 @@ class Classifier(Blocks):
         return self.backbone.context
 
 
-Model = GPT | Bert | TransformerXL | Classifier | Architecture
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Headed):
+    """A backbone with a linear head over labels: of every token, or of the whole text."""
+
+    labels: tuple[str, ...]
+    """The labels, such as ("O", "B-PER", "I-PER"), in the order of the head's outputs."""
+    pool: Literal["token", "first", "last", "mean"] = "token"
+    """What is labelled: each token (tagging), or a text by its first token, last token or mean."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.labels) >= 2, f"model.labels is {self.labels}; name at least two.")
+        require(
+            len(set(self.labels)) == len(self.labels),
+            f"model.labels is {self.labels}; every label is named once.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(Headed):
+    """A backbone with a linear head that says how good a dialogue's last answer is, at its last token."""
+
+    head_dropout: Decay = 0.0
+    """Dropout rate on the features that the head reads."""
+
+
+Model = GPT | Bert | TransformerXL | Classifier | RewardModel | Architecture
 """The registry of architectures; `jaxgpt.models.MODULES` has the module of each in the package."""

@@ -125,8 +125,21 @@ class KTO(_Referred):
     """Weight of bad completions."""
 
 
-Objective = CausalLM | MaskedLM | Classification | GRPO | DPO | IPO | SimPO | ORPO | KTO
+@dataclass(frozen=True, kw_only=True)
+class BradleyTerry(_Objective):
+    """Rewards of a RewardModel on Pairs data, whose difference is the log-odds of being preferred (Bradley
+    and Terry 1952; Ouyang et al. 2022, equation 1).
+    """
+
+    center: Weight = 0.0
+    """Weight of the squared sum of both rewards, which keeps them around 0 (Eisenstein et al. 2023)."""
+
+
+Objective = CausalLM | MaskedLM | Classification | GRPO | DPO | IPO | SimPO | ORPO | KTO | BradleyTerry
 """The registry of objectives; `jaxgpt.objectives.OBJECTIVES` has the function of each."""
 
-PREFERENCES: dict[type, type] = {DPO: Pairs, IPO: Pairs, SimPO: Pairs, ORPO: Pairs, KTO: Rated}
+PREFERENCES: dict[type, type] = {
+    **dict.fromkeys((DPO, IPO, SimPO, ORPO, BradleyTerry), Pairs),
+    KTO: Rated,
+}
 """Objectives over preferences, and the data that each reads."""

@@ -27,8 +27,8 @@ from jaxgpt.config.check import check_types, from_json
 from jaxgpt.config.data import Chat, Data, Dialogues, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
 from jaxgpt.config.gpt import GPT
 from jaxgpt.config.grpo import GRPO
-from jaxgpt.config.models import Bert, Classifier, TransformerXL
-from jaxgpt.config.objectives import PREFERENCES, CausalLM, Classification, MaskedLM, Objective
+from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
+from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
 from jaxgpt.config.tune import Full, Tune
 from jaxgpt.errors import UserError, require, shown
 from jaxgpt.files import read_json
@@ -199,9 +199,9 @@ class Run:
 
     name: str
     """Name of the run's folder."""
-    model: GPT | Bert | TransformerXL | Classifier | Architecture = _INHERITED
-    """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. A Classifier's
-    backbone may be left out in the same way."""
+    model: GPT | Bert | TransformerXL | Classifier | RewardModel | Architecture = _INHERITED
+    """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. The
+    backbone of a Classifier or RewardModel may be left out in the same way."""
     data: Data = field(default_factory=lambda: Text(path="data/text"))
     tune: Tune = field(default_factory=Full)
     """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
@@ -298,6 +298,12 @@ class Run:
                 f"{name} is {type(part).__name__} but model is {type(model).__name__}, which has no labels; "
                 "set model=Classifier(backbone=..., labels=(...)).",
             )
+        rewards = isinstance(model, RewardModel), isinstance(objective, BradleyTerry)
+        require(
+            rewards[0] == rewards[1],
+            f"objective is {type(objective).__name__}() and model {type(model).__name__}(...); a RewardModel "
+            "is trained by BradleyTerry(), and nothing else is: set both.",
+        )
         self._check_rewarded()
         self._check_preferences()
         if isinstance(objective, MaskedLM):
@@ -314,6 +320,8 @@ class Run:
                 all(isinstance(source, Text) for source in self.sources),
                 "objective MaskedLM() reads plain text; set data to Text(...).",
             )
+            return
+        if rewards[0]:
             return
         require(
             model.causal,
@@ -419,9 +427,14 @@ class Run:
         return self.model if isinstance(self.model, Classifier) else None
 
     @property
+    def headed(self) -> Headed | None:
+        """The model, where it is a head on another one."""
+        return self.model if isinstance(self.model, Headed) else None
+
+    @property
     def writes(self) -> bool:
         """Whether its model writes text."""
-        return self.task is None and self.model.causal
+        return self.headed is None and self.model.causal
 
     @property
     def templated(self) -> bool:

@@ -49,6 +49,13 @@ class Item(NamedTuple):
         """A rendered dialogue: each token with the one that follows."""
         return cls(example.tokens[:-1], example.tokens[1:], example.weights[1:])
 
+    @classmethod
+    def whole(cls, example: Example, side: int | None = None) -> Item:
+        """A rendered dialogue whose last token is an input too, which nothing follows."""
+        tokens, weights = example.tokens, example.weights
+        sides = None if side is None else [side] * len(tokens)
+        return cls(tokens, [*tokens[1:], 0], [*weights[1:], 0.0], side=sides)
+
 
 ENDLESS = 1 << 48
 """Rows of a training stream: more than any run reads."""

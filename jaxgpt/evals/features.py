@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import Classifier, Compute, Model
+from jaxgpt.config import Compute, Headed, Model
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import progress
@@ -137,7 +137,7 @@ def _observe(
     model: Model, compute: Compute, target: Target, wanted: Wanted, params: dict, batch: Batch
 ) -> dict[str, Any]:
     module: Any = assemble(abstract_model(model, compute, target)[0], params)
-    if isinstance(model, Classifier):
+    if isinstance(model, Headed):
         module = module.backbone
     inner = tuple(i for i in wanted.states if i != model.layers)
     if inner or wanted.maps:

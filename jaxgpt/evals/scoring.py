@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import ONE_DEVICE, Classifier, Compute, Mesh, Model
+from jaxgpt.config import ONE_DEVICE, Compute, Headed, Mesh, Model
 from jaxgpt.errors import NotFinite, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.models import abstract_model, assemble, context_of
@@ -99,7 +99,7 @@ class Scorer:
         bos: bool | None = None,
     ) -> None:
         require(
-            not isinstance(model, Classifier) and model.causal,
+            not isinstance(model, Headed) and model.causal,
             f"a {type(model).__name__}{'' if model.causal else ' that sees both sides'} does not predict "
             "the next token, so it gives texts no probability; give a run of a causal language model.",
         )

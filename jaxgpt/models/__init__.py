@@ -11,29 +11,43 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxgpt.config import GPT, Architecture, Bert, Classifier, Compute, Model, TransformerXL
+from jaxgpt.config import (
+    GPT,
+    Architecture,
+    Bert,
+    Classifier,
+    Compute,
+    Headed,
+    Model,
+    RewardModel,
+    TransformerXL,
+)
 from jaxgpt.layers.stack import unstack
 from jaxgpt.models import transformer_xl
 from jaxgpt.models.bert import Encoder
 from jaxgpt.models.gpt import Decoder
-from jaxgpt.models.heads import ClassifierModule
+from jaxgpt.models.heads import ClassifierModule, RewardModule
 from jaxgpt.models.predictor import Predictor
 from jaxgpt.models.transformer_xl import Recurrent
 from jaxgpt.target import Target
 
 
-def _classifier(
-    model: Classifier, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
-) -> nnx.Module:
-    backbone: Any = builder(model.backbone)
-    return ClassifierModule(model, compute, target, key, backbone=backbone, scanned=scanned)
+def _headed(kind: type) -> Callable[..., nnx.Module]:
+    def build(
+        model: Headed, compute: Compute, target: Target, key: jax.Array, *, scanned: bool = True
+    ) -> nnx.Module:
+        backbone: Any = builder(model.backbone)
+        return kind(model, compute, target, key, backbone=backbone, scanned=scanned)
+
+    return build
 
 
 MODULES: dict[type, Callable[..., Any]] = {
     GPT: Decoder,
     Bert: Encoder,
     TransformerXL: Recurrent,
-    Classifier: _classifier,
+    Classifier: _headed(ClassifierModule),
+    RewardModel: _headed(RewardModule),
 }
 """The registry of the package: from a config class to the builder of the module it describes."""
 
@@ -109,7 +123,7 @@ def init_memory(
 
 def trainable(model: Model) -> Callable[[tuple[Any, ...], Mapping[str, Any]], bool]:
     """Whether a parameter is trained, by its path and its metadata (axes, role)."""
-    frozen = isinstance(model, Classifier) and model.frozen
+    frozen = isinstance(model, Headed) and model.frozen
     return lambda path, about: not (frozen and path[0] == "backbone")
 
 
@@ -151,7 +165,7 @@ def flops_per_token(model: Model, length: int) -> int:
         flat = nnx.to_flat_state(state)
         experts = sum(v.size for _, v in flat if "experts" in v.get_metadata()["axes"])
         products -= experts * (model.moe.experts - model.moe.per_token) // model.moe.experts
-    if not isinstance(model, Classifier) and model.tied:
+    if not isinstance(model, Headed) and model.tied:
         products += sum(v.size for path, v in nnx.to_flat_state(state) if "embed" in path)
     spans, factor = [min(length, model.window(i)) for i in range(model.layers)], 12
     if isinstance(model, TransformerXL):

@@ -21,6 +21,7 @@ from jaxgpt.config import (
     KTO,
     ORPO,
     PREFERENCES,
+    BradleyTerry,
     CausalLM,
     Classification,
     MaskedLM,
@@ -32,7 +33,7 @@ from jaxgpt.objectives.classification import classification
 from jaxgpt.objectives.grpo import drawn_by, grpo
 from jaxgpt.objectives.kto import kto
 from jaxgpt.objectives.masked import masked_lm
-from jaxgpt.objectives.preferences import dpo, ipo, orpo, simpo
+from jaxgpt.objectives.preferences import bradley_terry, dpo, ipo, orpo, simpo
 from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums, TwoPass, add, means, score
 from jaxgpt.text.vocabulary import Vocabulary
 
@@ -66,6 +67,7 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
     SimPO: simpo,
     ORPO: orpo,
     KTO: kto,
+    BradleyTerry: bradley_terry,
 }
 """From an objective's config class to its function."""
 

@@ -1,4 +1,4 @@
-"""Objectives over pairs of completions: DPO, IPO, SimPO and ORPO.
+"""Objectives over pairs of completions: DPO, IPO, SimPO, ORPO, and Bradley-Terry of a reward model.
 
 Both documents of a pair lie in one row, one after the other (data/readers/pairs.py). The loss is a sum over
 pairs and the weight their number.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.batch import Batch, Features
-from jaxgpt.config import DPO, IPO, ORPO, SimPO
+from jaxgpt.config import DPO, IPO, ORPO, BradleyTerry, SimPO
 from jaxgpt.data.readers.pairs import CHOSEN, REJECTED
 from jaxgpt.objectives.sums import Metrics, Objective, Sums
 from jaxgpt.text.vocabulary import Vocabulary
@@ -164,3 +164,29 @@ def orpo(config: ORPO, vocabulary: Vocabulary) -> Objective:
         return Judged(loss, config.beta * _mean(chosen), config.beta * _mean(rejected))
 
     return pairwise(judge, config.nll_weight, reference=False)
+
+
+def bradley_terry(config: BradleyTerry, vocabulary: Vocabulary) -> Objective:
+    """-log sigmoid(r_chosen - r_rejected), r a reward model's reward of the whole document."""
+
+    def objective(model: Any, batch: Batch, key: jax.Array | None) -> Sums:
+        features = model.hidden(batch, key)
+        reward_BT = model.rewards(features.x_BTD, batch.segments_BT)
+        chosen, rejected = (document_sums(batch, reward_BT, side) for side in (CHOSEN, REJECTED))
+        lengths = [document_sums(batch, batch.weights_BT, side) for side in (CHOSEN, REJECTED)]
+        real_BP = lengths[0] > 0
+
+        def total(value_BP: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(real_BP, value_BP, 0))
+
+        loss = total(config.center * (chosen + rejected) ** 2 - jax.nn.log_sigmoid(chosen - rejected))
+        metrics = {
+            "reward_chosen": total(chosen),
+            "reward_rejected": total(rejected),
+            "length_chosen": total(lengths[0]),
+            "length_rejected": total(lengths[1]),
+        }
+        correct = total((1 + jnp.sign(chosen - rejected)) / 2)
+        return settle(loss, total(jnp.ones_like(chosen)), correct, metrics, features)
+
+    return objective

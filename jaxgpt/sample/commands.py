@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Mesh, load_run
-from jaxgpt.config.bounds import Rows, Seed, Tokens, bounded
+from jaxgpt.config.bounds import Bounds, Rows, Seed, Tokens, bounded
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.files import to_json
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Verify
 
 if TYPE_CHECKING:
     from jaxgpt.sample.generate import Generator, Token
+    from jaxgpt.sample.judge import Judge
 
 SEPARATOR = "---"
 """A line of its own between completions, when there are several."""
@@ -54,6 +55,8 @@ def sample(
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
     batch_size: Rows = 64,
+    best_of: Annotated[int, Bounds(0, 2**20)] = 0,
+    reward: str = "",
 ) -> None:
     """Complete prompts with a trained model, printing the text as it is made.
 
@@ -78,11 +81,18 @@ def sample(
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
       batch_size: number of completions generated at a time.
+      best_of: make that many completions per prompt and show the one with the highest reward.
+      reward: folder of the reward model's run, for --best-of.
 
     Raises:
       UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
       NotFinite: a completion ended where the model's logits were not finite.
     """
+    require(
+        bool(best_of) == bool(reward) and (not best_of or n == 1),
+        f"--best-of is {best_of}, --reward {reward!r} and --n {n}; give the first two together and not --n.",
+    )
+    n = best_of or n
     require(0 <= seed <= 2**32 - n, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - n}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     require(not (bos and no_bos), "--bos and --no-bos exclude each other; drop one.")
@@ -94,6 +104,8 @@ def sample(
     )
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
+    require(as_chat or not best_of, "--best-of judges answers, but this run continues plain text; drop it.")
+    judge = _judge(reward, mesh, verify) if best_of else None
     generator = _load(run, checkpoint, mesh, verify)
     if as_chat:
         asked = _dialogues(generator, texts, system)
@@ -108,11 +120,12 @@ def sample(
     rows = [(i, (seed + j) % 2**32) for i in range(len(asked["prompts"])) for j in range(n)]
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     calls = [_part(asked, part) | settings for part in parts]
-    failed = (
-        _show_json(generator, calls, [(texts or [""])[i] for i, _ in rows])
-        if json
-        else _show(generator, calls)
-    )
+    if judge:
+        failed = _show_best(generator, calls, [_turns(text, system) for text in texts], judge, json)
+    elif json:
+        failed = _show_json(generator, calls, [(texts or [""])[i] for i, _ in rows])
+    else:
+        failed = _show(generator, calls)
     _require_finite(failed, f"{failed} of {len(rows)} completions")
 
 
@@ -132,6 +145,30 @@ def _show_json(generator: Generator, calls: list[dict[str, Any]], prompts: list[
             _write(to_json({"prompt": next(texts), "text": completion.text} | vars(completion)) + "\n")
             failed += completion.finish_reason == "error"
     return failed
+
+
+def _judge(folder: str, mesh: Mesh, verify: bool) -> Judge:
+    from jaxgpt.sample.judge import Judge
+
+    return Judge.load(folder, mesh=mesh, verify=verify)
+
+
+def _show_best(
+    generator: Generator,
+    calls: list[dict[str, Any]],
+    asked: list[list[dict[str, str]]],
+    judge: Judge,
+    json: bool,
+) -> int:
+    """Write the completion of each prompt that a judge likes best; returns how many failed."""
+    made = [completion for call in calls for completion in generator.generate(**call)]
+    for i, (turns, best, reward) in enumerate(judge.best(asked, made)):
+        if json:
+            told = {"prompt": turns[-1]["content"], "text": best.text, "reward": reward}
+            _write(to_json(told | vars(best)) + "\n")
+        else:
+            _write((f"{SEPARATOR}\n" if i else "") + best.text + "\n")
+    return sum(completion.finish_reason == "error" for completion in made)
 
 
 def _show(generator: Generator, calls: list[dict[str, Any]]) -> int:
@@ -326,8 +363,12 @@ def _load(run: str, checkpoint: str, mesh: Mesh, verify: bool) -> Generator:
 
 def _dialogues(generator: Generator, texts: Iterable[str], system: str) -> dict[str, Any]:
     """What the generator takes to answer texts as a user's turns."""
-    messages = [{"role": "system", "content": system}] if system else []
-    return generator.dialogues([[*messages, {"role": "user", "content": text}] for text in texts])
+    return generator.dialogues([_turns(text, system) for text in texts])
+
+
+def _turns(text: str, system: str) -> list[dict[str, str]]:
+    opening = [{"role": "system", "content": system}] if system else []
+    return [*opening, {"role": "user", "content": text}]
 
 
 def _prompts(prompts: Iterable[str]) -> list[str]:

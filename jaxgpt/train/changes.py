@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxgpt.checkpoint import steps_on_disk
 from jaxgpt.checkpoint.whole import FILE
-from jaxgpt.config import Classifier, Model, Run, Train, code, load_run, to_json
+from jaxgpt.config import Headed, Model, Run, Train, code, load_run, to_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.models import abstract_params
 from jaxgpt.optim import stable_until
@@ -175,7 +175,7 @@ def check_base(run: Run, tokenizer: Tokenizer) -> None:
     if not run.init_from or (run.folder / FILE).exists():  # a tuned run's own base is known by its digest
         return
     base, model, where = load_run(run.init_from).model, run.model, f"init_from {run.init_from!r}"
-    if isinstance(model, Classifier) and not isinstance(base, Classifier):
+    if isinstance(model, Headed) and not isinstance(base, Headed):
         model = model.backbone
     kinds = [code.portable(to_json(one))["kind"] for one in (base, model)]
     fix = "leave `model` out to take that run's own, and set only what shall differ"

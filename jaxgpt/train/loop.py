@@ -117,7 +117,7 @@ def train(
     """
     mesh = make_mesh(run.check_mesh(jax.device_count()))
     tokenizer = run_tokenizer(run)
-    field = "model.backbone.vocab_size" if run.task else "model.vocab_size"
+    field = "model.backbone.vocab_size" if run.headed else "model.vocab_size"
     require(
         tokenizer.vocab_size <= run.model.vocab_size,
         f"{field} {run.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "

@@ -199,7 +199,7 @@ def _fit(rendered: Sequence[Documents], length: int, name: str) -> list[Item]:
             same += 1
         else:
             cut += any(len(a.tokens) < len(b.tokens) for a, (b, _) in zip(whole, documents, strict=True))
-            items += [_item(example, side) for example, (_, side) in zip(whole, documents, strict=True)]
+            items += [Item.whole(example, side) for example, (_, side) in zip(whole, documents, strict=True)]
     fix = f"within {most} tokens, half of a row; lengthen data.length"
     told = (
         (lost, f"have a side without an answer {fix}, and were dropped"),
@@ -211,11 +211,6 @@ def _fit(rendered: Sequence[Documents], length: int, name: str) -> list[Item]:
             log.warning("%d of %d preferences (%s) %s", count, len(rendered), name, words)
     require(bool(items), f"none of the {len(rendered)} preferences ({name}) has two different sides {fix}.")
     return items
-
-
-def _item(example: Example, side: int) -> Item:
-    tokens = example.tokens
-    return Item(tokens, [*tokens[1:], 0], [*example.weights[1:], 0.0], side=[side] * len(tokens))
 
 
 def _prompt(compared: Compared) -> Dialogue:
