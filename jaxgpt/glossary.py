@@ -19,8 +19,8 @@ _ANSWERS = {
     ),
     "lora qlora dora peft adapter adapters ia3 prefix_tuning prompt_tuning use_peft use_lora lora_r lora_rank "
     "lora_alpha lora_dropout lora_target_modules target_modules peft_config lora_config": (
-        "LoRA and other parameter-efficient tuning are not here yet (planned as `Run.tune`); until then "
-        "`jaxgpt train` with init_from tunes all parameters, and `model.frozen` trains a Classifier's head alone"
+        "parameter-efficient tuning is `tune` of a config with init_from: tune=LoRA(rank=8), DoRA, PromptTuning, "
+        "PrefixTuning, BottleneckAdapters, IA3, BitFit or LastLayers (docs/tuning.md)"
     ),
     "finetune fine_tune fine_tuning finetuning sft tune tuning instruct": (
         "`jaxgpt train` tunes too: give it a config with Chat data and init_from (configs/instruct_alpaca.py)"
@@ -66,7 +66,8 @@ _ANSWERS = {
         "the same `jaxgpt train` command goes on from the newest checkpoint by itself"
     ),
     "quantize quantization quant int8 int4 load_in_8bit load_in_4bit bnb bitsandbytes awq gptq fp8": (
-        "quantization is not here yet; `compute.dtype` bfloat16 is the smallest type"
+        "a frozen base is quantized for tuning by tune=LoRA(base='nf4') (int8, int4); otherwise `compute.dtype` "
+        "bfloat16 is the smallest type"
     ),
     # -------------------------------------------------------------------------------- training
     "lr learning_rate max_lr base_lr peak_learning_rate": "the learning rate is `optim.peak_lr`",

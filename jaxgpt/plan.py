@@ -18,6 +18,7 @@ from jaxgpt.config import ROW_AXES, Compute, Mesh, Run
 from jaxgpt.models import (
     abstract_model,
     abstract_params,
+    assemble,
     flops_per_token,
     init_memory,
     parameter_counts,
@@ -28,6 +29,7 @@ from jaxgpt.optim import join, make_optimizer, split_trainable
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.command import read_args
+from jaxgpt.tune import Tuning, make_tuning
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Cost:
     """
 
     parameters: int
+    trained_parameters: int
     non_embedding: int
     flops_per_token: float
     tokens_per_step: int
@@ -74,23 +77,31 @@ def cost(run: Run) -> Cost:
     run.check_mesh(devices)
     model = abstract_params(run.model)
     params = nnx.to_pure_dict(model)
-    chosen = trainable(run.model)
-    optimizer = make_optimizer(run.optim, run.train.steps, model, chosen)
-    learned, _ = split_trainable(params, model, chosen)
+    chosen, tuning = trainable(run.model), _tuning(run)
+    optimizer = make_optimizer(run.optim, run.train.steps, tuning.learned, chosen)
+    saved = nnx.to_pure_dict(tuning.learned)
+    learned, _ = split_trainable(saved, tuning.learned, chosen)
+    frozen = jax.eval_shape(tuning.freeze, params)
     counts = parameter_counts(run.model)
     rows = run.train.batch_size // run.train.accumulate // math.prod(axes[a] for a in ROW_AXES)
     return Cost(
         parameters=counts["total"],
+        trained_parameters=sum(leaf.size for leaf in jax.tree.leaves(learned)),
         non_embedding=counts["non_embedding"],
         flops_per_token=flops_per_token(run.model, run.length),
         tokens_per_step=run.train.batch_size * run.length,
         devices=devices,
         split=axes["fsdp"] * axes["tensor"],
-        parameter_bytes=nbytes(params),
+        parameter_bytes=nbytes((saved, frozen)),
         gradient_bytes=nbytes(learned),
         optimizer_bytes=nbytes(jax.eval_shape(optimizer.init, learned)),
-        activation_bytes=_residual_bytes(run, params, rows),
+        activation_bytes=_residual_bytes(run, saved, frozen, rows),
     )
+
+
+def _tuning(run: Run) -> Tuning:
+    compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
+    return make_tuning(run.tune, run.model, compute, Target.of())
 
 
 def nbytes(tree: Any) -> int:
@@ -98,7 +109,7 @@ def nbytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _residual_bytes(run: Run, params: dict, rows: int) -> int:
+def _residual_bytes(run: Run, params: dict, base: dict, rows: int) -> int:
     """Bytes that reverse-mode differentiation keeps, beside the parameters, for these rows."""
     compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
     target = Target.of()
@@ -108,12 +119,18 @@ def _residual_bytes(run: Run, params: dict, rows: int) -> int:
     batch = Batch.abstract(rows, run.length, types=run.typed, extra=extra_columns(run))
     batch = dataclasses.replace(batch, memory=memory)
 
-    def backward(params: dict, batch: Batch, key: jax.Array) -> Any:
-        learned, frozen = split_trainable(params, abstract_params(run.model), trainable(run.model))
-        loss = lambda p: objective(nnx.merge(graphdef, join(p, frozen)), batch, key).loss  # noqa: E731
+    tuning = _tuning(run)
+
+    def backward(params: dict, base: dict, batch: Batch, key: jax.Array) -> Any:
+        learned, frozen = split_trainable(params, tuning.learned, trainable(run.model))
+
+        def loss(learned: dict) -> jax.Array:
+            whole = tuning.enter(join(learned, frozen), base, key)
+            return objective(assemble(graphdef, whole), batch, key).loss
+
         return jax.vjp(loss, learned)[1]  # the function is a pytree of what it keeps
 
-    program = jax.make_jaxpr(backward)(params, batch, jax.random.key(0)).jaxpr
+    program = jax.make_jaxpr(backward)(params, base, batch, jax.random.key(0)).jaxpr
     # By identity: a parameter that is kept is no new array, but one of its shape is.
     given = set(program.invars)
     for equation in program.eqns:  # nor is one seen in another shape, as layers of several kinds are
@@ -136,6 +153,10 @@ def info(args: list[str]) -> int:
     total_flops = found.flops_per_token * found.tokens_per_step * run.train.steps
     for name, value in (
         ("parameters", f"{found.parameters:,}"),
+        (
+            "trained parameters",
+            f"{found.trained_parameters:,} ({found.trained_parameters / found.parameters:.2%} of these)",
+        ),
         ("without embeddings", f"{found.non_embedding:,}"),
         ("training FLOPs per token", f"{found.flops_per_token:.3e}"),
         ("tokens per step", f"{found.tokens_per_step:,}"),

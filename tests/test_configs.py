@@ -40,6 +40,7 @@ COUNTS = {
     # GPT-2's published sizes and the 47 rows that pad the vocabulary of 50,257.
     "gpt2_124m": 124_439_808 + 47 * 768,
     "instruct_alpaca": 124_439_808 + 47 * 768,
+    "lora_alpaca": 124_439_808 + 47 * 768,
     "gpt2_xl": 1_557_611_200 + 47 * 1600,
     # As published, by the checkpoints' authors or by counting them.
     "llama3_8b": 8_030_261_248,
@@ -131,7 +132,7 @@ def test_a_config_builds_without_arrays(path: Path) -> None:
     objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
     step = partial(train_step, program, objective, run.train.accumulate, 0)
     with jax.set_mesh(on):
-        state, metrics = jax.eval_shape(step, program.abstract, batch)
+        state, metrics = jax.eval_shape(step, program.abstract, batch, program.base)
     allocated = sum(array.nbytes for array in jax.live_arrays() if id(array) not in before)
     assert allocated < A_FEW_CONSTANTS
 

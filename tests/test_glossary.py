@@ -66,7 +66,10 @@ def test_it_is_given_for_a_command_and_a_field(name: str, capsys: pytest.Capture
         ("--peak-lr", "unknown option '--peak-lr'; did you mean '--optim.peak-lr'?"),
         ("--width", "unknown option '--width'; did you mean '--model.width'?"),
         ("--batch_size", "unknown option '--batch_size'; did you mean '--train.batch-size'?"),
-        ("--lora-r", "unknown option '--lora-r'; LoRA and other parameter-efficient tuning are not here yet"),
+        (
+            "--lora-r",
+            "unknown option '--lora-r'; parameter-efficient tuning is `tune` of a config with init_from",
+        ),
         ("--zzz", "unknown option '--zzz'; `jaxgpt train CONFIG --help` lists what there is."),
     ],
 )
@@ -92,9 +95,9 @@ def test_fields_of_config_files(tmp_path: Path) -> None:
 FIELDS = [f.name for kind in KINDS for f in dataclasses.fields(kind)]
 
 
-@pytest.mark.parametrize("name", ["serve", "lora", "stop", "test", "tune", "foo", "x", "attn", "llama"])
+@pytest.mark.parametrize("name", ["serve", "lora", "stop", "test", "tuner", "foo", "x", "attn", "llama"])
 def test_nothing_far_fetched_is_suggested(name: str) -> None:
-    assert not near_names(name, {*FIELDS, *COMMANDS} - {"text", "test"})
+    assert not near_names(name, {*FIELDS, *COMMANDS} - {"text", "test", "tune"})
 
 
 @pytest.mark.parametrize(

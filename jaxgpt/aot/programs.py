@@ -127,12 +127,12 @@ def _program(
         columns: dict[str, Any] = {"types": run.typed, "extra": extra_columns(run)}
         batch = Batch.abstract(run.train.batch_size, run.length, layout, **columns)
         if program == "train":
-            return jit_train_step(run, parts, objective), (parts.abstract, batch)
+            return jit_train_step(run, parts, objective), (parts.abstract, batch, parts.base or None)
         memory = jax.eval_shape(
             lambda: init_memory(run.model, run.compute, target, run.train.batch_size, evaluation=True)
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
-        return jit_eval_step(run, parts, objective), (parts.abstract.params, batch)
+        return jit_eval_step(run, parts, objective), (parts.abstract.params, batch, parts.base or None)
     compute = Compute(dtype=run.compute.dtype, attention=run.compute.attention)
     static = sampling.Program(
         run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
