@@ -59,6 +59,7 @@ COMMANDS = {
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
+    "merge": Command("jaxgpt.convert.merge", "merge", "put a tuned run and its base into one", jax=True),
     "export": Command("jaxgpt.convert.commands", "export", "write a run as a Hugging Face model", jax=True),
 }
 

@@ -41,6 +41,7 @@ _ANSWERS = {
     "save_pretrained to_hf push_to_hub to_huggingface convert_to_hf": (
         "`jaxgpt export RUN FOLDER` writes a Hugging Face folder"
     ),
+    "merge_adapter merge_lora merge_and_unload fuse": "`jaxgpt merge RUN FOLDER` puts a tuned run and its base into one",
     "gguf llamacpp ollama onnx": (
         "this format is not here yet; `jaxgpt export RUN FOLDER` writes a Hugging Face folder, which other tools convert"
     ),

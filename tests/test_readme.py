@@ -44,6 +44,7 @@ SMALLER = {
     "jaxgpt train configs/mine.py": f"{TEXT} --data.workers 0",
     "jaxgpt train configs/shakespeare_char.py": TEXT,
     "jaxgpt train configs/mine_chat.py": TRAIN,
+    "jaxgpt train configs/mine_lora.py": TRAIN,
     "jaxgpt train configs/mine_tags.py": TAGS,
     "jaxgpt train configs/gpt2_124m.py": f"{TEXT} --data.workers 0 "
     "--model.vocab-size 384 --data.path data/mine",
@@ -74,14 +75,15 @@ def inputs(folder: Path) -> None:
     (folder / "tags.conll").write_text("Ada B-PER\nlives O\nin O\nParis B-LOC\n\n" * 30)
     sums = [{"prompt": f"{i} + 2 =", "completion": str(i + 2)} for i in range(60)]
     (folder / "dialogues.jsonl").write_text("\n".join(map(json.dumps, sums)))
-    change(
-        folder / "configs" / "mine_chat.py",
-        folder / "configs" / "instruct_alpaca.py",
-        ('"instruct_alpaca"', '"mine_chat"'),
-        ('"runs/gpt2_124m"', '"runs/mine"'),
-        (r" *model=GPT\(.*?\),\n", ""),
-        (r"data=Chat\(.*?\),\n", "data=Chat(train=('dialogues.jsonl',)),\n"),
-    )
+    for old, new in (("instruct_alpaca", "mine_chat"), ("lora_alpaca", "mine_lora")):
+        change(
+            folder / "configs" / f"{new}.py",
+            folder / "configs" / f"{old}.py",
+            (f'"{old}"', f'"{new}"'),
+            ('"runs/gpt2_124m"', '"runs/mine"'),
+            (r" *model=GPT\(.*?\),\n", ""),
+            (r"data=Chat\(.*?\),\n", "data=Chat(train=('dialogues.jsonl',)),\n"),
+        )
     change(
         folder / "configs" / "mine_tags.py",
         folder / "configs" / "ner_resume.py",

@@ -27,6 +27,7 @@ from jaxgpt.config import (
     MaskedLM,
     Mesh,
     Run,
+    code,
     load,
     load_run,
     to_json,
@@ -75,7 +76,7 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     from jaxgpt.sample.load import sampling_mesh
 
     source, target = Path(folder), Path(run)
-    _refuse_filled(target, "a run")
+    refuse_filled(target, "a run")
     model = read_model(source, tokenizer, target)
     placed, family, found = sampling_mesh(model.run, mesh), model.family, model.found
     same = model.config == files.read_json(source / files.CONFIG)
@@ -85,7 +86,7 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
         _remember(source, work / HF, model.config, same)
         names = {n: weights.unwrapped(n) if same else weights.usual(family, n) for n in model.used}
         write_json(work / HF / TENSORS, {names[name]: found[name].dtype for name in model.used})
-        _save(work, model.run, model.load(placed, step))
+        save_params(work, model.run, model.load(placed, step))
     print(f"{target}: {family.model_type} of {folder}; try `jaxgpt {_verb(model.run)} {target}`")
 
 
@@ -108,18 +109,17 @@ def _remember(source: Path, folder: Path, config: dict[str, Any], same: bool) ->
         (folder / GENERATION).write_bytes((source / GENERATION).read_bytes())
 
 
-def _save(folder: Path, run: Run, params: dict[str, Any]) -> None:
-    """config.json and a checkpoint of the parameters at step 0, without an optimizer's state."""
+def save_params(folder: Path, run: Run, params: dict[str, Any], step: int = 0) -> None:
+    """config.json and a checkpoint of the parameters, without an optimizer's state."""
     import jax.numpy as jnp
 
     from jaxgpt.checkpoint import Checkpoints
     from jaxgpt.train.provenance import environment
     from jaxgpt.train.state import State
 
-    write_json(folder / "config.json", {"run": to_json(run), "environment": environment()})
-    zero = jnp.zeros((), jnp.int32)
+    write_json(folder / "config.json", {"run": code.portable(to_json(run)), "environment": environment()})
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        checkpoints.save(State(zero, zero, params, ()), {})
+        checkpoints.save(State(jnp.int32(step), jnp.int32(0), params, ()), {})
 
 
 # ------------------------------------------------------------------------------------------- export
@@ -154,7 +154,7 @@ def export(
 
     source, target = Path(run), Path(folder)
     held, most = load_run(source), _bytes(max_shard_size)
-    _refuse_filled(target, "a model")
+    refuse_filled(target, "a model")
     origin = _origin(source, held)
     family, dtypes = family_of(held.model), {}
     model: Any = held.model
@@ -163,6 +163,11 @@ def export(
         dtypes = read_json(origin / TENSORS, dict[str, DType], "restore it or import the model again")
     require_writable(target.parent)
     trained = load_trained(source, which=checkpoint, mesh=mesh, verify=verify)
+    require(
+        "added" not in trained.params,
+        f"{source} is tuned by {type(held.tune).__name__}, which adds something beside the weights that "
+        "transformers' models have no place for; export its base.",
+    )
     words = trained.tokenizer
     entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
     size = sum(entry.size for entry in entries)
@@ -244,7 +249,8 @@ def _bytes(text: str) -> int:
 # ------------------------------------------------------------------------------------------ folders
 
 
-def _refuse_filled(target: Path, what: str) -> None:
+def refuse_filled(target: Path, what: str) -> None:
+    """Refuse to write into a folder that holds something."""
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
         f"{target} exists and is not empty; {what} is written into a folder of its own.",

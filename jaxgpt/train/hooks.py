@@ -26,6 +26,10 @@ from jaxgpt.train.provenance import environment, note_start
 log = logging.getLogger(__name__)
 
 
+MERGED = "merged.json"
+"""In the folder of a run that `jaxgpt merge` made: what it was merged from."""
+
+
 class Claim:
     """A run's folder while it is owned. Until `keep`, what was put into it is withdrawn at an error.
 
@@ -165,8 +169,8 @@ def check_folder(run: Run) -> Changes:
     """What a run changes of the one that its folder holds; refuse one that is another."""
     folder, path = run.folder, run.folder / "config.json"
     require(
-        not (folder / "hf").is_dir(),
-        f"{folder} is an imported model without a state to resume from; "
+        not (folder / "hf").is_dir() and not (folder / MERGED).exists(),
+        f"{folder} is an imported or merged model without a state to resume from; "
         f"give this run another name, and start it there with --init-from {folder}.",
     )
     if not path.exists():

@@ -14,7 +14,9 @@ from tiny_runs import copy, curve, interrupt_at, records, restore, text_run
 
 import jaxgpt
 from jaxgpt.checkpoint import load_params
-from jaxgpt.config import GPT, LoRA, Optim, PrefixTuning, PromptTuning, Run, Train, load_run
+from jaxgpt.cli import main
+from jaxgpt.config import GPT, Full, LoRA, Optim, PrefixTuning, PromptTuning, Run, Train, load_run
+from jaxgpt.convert.merge import merge
 from jaxgpt.errors import UserError
 from jaxgpt.evals.loss import validation_loss
 from jaxgpt.sample.generate import Generator
@@ -133,6 +135,8 @@ def test_virtual_tokens_take_their_part_of_the_context(
     ((logprob, likeliest),) = model.score([prompt], [greedy.ids])
     assert likeliest
     assert logprob == pytest.approx(sum(greedy.logprobs), abs=1e-4)
+    with pytest.raises(UserError, match=r"adds something beside the weights that cannot be merged"):
+        merge(str(tmp_path / "virtual"), str(tmp_path / "merged"))
     maps = model.attention(["the cat sat"])[0]
     assert (maps.sum(-1) < 1).all()  # the rest goes to the virtual tokens
     with pytest.raises(UserError, match=r"data.length 48 and tune.tokens 8 is more than model.context 48"):
@@ -173,6 +177,22 @@ def test_the_interface_takes_an_adapter_of_its_own_model_alone(runs: Path) -> No
     assert both[1].ids == model.generate("the cat", max_new_tokens=6, temperature=0).ids
     with pytest.raises(UserError, match=r"was tuned from .*base, step .*, not from .*one, step"):
         jaxgpt.load(runs / "one").load_adapter("two", runs / "two")
+
+
+def test_a_merged_run_is_the_tuned_one_without_its_base(runs: Path, corpus: Path, tmp_path: Path) -> None:
+    assert main(["merge", str(runs / "one"), str(tmp_path / "merged")]) == 0
+    whole, tuned = jaxgpt.load(tmp_path / "merged"), jaxgpt.load(runs / "one")
+    jax.tree.map(np.testing.assert_array_equal, whole.params, tuned.params)
+    text = {"max_new_tokens": 8, "temperature": 0}
+    assert whole.generate("the cat", **text).ids == tuned.generate("the cat", **text).ids
+    assert whole.step == tuned.step
+    assert isinstance(whole.config.tune, Full)
+    next_run = replace(of(corpus, tmp_path, "next", None), init_from=str(tmp_path / "merged"))
+    train(replace(next_run, train=replace(SHORT, steps=1)), progress=False)
+    with pytest.raises(UserError, match="is an imported or merged model without a state to resume from"):
+        train(load_run(tmp_path / "merged"), progress=False)
+    with pytest.raises(UserError, match="trains all parameters: it is whole already"):
+        merge(str(runs / "base"), str(tmp_path / "other"))
 
 
 def test_a_method_needs_a_model_to_tune() -> None:
