@@ -159,6 +159,7 @@ MODULES = {
     "lm-eval": "lm_eval",
     "tensorboardX": "tensorboardX",
     "wandb": "wandb",
+    "qwix": "qwix",
 }
 """What is imported of a package that an extra declares."""
 NO_IMPORT = {
