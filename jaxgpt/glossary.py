@@ -25,9 +25,18 @@ _ANSWERS = {
     "finetune fine_tune fine_tuning finetuning sft tune tuning instruct": (
         "`jaxgpt train` tunes too: give it a config with Chat data and init_from (configs/instruct_alpaca.py)"
     ),
-    "dpo ppo grpo orpo kto rlhf reward reward_model preference rl": (
-        "preferences and rewards are not here yet; `jaxgpt train` with Chat data tunes on instructions"
+    "dpo ipo simpo orpo kto rlhf preference preferences preference_tuning pref_loss": (
+        "`jaxgpt train` learns from preferences: from Pairs data with objective=DPO(), IPO(), SimPO() or ORPO(), from "
+        "Rated data with KTO() (configs/dpo.py)"
     ),
+    "reward reward_model reward_modeling rm bradley_terry": (
+        "`jaxgpt train` trains a reward model, model=RewardModel() with objective=BradleyTerry() on Pairs data "
+        "(configs/reward_model.py)"
+    ),
+    "best_of_n rejection_sampling": (
+        "`jaxgpt sample RUN --best-of N --reward REWARD_RUN` shows the completion with the highest reward"
+    ),
+    "grpo ppo rl": "`jaxgpt train` learns from rewards with Prompts data and objective=GRPO(rewards=(...))",
     "distill distillation teacher": "distillation is not here yet; `jaxgpt train` learns from text, dialogues or labels",
     "pretrain fit run resume_training": "`jaxgpt train CONFIG` trains, or resumes",
     "generate generation complete completion infer inference prompt_model": (
@@ -120,6 +129,13 @@ _ANSWERS = {
         "`--train.track wandb tensorboard` chooses trackers (extra track); RUN/metrics.jsonl and RUN/report.html have "
         "the numbers too"
     ),
+    "pref_beta dpo_beta": "how far preferences may move a model is `objective.beta`",
+    "rpo_alpha pref_ftx sft_weight": "the weight of the chosen side's likelihood is `objective.nll_weight`",
+    "desirable_weight kto_chosen_weight": "the weight of good completions is `objective.good_weight`",
+    "undesirable_weight kto_rejected_weight": "the weight of bad completions is `objective.bad_weight`",
+    "ref_model reference_model ref_model_name_or_path precompute_ref_log_probs": (
+        "the reference of preferences is the run that init_from names; its log-probabilities are computed once and kept"
+    ),
     # ---------------------------------------------------------------------------------- the model
     "n_layer n_layers num_layers num_hidden_layers depth": "the number of layers is `model.layers`",
     "n_head n_heads num_heads num_attention_heads": "the number of attention heads is `model.heads`",
@@ -192,7 +208,7 @@ _ANSWERS = {
 ANSWERS = {name: answer for names, answer in _ANSWERS.items() for name in names.split()}
 """The answer to each name."""
 
-_FIELD = re.compile(r"`((?:optim|train|model|data|compute|mesh)\.[a-z0-9_.]+)`")
+_FIELD = re.compile(r"`((?:optim|train|model|data|objective|compute|mesh)\.[a-z0-9_.]+)`")
 _BARE = {name.replace("_", ""): answer for name, answer in ANSWERS.items()}
 
 

@@ -16,9 +16,9 @@ from flax import nnx
 from tiny import mesh
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, Mesh, Run, load, load_sweep, override
+from jaxgpt.config import GPT, PREFERENCES, Mesh, Run, load, load_sweep, override
 from jaxgpt.models import parameter_counts
-from jaxgpt.objectives import make_objective
+from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.plan import cost
 from jaxgpt.sweep import split_only
 from jaxgpt.text.vocabulary import Vocabulary
@@ -64,6 +64,7 @@ COUNTS = {
 }
 _ENCODER = 3200 * 128 + 3 * (12 * 128**2 + 2 * 128) + 128
 COUNTS["classify_sst2"] = 4096 * 128 + 2 * (12 * 128**2 + 2 * 128) + 128 + 2 * 128 + 2
+COUNTS |= {"dpo": COUNTS["instruct_alpaca"], "reward_model": COUNTS["instruct_alpaca"] + 768}
 COUNTS |= {"mlm_zh": _ENCODER, "ner_resume": _ENCODER + 17 * 128 + 17}
 COUNTS["mixture"] = 264 * 256 + 6 * (12 * 256**2 + 9 * 256 + 2 * 256) + 256
 COUNTS["quickstart_tune"] = COUNTS["quickstart_pretrain"]
@@ -128,7 +129,7 @@ def test_a_config_builds_without_arrays(path: Path) -> None:
     before = {id(array) for array in jax.live_arrays()}
     on = mesh(run.check_mesh(DEVICES))
     program = make_program(run, on)
-    batch = Batch.abstract(run.train.batch_size, run.length)
+    batch = Batch.abstract(run.train.batch_size, run.length, extra=extra_columns(run))
     objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
     step = partial(train_step, program, objective, run.train.accumulate, 0)
     with jax.set_mesh(on):
@@ -141,7 +142,13 @@ def test_a_config_builds_without_arrays(path: Path) -> None:
 
     assert shapes(state) == shapes(program.abstract)  # a step's result can be the next one's input
     names = {"loss", "nll", "accuracy", "weight", "bytes", "grad_norm", "bad_steps"}
-    assert set(shapes(metrics)) == names | ({"expert_rounds", "expert_fill"} if run.model.moe else set())
+    own = set(shapes(metrics)) - names
+    sides = {f"{name}_{side}" for name in ("reward", "length") for side in ("chosen", "rejected")}
+    if type(run.objective) in PREFERENCES:
+        assert own - {"chosen_nll"} == sides | {"margin"}
+    else:
+        assert own == ({"expert_rounds", "expert_fill"} if run.model.moe else set())
+    assert names < set(shapes(metrics))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(program.abstract.params)} == {"float32"}
     for leaf in jax.tree.leaves(program.abstract):
         leaf.sharding.shard_shape(leaf.shape)  # raises where an axis does not divide

@@ -46,6 +46,8 @@ SMALLER = {
     "jaxgpt train configs/mine_chat.py": TRAIN,
     "jaxgpt train configs/mine_lora.py": TRAIN,
     "jaxgpt train configs/mine_tags.py": TAGS,
+    "jaxgpt train configs/mine_dpo.py": f"{TRAIN} --data.length 64",
+    "jaxgpt train configs/mine_reward.py": f"{TRAIN} --data.length 64",
     "jaxgpt train configs/gpt2_124m.py": f"{TEXT} --data.workers 0 "
     "--model.vocab-size 384 --data.path data/mine",
     "jaxgpt sweep": f"{TEXT} --only learned",
@@ -83,6 +85,18 @@ def inputs(folder: Path) -> None:
             ('"runs/gpt2_124m"', '"runs/mine"'),
             (r" *model=GPT\(.*?\),\n", ""),
             (r"data=Chat\(.*?\),\n", "data=Chat(train=('dialogues.jsonl',)),\n"),
+        )
+    pairs = [{"prompt": f"{i} + 2 =", "chosen": str(i + 2), "rejected": str(i)} for i in range(160)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    for mine, theirs in (("mine_dpo", "dpo"), ("mine_reward", "reward_model")):
+        change(
+            folder / "configs" / f"{mine}.py",
+            folder / "configs" / f"{theirs}.py",
+            (f'name="{theirs}"', f'name="{mine}"'),
+            ('"runs/instruct_alpaca"', '"runs/mine_chat"'),
+            (r" *model=GPT\(.*?\),\n" if theirs == "dpo" else r"backbone=GPT\(.*?\)", ""),
+            (r"data=Pairs\(.*?\),\n", "data=Pairs(train=('pairs.jsonl',)),\n"),
+            (r"epochs=1.0", "steps=40"),
         )
     change(
         folder / "configs" / "mine_tags.py",

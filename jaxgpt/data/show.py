@@ -13,6 +13,7 @@ import tyro
 from jaxgpt.config import Run, Tagged, load
 from jaxgpt.config.bounds import Rows, bounded
 from jaxgpt.data.readers import rows_of, run_tokenizer
+from jaxgpt.data.readers.pairs import SIDES
 from jaxgpt.data.readers.tagging import asked_token
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -35,7 +36,8 @@ def show(config: File, *, n: Rows = 3, json: bool = False) -> None:
     Args:
       config: a config file or a run folder.
       n: rows to print.
-      json: one object per row instead: text, tokens, weights (of each token as a target), segments.
+      json: one object per row instead: text, tokens, weights (of each token as a target), segments, and of
+        preferences the side of each segment.
     """
     run = load(config)
     tokenizer = run_tokenizer(run)
@@ -68,7 +70,8 @@ def _legend(coloured: bool, labels: bool, behind: bool) -> str:
 
 
 def examples(run: Run, tokenizer: Tokenizer, n: int) -> Iterator[dict[str, Any]]:
-    """The first n training rows as lists: `text`, and `tokens`, `weights`, `segments` aligned.
+    """The first n training rows as lists: `text`, and `tokens`, `weights`, `segments` aligned; of
+    preferences `sides` too, one for each segment.
 
     `weights[i]` is the weight with which token i is learned (as a target), so the first token of
     a segment has 0. A segment's last target is listed too, though it is nobody's input.
@@ -92,6 +95,7 @@ def _example(row: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     tokens: list[int] = []
     weights: list[float] = []
     segments: list[int] = []
+    sides: list[str] = []
     documents = dict.fromkeys(row["segments"][row["segments"] > 0].tolist())  # in order
     for segment, document in enumerate(documents, 1):
         here = row["segments"] == document
@@ -101,8 +105,10 @@ def _example(row: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
         tokens += inputs + last
         weights += [0.0, *trained[:-1], *([trained[-1]] if last else [])]
         segments += [segment] * (len(inputs) + len(last))
+        sides += [SIDES[int(row["side"][here][0])]] if "side" in row else []
     text = "".join(text for text, _, _ in _runs(tokens, weights, segments, tokenizer))
-    return {"text": text, "tokens": tokens, "weights": weights, "segments": segments}
+    found = {"text": text, "tokens": tokens, "weights": weights, "segments": segments}
+    return found | {"sides": sides} if sides else found
 
 
 def _runs(
@@ -149,6 +155,9 @@ def _print(
     title = f"row {number}: {len(weights)} tokens, {trained} trained, {count} segment{'s' * (count != 1)}"
     console.print(Rule(title, style="bold"))
     before, line = 1, Text()
+    names = example.get("sides") or [""] * count
+    if any(names):
+        console.print(Rule(names[0], style="dim"))
     runs = _runs(example["tokens"], weights, segments, tokenizer)
     begin, end = ("", "") if coloured or "labels" in example else MARKS
     if "labels" in example:
@@ -156,7 +165,7 @@ def _print(
     for text, is_trained, segment in runs:
         if segment != before:
             console.print(line, soft_wrap=True)
-            console.print(Rule(style="dim"))
+            console.print(Rule(names[segment - 1], style="dim"))
             before, line = segment, Text()
         line.append(f"{begin}{text}{end}" if is_trained else text, "bold green" if is_trained else "dim")
     console.print(line, soft_wrap=True)

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 CHOSEN, REJECTED, OTHER = 1, 2, 3
 """Values of the column `side`; 0 is padding."""
+SIDES = {CHOSEN: "chosen", REJECTED: "rejected", OTHER: "another's completion"}
+"""What they are called."""
 LABELS = ("label", "kto_tag")
 
 
