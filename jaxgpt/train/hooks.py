@@ -134,7 +134,8 @@ def _claim(run: Run, tokenizer: Tokenizer) -> Changes:
 
 
 def claimed_base(run: Run, mesh: jax.sharding.Mesh, *, copy: bool, verify: bool) -> dict | None:
-    """The parameters that a run tunes a part of, as they were when it began; None where it trains all.
+    """The parameters that a run tunes a part of or stays close to, as they were when it began; None where it
+    does neither.
 
     The run's folder then refers to them by their digest.
 
@@ -144,7 +145,7 @@ def claimed_base(run: Run, mesh: jax.sharding.Mesh, *, copy: bool, verify: bool)
       copy: keep a copy of them in the folder.
       verify: compare checksums.
     """
-    if isinstance(run.tune, Full):
+    if isinstance(run.tune, Full) and getattr(run.objective, "kl", None) is None:
         return None
     known = (run.folder / FILE).exists()
     _barrier("find_base")
@@ -153,7 +154,7 @@ def claimed_base(run: Run, mesh: jax.sharding.Mesh, *, copy: bool, verify: bool)
     else:
         params, step = load_params(run.init_from, load_run(run.init_from), mesh, verify=verify)
         base: Base = {"run": run.init_from, "step": step, "digest": params_digest(params)}
-        log.info("tuning %s, step %d", run.init_from, step)
+        log.info("starting from %s, step %d", run.init_from, step)
     if jax.process_index() == 0 and (copy or not known):
         note_base(run.folder, base, copy=copy)
     _barrier("note_base")

@@ -150,7 +150,9 @@ def train(
                     add_reference(run, mesh, splits, base, verify=verify, progress=progress)
                 state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until, base)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
-                loop.base = freeze(program, whole_model(run, base)) if base else None
+                loop.base = freeze(program, whole_model(run, base)) if base and program.base else None
+                if isinstance(data, Rollouts):
+                    data.begin(program, loop.base, whole_model(run, base) if base else None)
                 del base
                 if reason := loop.ended(step):
                     return Result(step, loop.patience.best, reason)
@@ -160,8 +162,6 @@ def train(
                     if claim.changes.fields:
                         metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
                     loop.samples.begin(tokenizer, step)
-                    if isinstance(data, Rollouts):
-                        data.begin(program)
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
                     stop.begin()
                     return loop.run_steps(state, stop, claim)
@@ -290,9 +290,9 @@ class Loop:
         self.meter.start(step)
         self.metrics.begin(step)
         while not reason:
+            if isinstance(self.data, Rollouts):
+                self.data.use(step + 1, state.params)
             with self.meter.waiting():
-                if isinstance(self.data, Rollouts):
-                    self.data.use(step + 1, state.params, self.base)
                 batch = self.put(next(self.data))
             begun = time.perf_counter()
             state, metrics = self.step_fn(state, batch, self.base)
@@ -369,7 +369,8 @@ class Loop:
         self.metrics.write(step, record)
         speed = f"{record['tokens_per_second']:,.0f} tok/s mfu {record['mfu']:.0%}"
         rate = f"lr {record['learning_rate']:.2e} grad_norm {record['grad_norm']:.3g}"
-        line = f"loss {record['loss']:.3f} {rate} {speed} epoch {record['epoch']:.2f}"
+        reward = f"reward {record['reward']:.3f} " if "reward" in record else ""
+        line = f"{reward}loss {record['loss']:.3f} {rate} {speed} epoch {record['epoch']:.2f}"
         self.metrics.note(line, done=step)
 
     def require_finite(self, step: int, state: State) -> None:
@@ -415,7 +416,7 @@ class Loop:
 
     def evaluate_rewards(self, rollouts: Rollouts, step: int, state: State) -> float:
         """Minus the mean reward of completions of the validation prompts."""
-        rollouts.use(step, state.params, self.base)
+        rollouts.use(step, state.params)
         found = rollouts.evaluate(self.run.train.eval_batches)
         words = f"step {step}: validation reward {found['reward']:.4f}"
         self.note_evaluation(step, state, words, {f"val_{name}": value for name, value in found.items()})

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NotRequired, TypedDict, cast
 
 import jax
@@ -25,12 +26,14 @@ from jaxgpt.data.readers import rows_of
 from jaxgpt.data.readers.prompts import Prompt, PromptRows
 from jaxgpt.errors import NotFinite, require
 from jaxgpt.files import Count
+from jaxgpt.objectives import drawn_by
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.program import Made, Rows
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
-from jaxgpt.sharding import row_shards, spec
+from jaxgpt.sharding import replicated, row_shards, spec
 from jaxgpt.text.tokenizer import Tokenizer
+from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.rewards import Rewards
 from jaxgpt.train.state import Program
 
@@ -165,8 +168,17 @@ class Rollouts(Iterator[Batch]):
         assert isinstance(rows, PromptRows)
         return rows
 
-    def begin(self, program: Program) -> None:
-        """Get ready to sample from the model of this program."""
+    def begin(self, program: Program, base: Any = None, reference: dict | None = None) -> None:
+        """Get ready to sample from the model of this program.
+
+        Args:
+          program: of training.
+          base: the frozen part of its model; None for none.
+          reference: parameters of the whole model that it stays close to, if it does.
+        """
+        self._base = base
+        if self.config.kl is not None:
+            self._refer = reference_of(self.run, program, self.tokenizer, base, reference)
         config, longest = self.config, max(len(p.ids) for p in (*self.rows.prompts, *self.held_out.prompts))
         self._width = sampling.bucket(longest, self.run.length)
         self._mesh = program.mesh
@@ -178,9 +190,9 @@ class Rollouts(Iterator[Batch]):
         self._prompts_at_once = max(1, self.run.train.batch_size // whole) * whole // each
         self._ask = sampler(self.run, program, self.tokenizer, asked, each)
 
-    def use(self, step: int, params: Any, base: Any = None) -> None:
-        """Make the next batch, that of this step, by these parameters."""
-        self._step, self._params = step, (params, base)
+    def use(self, step: int, params: Any) -> None:
+        """Make the next batch, that of this step, by these parameters, once they are there."""
+        self._step, self._params = step, jax.block_until_ready(params)
 
     def __iter__(self) -> Rollouts:
         return self
@@ -219,6 +231,8 @@ class Rollouts(Iterator[Batch]):
                 if len(rows) == wanted * config.group:
                     break
         rows += spare[: wanted * config.group - len(rows)]
+        if config.kl is not None:
+            self._add_reference(rows)
         seconds = time.perf_counter() - start
         groups = len(rewards) // config.group
         return rows, {
@@ -230,6 +244,18 @@ class Rollouts(Iterator[Batch]):
             "rollout_seconds": seconds,
             "rollout_tokens_per_second": float(np.sum(lengths)) / seconds,
         }
+
+    def _add_reference(self, rows: list[HeldRow]) -> None:
+        """Give every row the reference's log-probabilities, a microbatch at a time."""
+        size = len(rows) // self.run.train.accumulate
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            batch = to_batch(part, self.run.length, self.rows.pad)
+            with jax.set_mesh(self._mesh):
+                batch = jax.device_put(batch, NamedSharding(self._mesh, spec(("batch",))))
+                logprob_BT = jax.device_get(self._refer(batch))
+            for row, logprob_T in zip(part, logprob_BT, strict=True):
+                row["reference"] = logprob_T[row["prompt"] - 1 : len(row["ids"]) - 1].tolist()
 
     def _complete(
         self,
@@ -244,7 +270,7 @@ class Rollouts(Iterator[Batch]):
         prompts = [source.prompt(number) for number in numbers for _ in range(each)]
         seeds = [s for n in numbers for s in _seeds(self.run.train.seed, kind, n, each)]
         with jax.set_mesh(self._mesh):
-            made: Any = jax.device_get(draw(*self._params, self._place(prompts, how, seeds)))
+            made: Any = jax.device_get(draw(self._params, self._base, self._place(prompts, how, seeds)))
         if made.failed_B.any():
             raise NotFinite("the model's logits in a rollout are")
         last_B = made.tokens_BS[np.arange(len(prompts)), made.length_B - 1]
@@ -370,6 +396,33 @@ def sampler(
         return sampling.generate(static, sampling.prepare(run.model, compute, target, whole), rows)
 
     return jax.jit(rollout)
+
+
+def reference_of(
+    run: Run, program: Program, tokenizer: Tokenizer, base: Any, params: dict | None
+) -> Callable[[Batch], jax.Array]:
+    """What gives the log-probabilities [B, T] of a batch's targets by the model that a run starts from.
+
+    That is the model as its tuning begins: beside the frozen part, only what is trained is held once more.
+
+    Args:
+      run: the config.
+      program: of training.
+      tokenizer: ids outside it are never drawn.
+      base: the frozen part; None for none.
+      params: of the whole model.
+    """
+    assert isinstance(run.objective, GRPO) and params is not None
+    drawn = drawn_by(run.objective, Vocabulary.of(tokenizer))
+    key = jax.random.fold_in(jax.random.key(run.train.seed), 1)
+    with jax.set_mesh(program.mesh):
+        born = jax.jit(program.tuning.init, out_shardings=program.shardings.params)(key, params)
+
+    def score(born: Any, base: Any, batch: Batch) -> jax.Array:
+        model = program.model(born, base)
+        return model.drawn_logprobs(model.hidden(batch, None).x_BTD, batch.targets_BT, None, drawn)[0]
+
+    return partial(jax.jit(score, out_shardings=replicated(program.mesh)), born, base)
 
 
 def _seeds(seed: int, kind: int, number: int, count: int) -> list[int]:
