@@ -3,8 +3,8 @@
 The prompts are the sums of two digits, `3+4=`; an answer earns more the nearer it is to the right one:
 
     mkdir -p data
-    python -c "for i in range(100): print('{\"prompt\": \"%d+%d=\", \"sum\": %d}' % (i//10, i%10, i//10+i%10))" \\
-        > data/sums.jsonl
+    python -c "for i in range(100): a, b = divmod(i, 10); print('{\"prompt\": \"%d+%d=\", \"sum\": %d}' \\
+        % (a, b, a + b))" > data/sums.jsonl
     jaxgpt train configs/grpo_arithmetic.py
 
 Expected: TODO

@@ -29,9 +29,7 @@ def config() -> Run:
         name="grpo_skills",
         init_from=str(WORK / "runs/tune"),
         model=model(),
-        data=Prompts(
-            train=(str(WORK / "instructions/train.jsonl"),), where="skill=remove_word", length=64
-        ),
+        data=Prompts(train=(str(WORK / "instructions/train.jsonl"),), where="skill=remove_word", length=64),
         objective=GRPO(rewards=(exact,), group=8, max_new_tokens=24),
         optim=Optim(peak_lr=2e-4, final_lr=2e-4, schedule="constant", warmup_steps=5, weight_decay=0.0),
         train=Train(steps=100, batch_size=128, log_every=1, eval_every=25, save_every=100),

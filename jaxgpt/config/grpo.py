@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jaxgpt.config import code
 from jaxgpt.config.bounds import Bounds, Steps, StepsOr0, Tokens, Weight
 from jaxgpt.config.check import check_types
+from jaxgpt.config.data import Prompts
+from jaxgpt.config.models import TransformerXL
 from jaxgpt.errors import require
 
 
@@ -74,3 +76,40 @@ class GRPO:
     def truncates(self) -> bool:
         """Whether rollouts leave tokens out."""
         return self.top_k > 0 or self.top_p < 1
+
+
+def check_rewarded(run: Any) -> None:
+    """Refuse prompts without rewards, rewards without prompts, and models that rollouts do not suit."""
+    data, objective, model = run.data, run.objective, run.model
+    require(
+        isinstance(data, Prompts) == isinstance(objective, GRPO),
+        f"objective is {type(objective).__name__}() and data {type(data).__name__}(...); GRPO learns "
+        "from Prompts, and nothing else does: set both.",
+    )
+    if not isinstance(objective, GRPO):
+        return
+    require(
+        not isinstance(model, TransformerXL),
+        "objective is GRPO() but model is TransformerXL; use GPT(...) or an Architecture of your own.",
+    )
+    rate = max(getattr(part, "dropout", 0.0) for part in (model, run.tune))
+    require(
+        rate == 0,
+        f"dropout is {rate} but GRPO compares probabilities of one model, sampling and training; set "
+        "model.dropout (and tune.dropout) to 0.",
+    )
+    require(
+        run.train.batch_size % objective.group == 0,
+        f"train.batch_size {run.train.batch_size} is not divisible by objective.group "
+        f"{objective.group}; a step holds whole groups of completions.",
+    )
+    require(
+        objective.kl is None or bool(run.init_from),
+        f"objective.kl is {objective.kl} but init_from is empty; name the run to stay close to, or set "
+        "it to None.",
+    )
+    require(
+        objective.max_new_tokens < run.length,
+        f"objective.max_new_tokens {objective.max_new_tokens} leaves no room for a prompt in data.length "
+        f"{run.length}; lower it or lengthen the rows.",
+    )

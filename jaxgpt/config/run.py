@@ -26,7 +26,7 @@ from jaxgpt.config.bounds import (
 from jaxgpt.config.check import check_types, from_json
 from jaxgpt.config.data import Chat, Data, Dialogues, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
 from jaxgpt.config.gpt import GPT
-from jaxgpt.config.grpo import GRPO
+from jaxgpt.config.grpo import check_rewarded
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
 from jaxgpt.config.tune import Full, Tune
@@ -304,7 +304,7 @@ class Run:
             f"objective is {type(objective).__name__}() and model {type(model).__name__}(...); a RewardModel "
             "is trained by BradleyTerry(), and nothing else is: set both.",
         )
-        self._check_rewarded()
+        check_rewarded(self)
         self._check_preferences()
         if isinstance(objective, MaskedLM):
             require(
@@ -341,42 +341,6 @@ class Run:
             not (isinstance(model, GPT) and model.prefix) or self.templated,
             "model.prefix is True but plain text has no prompts; set it to False, or data to Chat(...) "
             "with a template.",
-        )
-
-    def _check_rewarded(self) -> None:
-        """Refuse prompts without rewards, rewards without prompts, and models that rollouts do not suit."""
-        data, objective, model = self.data, self.objective, self.model
-        require(
-            isinstance(data, Prompts) == isinstance(objective, GRPO),
-            f"objective is {type(objective).__name__}() and data {type(data).__name__}(...); GRPO learns "
-            "from Prompts, and nothing else does: set both.",
-        )
-        if not isinstance(objective, GRPO):
-            return
-        require(
-            not isinstance(model, TransformerXL),
-            "objective is GRPO() but model is TransformerXL; use GPT(...) or an Architecture of your own.",
-        )
-        rate = max(getattr(part, "dropout", 0.0) for part in (model, self.tune))
-        require(
-            rate == 0,
-            f"dropout is {rate} but GRPO compares probabilities of one model, sampling and training; set "
-            "model.dropout (and tune.dropout) to 0.",
-        )
-        require(
-            self.train.batch_size % objective.group == 0,
-            f"train.batch_size {self.train.batch_size} is not divisible by objective.group "
-            f"{objective.group}; a step holds whole groups of completions.",
-        )
-        require(
-            objective.kl is None or bool(self.init_from),
-            f"objective.kl is {objective.kl} but init_from is empty; name the run to stay close to, or set "
-            "it to None.",
-        )
-        require(
-            objective.max_new_tokens < self.length,
-            f"objective.max_new_tokens {objective.max_new_tokens} leaves no room for a prompt in data.length "
-            f"{self.length}; lower it or lengthen the rows.",
         )
 
     def _check_preferences(self) -> None:

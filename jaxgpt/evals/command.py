@@ -24,6 +24,7 @@ from jaxgpt.config import (
     Mesh,
     Mix,
     Pairs,
+    Prompts,
     Rated,
     Tagged,
     Text,
@@ -61,6 +62,10 @@ NAMES = {
     "chosen_nll": "Loss of the chosen side (nats per token)",
     "kl": "Divergence from the reference (estimate, in nats)",
     "preferences": "Preferences",
+    "reward": "Mean reward of completions",
+    "reward_std": "Standard deviation of the rewards",
+    "completion_length": "Tokens of a completion",
+    "stopped": "Share of completions that end by themselves",
     "targets": "Predicted tokens",
     "tokens": "Predicted tokens",
     "words": "Words",
@@ -337,9 +342,20 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
     return Result(settings.split, title, figures, **more)
 
 
+def _own_prompts(trained: Trained, settings: Settings) -> Result:
+    _no_test(settings)
+    require(settings.stride is None, "--stride is for text, but this run answers prompts; add --text.")
+    from jaxgpt.evals.rewards import rewards_of
+    from jaxgpt.evals.tasks import Figure
+
+    figures = {name: Figure(value) for name, value in rewards_of(trained, settings.limit).items()}
+    return Result(_named("validation", settings), "The run's own validation prompts", figures)
+
+
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
     Text: _own_text,
     Chat: _own_chat,
+    Prompts: _own_prompts,
     Pairs: _own_preferences,
     Rated: _own_preferences,
     Mix: _own_mix,

@@ -30,7 +30,7 @@ from jaxgpt.config import (
 )
 from jaxgpt.objectives.causal import causal_lm
 from jaxgpt.objectives.classification import classification
-from jaxgpt.objectives.grpo import drawn_by, grpo
+from jaxgpt.objectives.grpo import drawn_by, grpo, grpo_columns
 from jaxgpt.objectives.kto import kto
 from jaxgpt.objectives.masked import masked_lm
 from jaxgpt.objectives.preferences import bradley_terry, dpo, ipo, orpo, simpo
@@ -74,6 +74,8 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
 
 def extra_columns(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of one row's columns that the run's objective finds in `Batch.extra`."""
+    if isinstance(run.objective, GRPO):
+        return grpo_columns(run.objective, run.length)
     columns: dict[str, Any] = {"side": jnp.int32} if type(run.objective) in PREFERENCES else {}
     if getattr(run.objective, "reference", "") == "stored":
         columns["reference"] = jnp.float32

@@ -70,6 +70,15 @@ def grpo(config: GRPO, vocabulary: Vocabulary) -> Objective:
     return objective
 
 
+def grpo_columns(config: GRPO, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one row's columns in `Batch.extra`; see `grpo`."""
+    by_token: dict[str, Any] = {"logprob": jnp.float32}
+    by_token |= {"kept": jnp.int32} if config.truncates else {}
+    by_token |= {"reference": jnp.float32} if config.kl is not None else {}
+    shapes = {name: jax.ShapeDtypeStruct((length,), dtype) for name, dtype in by_token.items()}
+    return shapes | {"advantage": jax.ShapeDtypeStruct((), jnp.float32)}
+
+
 def divergence(toward: jax.Array) -> jax.Array:
     """An estimate of KL(p || q) at a token drawn from p, given log q - log p: unbiased, never negative."""
     return jnp.expm1(toward) - toward

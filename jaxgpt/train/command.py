@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from jaxgpt import config
-from jaxgpt.config import CausalLM, Run
+from jaxgpt.config import GRPO, Run
 from jaxgpt.errors import UserError, system_fix
 
 NO_VERIFY, SELF_CONTAINED = "--no-verify", "--self-contained"
@@ -59,11 +59,13 @@ def train(args: list[str]) -> int:
         )
         return 3
     stopped = result.reason not in ("finished", "patience")
-    writes = isinstance(run.objective, CausalLM)
-    talk = "eval" if not writes else "chat" if run.templated else "sample"
+    talk = "eval" if not run.writes else "chat" if run.templated else "sample"
     test = " --split test" if getattr(run.data, "test", ()) else ""
     then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}{test}`"
     measured = math.isfinite(result.best)
-    best = f", best validation {run.train.best_by} {result.best:.4f}" if measured else ""
+    by, score = run.train.best_by, result.best
+    if isinstance(run.objective, GRPO):
+        by, score = "reward", -result.best
+    best = f", best validation {by} {score:.4f}" if measured else ""
     print(f"{run.folder}: {result.reason} at step {result.step}{best}; {then}")
     return STOPPED_BY_SIGNAL if stopped else 0

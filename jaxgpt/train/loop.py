@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -25,7 +25,6 @@ from jaxgpt.config import GRPO, PromptTuning, Run, load_run
 from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator, validation_parts
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
-from jaxgpt.files import Count
 from jaxgpt.models import flops_per_token, init_memory, parameter_counts
 from jaxgpt.objectives import Objective, make_objective
 from jaxgpt.optim import schedule
@@ -34,9 +33,10 @@ from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed, claimed_base
+from jaxgpt.train.host import Host, Memory
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.reference import add_reference, has_reference
-from jaxgpt.train.rollout import Held, Rollouts
+from jaxgpt.train.rollout import Rollouts
 from jaxgpt.train.samples import Samples
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, freeze, init_state, make_program, state_bytes
@@ -54,29 +54,6 @@ _LESS = (
 
 class Diverged(RuntimeError):
     """Parameters are not finite, or the loss or gradient of too many updates in a row."""
-
-
-class Position(TypedDict):
-    """Where the data stopped, see `TrainIterator.get_state` and `Rollouts.get_state`."""
-
-    row: Count
-    data: str
-    rollout: NotRequired[Held]
-
-
-class Memory(TypedDict):
-    """What the loop remembers: see `Patience`, and the updates skipped so far."""
-
-    waited: Count
-    skipped: Count
-    best: NotRequired[float]
-
-
-class Host(TypedDict):
-    """What a checkpoint holds beside arrays."""
-
-    data: Position
-    loop: Memory
 
 
 @dataclass(frozen=True)
