@@ -19,15 +19,17 @@ from jaxgpt.aot import Decoding, Report, hlo
 from jaxgpt.aot.topology import CHIPS
 from jaxgpt.batch import Batch
 from jaxgpt.checkpoint.checksum import jit_measure
-from jaxgpt.config import Compute, Run
+from jaxgpt.config import GRPO, Compute, Run
 from jaxgpt.layers.cache import cache_axes
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.sample import program as sampling
+from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import Controls, Features
 from jaxgpt.sharding import batch_sharding, param_shardings, spec
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
+from jaxgpt.train.rollout import drawing, sampler
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import jit_eval_step, jit_train_step
 
@@ -133,6 +135,8 @@ def _program(
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
         return jit_eval_step(run, parts, objective), (parts.abstract.params, batch, parts.base or None)
+    if program == "rollout":
+        return _rollout(run, mesh, target, decoding)
     compute = Compute(dtype=run.compute.dtype, attention=run.compute.attention)
     static = sampling.Program(
         run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
@@ -145,6 +149,18 @@ def _program(
     by_row = NamedSharding(mesh, spec(("batch",)))
     state = _laid_out(state, by_row)._replace(cache=_laid_out(state.cache, cache))
     return sampling.decode, (static, params, rows, state, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def _rollout(
+    run: Run, mesh: jax.sharding.Mesh, target: Target, decoding: Decoding
+) -> tuple[Any, tuple[Any, ...]]:
+    """A rollout of a run of GRPO, with its sizes; of another run, of the sizes of a sampler call."""
+    parts, config, how, group = make_program(run, mesh, target), run.objective, Sampling(), 1
+    if isinstance(config, GRPO):
+        how, group = drawing(config), config.group
+        decoding = Decoding(run.train.batch_size, run.length - config.max_new_tokens, run.length)
+    function = sampler(run, parts, run.model.vocab_size, how, group, decoding.slots)
+    return function, (parts.abstract.params, parts.base or None, _rows(decoding, mesh))
 
 
 def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.sharding.Mesh) -> Any:

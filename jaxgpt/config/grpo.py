@@ -99,11 +99,6 @@ def check_rewarded(run: Any) -> None:
         "model.dropout (and tune.dropout) to 0.",
     )
     require(
-        run.train.batch_size % objective.group == 0,
-        f"train.batch_size {run.train.batch_size} is not divisible by objective.group "
-        f"{objective.group}; a step holds whole groups of completions.",
-    )
-    require(
         objective.kl is None or bool(run.init_from),
         f"objective.kl is {objective.kl} but init_from is empty; name the run to stay close to, or set "
         "it to None.",

@@ -55,6 +55,12 @@ class Rollouts(Iterator[Batch]):
     def __init__(self, run: Run, tokenizer: Tokenizer, part: Sequence[int] | None = None) -> None:
         assert isinstance(run.objective, GRPO) and isinstance(run.data, Prompts)
         self.run, self.tokenizer, self.config = run, tokenizer, run.objective
+        rows, group = run.train.batch_size, self.config.group
+        require(  # not of every `Run`: sampling takes other batches
+            rows % group == 0,
+            f"train.batch_size {rows} is not divisible by objective.group {group}; a step holds whole groups "
+            "of completions.",
+        )
         self.rewards = Rewards.of(self.config)
         self.rows, self.held_out = (self._read(seed) for seed in (run.train.seed, None))
         self._part, self._apart = part, run.data.template != "none"
@@ -81,13 +87,16 @@ class Rollouts(Iterator[Batch]):
         config, longest = self.config, max(len(p.ids) for p in (*self.rows.prompts, *self.held_out.prompts))
         self._width = sampling.bucket(longest, self.run.length)
         self._mesh = program.mesh
-        self._drawing = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
-        self._draw = sampler(self.run, program, self.tokenizer, self._drawing, config.group)
+        self._drawing = drawing(config)
+        self._draw = self._sampler(program, self._drawing, config.group)
         asked, each = (self._drawing, config.eval_samples) if config.eval_samples else (GREEDY, 1)
         self._asking, self._each = asked, each
         whole = math.lcm(each, row_shards(program.mesh))  # rows that divide over prompts and devices alike
         self._prompts_at_once = max(1, self.run.train.batch_size // whole) * whole // each
-        self._ask = sampler(self.run, program, self.tokenizer, asked, each)
+        self._ask = self._sampler(program, asked, each)
+
+    def _sampler(self, program: Program, how: Sampling, group: int) -> Callable[..., Made]:
+        return sampler(self.run, program, self.tokenizer.vocab_size, how, group, self.run.length)
 
     def use(self, step: int, params: Any) -> None:
         """Make the next batch, that of this step, by these parameters, once they are there."""
@@ -258,9 +267,12 @@ class Rollouts(Iterator[Batch]):
 GREEDY = Sampling(temperature=0.0)
 
 
-def sampler(
-    run: Run, program: Program, tokenizer: Tokenizer, how: Sampling, group: int
-) -> Callable[..., Made]:
+def drawing(config: GRPO) -> Sampling:
+    """How rollouts are sampled."""
+    return Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+
+
+def sampler(run: Run, program: Program, vocab: int, how: Sampling, group: int, slots: int) -> Any:
     """The jitted program of a rollout: (trained parameters, frozen ones, rows) to what was made.
 
     It reads the parameters of training, which it brings into the form of decoding inside; so no second copy
@@ -269,13 +281,14 @@ def sampler(
     Args:
       run: the config.
       program: of training.
-      tokenizer: ids outside it are never drawn.
+      vocab: ids from here on are never drawn.
       how: rows are sampled.
       group: rows that share a prompt.
+      slots: tokens per row at most.
     """
     compute, target = Compute(dtype=run.compute.dtype, attention=run.compute.attention), program.target
     static = sampling.Program(
-        *(run.model, compute, target, run.length, tokenizer.vocab_size),
+        *(run.model, compute, target, slots, vocab),
         *(features_of([how], drawn=True), group),
     )
 

@@ -18,9 +18,12 @@ import pytest
 from tiny import FLOAT32, ONE, assert_same, mesh, model_of
 from tiny_runs import interrupt_at, records, restore
 
-from jaxgpt.config import GPT, GRPO, Mesh, Optim, Prompts, Run, Train
+from jaxgpt.config import GPT, GRPO, Full, LoRA, Mesh, Optim, Prompts, Run, Train, load
+from jaxgpt.config.code import trusting
 from jaxgpt.errors import UserError
+from jaxgpt.evals.rewards import rewards_of
 from jaxgpt.objectives import make_objective
+from jaxgpt.sample.load import load_trained
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.loop import train
@@ -82,26 +85,49 @@ def grpo_run(prompts: Path, runs: Path, steps: int = 4, objective: GRPO | None =
     return Run(data=data, runs=str(runs), **(given | parts))
 
 
-def rollouts_of(run: Run, scale: float = 3.0) -> tuple[Rollouts, Any]:
-    """What makes a run's rollouts, and sharp parameters."""
-    program = make_program(run, mesh(ONE))
-    params = jax.tree.map(lambda p: p * scale, init_state(run, program).params)
+def rollouts_of(run: Run, sizes: dict[str, int] = ONE) -> tuple[Rollouts, Any]:
+    """What makes a run's rollouts on a mesh, and sharp parameters."""
+    program = make_program(run, mesh(sizes))
+    params = jax.tree.map(lambda p: p * 3.0, init_state(run, program).params)
     made = Rollouts(run, ByteTokenizer())
     made.begin(program)
     made.use(1, params)
     return made, params
 
 
-def test_a_bandits_best_arm_is_found_in_fifty_steps(prompts: Path, tmp_path: Path) -> None:
-    """Of 264 arms."""
-    run = grpo_run(prompts, tmp_path, steps=50)
-    result = train(run, progress=False)
+@pytest.fixture(scope="module")
+def learned(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, float]:
+    """A run that learned a bandit of 264 arms, and its best score."""
+    run = grpo_run(prompts, tmp_path_factory.mktemp("runs"), steps=50)
+    return run, train(run, progress=False).best
+
+
+def test_a_bandits_best_arm_is_found_in_fifty_steps(learned: tuple[Run, float]) -> None:
+    run, best = learned
     seen = records(run.folder, "reward")
     assert seen[0]["reward"] < 0.5
     assert seen[-1]["reward"] > 0.95
-    assert result.best == -1.0  # the best arm itself, greedily
+    assert best == -1.0  # the best arm itself, greedily
     assert seen[-1]["entropy"] < seen[0]["entropy"] / 4
     assert all(r["logprob_gap"] < 1e-4 and r["clip_share"] == 0 for r in seen)  # one update per rollout
+
+
+def test_a_runs_rewards_travel_with_it(learned: tuple[Run, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored by name, copied, loaded from the copy where it is trusted; and measured again."""
+    folder = learned[0].folder
+    assert json.loads((folder / "config.json").read_text())["run"]["objective"]["rewards"] == [
+        f"{Path(__file__).name}:near_b"
+    ]
+    copy = folder / "code" / Path(__file__).name
+    assert copy.read_bytes() == Path(__file__).read_bytes()
+    run = load(folder)
+    assert run.objective.rewards == (f"{copy}:near_b",)
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "nobody"))
+    with pytest.raises(UserError, match="holds Python code that came with the run and that you have not run"):
+        Rollouts(run, ByteTokenizer())
+    with trusting(True):
+        found = rewards_of(load_trained(folder))
+    assert found["reward"] == records(folder, "val_reward")[-1]["val_reward"]
 
 
 @pytest.mark.parametrize(
@@ -131,15 +157,38 @@ def test_rows_of_a_group_that_share_a_prefill_are_those_of_their_own(prompts: Pa
     made, _ = rollouts_of(grpo_run(prompts, tmp_path, objective=objective))
     numbers, how = range(3, 11), made._drawing
     shared = made._complete(made._draw, how, made.rows, numbers, 4, 0)
-    from jaxgpt.train.rollout import sampler
-
-    alone = sampler(made.run, make_program(made.run, made._mesh), ByteTokenizer(), how, 1)
+    alone = made._sampler(make_program(made.run, made._mesh), how, 1)
     apart = made._complete(alone, how, made.rows, numbers, 4, 0)
     np.testing.assert_array_equal(shared.tokens_BS, apart.tokens_BS)
     np.testing.assert_array_equal(shared.kept_BS, apart.kept_BS)
     np.testing.assert_allclose(shared.logprobs_BS, apart.logprobs_BS, atol=1e-5)
     completions = {tuple(row) for row in shared.tokens_BS[:4]}
     assert len(completions) > 1  # each with a seed of its own
+
+
+def test_eight_devices_make_the_rollout_of_one(prompts: Path, tmp_path: Path) -> None:
+    """Prompts spread over four of them and heads over two; tokens, rewards and what the loss needs."""
+    objective = GRPO(rewards=(has_vowels,), group=8, max_new_tokens=6, top_p=0.9)
+    run = grpo_run(prompts, tmp_path, objective=objective)
+    one, eight = (next(rollouts_of(run, sizes)[0]) for sizes in (ONE, ONE | {"data": 4, "tensor": 2}))
+    np.testing.assert_array_equal(one.tokens_BT, eight.tokens_BT)
+    for name, column in one.extra.items():
+        np.testing.assert_allclose(column, eight.extra[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("tune", [Full(), LoRA(rank=2, targets=("*",))], ids=["full", "lora"])
+def test_a_run_starts_at_its_reference_and_leaves_it(
+    tune: Any, learned: tuple[Run, float], prompts: Path, tmp_path: Path
+) -> None:
+    """What a run starts from is what it is to stay close to; with an adapter no second copy of it is held."""
+    objective = GRPO(rewards=(has_vowels,), group=8, max_new_tokens=2, kl=0.1, temperature=1.2)
+    base = str(learned[0].folder)
+    run = grpo_run(prompts, tmp_path, steps=3, objective=objective, tune=tune, init_from=base)
+    train(run, progress=False)
+    seen = records(run.folder, "reward")
+    assert [r["kl"] < 1e-6 for r in seen] == [True, False, False]
+    assert all(r["logprob_gap"] < 1e-4 for r in seen)
+    assert seen[0]["reward"] < 0.1  # the base answers b
 
 
 def test_a_run_cut_off_between_the_updates_of_a_rollout_goes_on_bitwise_equal(
