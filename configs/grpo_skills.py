@@ -1,13 +1,12 @@
-"""Does reward alone teach the quick start's chat model the skill that it is worst at?
+"""Does reward alone make the quick start's chat model surer of a skill that it half knows?
 
-It answers 29 % of the questions to leave a word out of a list ("Leave data out: new, data, where"). Here it
-answers each question eight times, and the answers that are right to the letter become more likely:
+It goes on with a series of numbers ("Continue counting: 5, 10, 15, 20"), but at temperature 1 one answer in
+four is wrong. Here it answers each question eight times, and the right answers become more likely:
 
     jaxgpt quickstart --workdir quickstart
     jaxgpt train configs/grpo_skills.py
 
-Expected: mean reward on held-out prompts from 0.4 to above 0.9 in 100 steps, about two minutes on two CPU
-cores (benchmarks/results).
+Expected: TODO
 """
 
 from pathlib import Path
@@ -20,18 +19,19 @@ WORK = Path("quickstart")
 
 
 def exact(prompt: str, completion: str, record: dict[str, Any]) -> float:
-    """1 for the answer that the record ends with, spaces around it aside."""
+    """1 for the answer that the record ends with, but for spaces around it."""
     return float(completion.strip() == record["messages"][-1]["content"].strip())
 
 
 def config() -> Run:
+    instructions = str(WORK / "instructions/train.jsonl")
     return Run(
         name="grpo_skills",
         init_from=str(WORK / "runs/tune"),
         model=model(),
-        data=Prompts(train=(str(WORK / "instructions/train.jsonl"),), where="skill=remove_word", length=64),
-        objective=GRPO(rewards=(exact,), group=8, max_new_tokens=24),
+        data=Prompts(train=(instructions,), where="skill=next_number", length=48),
+        objective=GRPO(rewards=(exact,), group=8, max_new_tokens=8),
         optim=Optim(peak_lr=2e-4, final_lr=2e-4, schedule="constant", warmup_steps=5, weight_decay=0.0),
-        train=Train(steps=100, batch_size=128, log_every=1, eval_every=25, save_every=100),
+        train=Train(steps=80, batch_size=128, log_every=1, eval_every=20, save_every=80),
         compute=Compute(dtype="float32"),
     )
