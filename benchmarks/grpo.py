@@ -77,7 +77,7 @@ def unseen(path: Path, run: Run) -> str:
     """A file of questions of the run's skill that are in no split of training."""
     skill = run.data.where.partition("=")[2]
     corpus = quickstart_data.corpus()
-    write_jsonl(path, quickstart_data.instructions(corpus, 0, 90, skills=(skill,))[2])
+    write_jsonl(path, quickstart_data.instructions(corpus, 0, 80, skills=(skill,))[2])
     return str(path)
 
 

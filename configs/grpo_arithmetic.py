@@ -1,8 +1,7 @@
 """Do rewards alone finish what a minute of imitation began: sums of two numbers below a hundred?
 
-`configs/sums.py` makes the data and the model that this one starts from. An answer earns 1 if it is right:
+The data and the model that it starts from are those of `configs/sums.py`. An answer earns 1 if it is right:
 
-    jaxgpt train configs/sums.py
     jaxgpt train configs/grpo_arithmetic.py
 
 Expected: TODO

@@ -16,7 +16,7 @@ from flax import nnx
 from tiny import mesh
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import GPT, PREFERENCES, Mesh, Run, load, load_sweep, override
+from jaxgpt.config import GPT, GRPO, PREFERENCES, Mesh, Run, load, load_sweep, override
 from jaxgpt.models import parameter_counts
 from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.plan import cost
@@ -67,7 +67,10 @@ COUNTS["classify_sst2"] = 4096 * 128 + 2 * (12 * 128**2 + 2 * 128) + 128 + 2 * 1
 COUNTS |= {"dpo": COUNTS["instruct_alpaca"], "reward_model": COUNTS["instruct_alpaca"] + 768}
 COUNTS |= {"mlm_zh": _ENCODER, "ner_resume": _ENCODER + 17 * 128 + 17}
 COUNTS["mixture"] = 264 * 256 + 6 * (12 * 256**2 + 9 * 256 + 2 * 256) + 256
-COUNTS["quickstart_tune"] = COUNTS["quickstart_pretrain"]
+COUNTS |= dict.fromkeys(("quickstart_tune", "grpo_skills"), COUNTS["quickstart_pretrain"])
+# Table; norms, attention and MLP of each layer with their biases; the last norm.
+_SUMS = 264 * 96 + 3 * (12 * 96**2 + 9 * 96 + 2 * 96) + 96
+COUNTS |= dict.fromkeys(("sums", "grpo_arithmetic"), _SUMS)
 COUNTS |= dict.fromkeys((path.stem for path in ABLATIONS), BASE)
 
 SWEPT = {  # parameters more than the first run's
@@ -142,13 +145,17 @@ def test_a_config_builds_without_arrays(path: Path) -> None:
 
     assert shapes(state) == shapes(program.abstract)  # a step's result can be the next one's input
     names = {"loss", "nll", "accuracy", "weight", "bytes", "grad_norm", "bad_steps"}
+    rewarded = isinstance(run.objective, GRPO)
+    names -= {"accuracy"} if rewarded else set()
     own = set(shapes(metrics)) - names
     sides = {f"{name}_{side}" for name in ("reward", "length") for side in ("chosen", "rejected")}
-    if type(run.objective) in PREFERENCES:
+    if rewarded:
+        assert own == {"entropy", "clip_share", "kl_rollout", "logprob_gap"}
+    elif type(run.objective) in PREFERENCES:
         assert own - {"chosen_nll"} == sides | {"margin"}
     else:
         assert own == ({"expert_rounds", "expert_fill"} if run.model.moe else set())
-    assert names < set(shapes(metrics))
+    assert names <= set(shapes(metrics))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(program.abstract.params)} == {"float32"}
     for leaf in jax.tree.leaves(program.abstract):
         leaf.sharding.shard_shape(leaf.shape)  # raises where an axis does not divide
