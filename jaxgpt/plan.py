@@ -116,7 +116,7 @@ def _residual_bytes(run: Run, params: dict, base: dict, rows: int) -> int:
     graphdef, _ = abstract_model(run.model, compute, target)
     objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
     memory = jax.eval_shape(lambda: init_memory(run.model, compute, target, rows))
-    batch = Batch.abstract(rows, run.length, types=run.typed, extra=extra_columns(run))
+    batch = Batch.abstract(rows, run.length, types=run.typed, extra=extra_columns(run, computed=True))
     batch = dataclasses.replace(batch, memory=memory)
 
     tuning = _tuning(run)

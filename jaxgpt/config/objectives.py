@@ -57,9 +57,10 @@ class Classification:
 
 @dataclass(frozen=True, kw_only=True)
 class _Referred(_Objective):
-    reference: Literal["stored"] = "stored"
-    """Where log-probabilities of the model that the run starts from come from: stored computes them once,
-    before training, and keeps them in the run's folder."""
+    reference: Literal["stored", "frozen"] = "stored"
+    """Where log-probabilities of the model that the run starts from come from: `stored` computes them once,
+    before training, and keeps them in the run's folder; `frozen` computes them in every step from the frozen
+    base without its adapter, so that nothing is computed before (tune=LoRA(...) and the like)."""
 
 
 @dataclass(frozen=True, kw_only=True)

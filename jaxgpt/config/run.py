@@ -29,7 +29,7 @@ from jaxgpt.config.gpt import GPT
 from jaxgpt.config.grpo import check_rewarded
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
-from jaxgpt.config.tune import Full, Tune
+from jaxgpt.config.tune import Full, Tune, keeps_base
 from jaxgpt.errors import UserError, require, shown
 from jaxgpt.files import read_json
 
@@ -363,6 +363,12 @@ class Run:
             not hasattr(objective, "reference") or bool(self.init_from),
             f"objective {name}() compares with the model that it starts from, but init_from is empty; name "
             "a run (tuned on dialogues, as a rule).",
+        )
+        require(
+            getattr(objective, "reference", "") != "frozen" or keeps_base(self.tune),
+            f"objective.reference is 'frozen' but tune is {type(self.tune).__name__}(...), which changes "
+            "parameters of the model itself; set it to 'stored', or tune to LoRA(), DoRA(), PromptTuning(), "
+            "PrefixTuning(), IA3() or BottleneckAdapters(norms=False).",
         )
 
     @property

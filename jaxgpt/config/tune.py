@@ -156,4 +156,13 @@ class LastLayers:
         check_types(self, "tune")
 
 
+def keeps_base(tune: object) -> bool:
+    """Whether all of the model that is tuned is still there, frozen, beside what is trained."""
+    if isinstance(tune, LoRA):
+        return tune.init == "zero"
+    return isinstance(tune, PromptTuning | PrefixTuning | IA3) or (
+        isinstance(tune, BottleneckAdapters) and not tune.norms
+    )
+
+
 Tune = Full | LoRA | DoRA | PromptTuning | PrefixTuning | BottleneckAdapters | IA3 | BitFit | LastLayers

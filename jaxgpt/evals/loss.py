@@ -11,16 +11,18 @@ from typing import Any
 
 import jax
 
+from jaxgpt.batch import Batch
+from jaxgpt.checkpoint.whole import load_base
 from jaxgpt.config.data import Data, Text
 from jaxgpt.data.loader import validation_parts
 from jaxgpt.errors import NotFinite
 from jaxgpt.models import abstract_model, assemble, init_memory
-from jaxgpt.objectives import make_objective
+from jaxgpt.objectives import before, make_objective
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
-from jaxgpt.train.reference import add_stored, has_reference
+from jaxgpt.train.reference import add_stored, frozen_reference, has_reference
 from jaxgpt.train.step import eval_step, evaluation_sums, loss_means
 
 
@@ -70,6 +72,7 @@ def loss_of(
     by_source = validation_parts(
         chosen, tokenizer, model_length=run.row, batch_size=batch_size, task=run.task
     )
+    frozen = getattr(run.objective, "reference", "") == "frozen"
     if has_reference(run):
         add_stored(trained.folder, "validation", by_source[""].rows)
     target = Target.of(mesh)
@@ -78,9 +81,12 @@ def loss_of(
     # As in training, so that masked LM hides the same tokens; what does not divide so is taken whole.
     parts = run.train.accumulate if batch_size == run.train.batch_size else 1
     parts = 1 if batch_size // parts % row_shards(mesh) else parts
-    step = jax.jit(
-        lambda params, batch: eval_step(lambda: assemble(graphdef, params), objective, parts, batch)
-    )
+
+    def step(params: dict, batch: Batch, base: dict | None = None) -> Any:
+        own = before(objective, frozen_reference(graphdef, base)) if frozen else objective
+        return eval_step(lambda: assemble(graphdef, params), own, parts, batch)
+
+    step, base = jax.jit(step), load_base(trained.folder, mesh) if frozen else None
     # Rows that do not go on from batch to batch have nothing to remember.
     carried = isinstance(chosen, Text) and chosen.contiguous
     memory = init_memory(run.model, run.compute, target, batch_size, evaluation=True) if carried else None
@@ -90,7 +96,7 @@ def loss_of(
                 part
                 for rows in by_source.values()
                 for part in evaluation_sums(
-                    step, trained.params, itertools.islice(rows, batches or None), memory
+                    step, trained.params, itertools.islice(rows, batches or None), memory, base
                 )
             ]
         )

@@ -34,7 +34,7 @@ from jaxgpt.objectives.grpo import drawn_by, grpo, grpo_columns
 from jaxgpt.objectives.kto import kto
 from jaxgpt.objectives.masked import masked_lm
 from jaxgpt.objectives.preferences import bradley_terry, dpo, ipo, orpo, simpo
-from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums, TwoPass, add, means, score
+from jaxgpt.objectives.sums import Largest, Mean, Metrics, Objective, Sums, TwoPass, add, before, means, score
 from jaxgpt.text.vocabulary import Vocabulary
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Sums",
     "TwoPass",
     "add",
+    "before",
     "causal_lm",
     "classification",
     "drawn_by",
@@ -72,12 +73,17 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
 """From an objective's config class to its function."""
 
 
-def extra_columns(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of one row's columns that the run's objective finds in `Batch.extra`."""
+def extra_columns(run: Run, *, computed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one row's columns that the run's objective finds in `Batch.extra`.
+
+    Args:
+      run: the config.
+      computed: also those that the step computes itself.
+    """
     if isinstance(run.objective, GRPO):
         return grpo_columns(run.objective, run.length)
     columns: dict[str, Any] = {"side": jnp.int32} if type(run.objective) in PREFERENCES else {}
-    if getattr(run.objective, "reference", "") == "stored":
+    if getattr(run.objective, "reference", "") in ("stored", "frozen" if computed else "stored"):
         columns["reference"] = jnp.float32
     return {name: jax.ShapeDtypeStruct((run.length,), dtype) for name, dtype in columns.items()}
 

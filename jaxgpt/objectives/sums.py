@@ -84,6 +84,16 @@ class TwoPass:
         return self.given(sums)(model, batch, key)
 
 
+def before(objective: Objective, change: Callable[[Batch], Batch]) -> Objective:
+    """The objective of changed batches."""
+    if isinstance(objective, TwoPass):
+        statistics, given = objective.statistics, objective.given
+        return TwoPass(
+            lambda model, batch: statistics(model, change(batch)), lambda sums: before(given(sums), change)
+        )
+    return lambda model, batch, key: objective(model, change(batch), key)
+
+
 def add(total: Any, more: Any) -> Any:
     """Two trees of sums as one."""
 

@@ -2,7 +2,7 @@
 
 Objectives such as DPO compare the model with this reference. `RUN/reference/SPLIT.npz` holds its
 log-probability of every target of the split's documents, in their order, and what it was computed from. Rows
-then have them as the column `reference`.
+then have them as the column `reference`. Of a frozen model the step can compute that column itself.
 
 Shapes: N tokens of all documents of a split, B rows, T tokens per row.
 """
@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.progress import track
 
@@ -89,6 +90,17 @@ def add_reference(
             if jax.process_index() == 0:
                 _write(run.folder, name, {"data": rows.digest, "base": digest}, logprobs_N)
         rows.columns[COLUMN] = logprobs_N
+
+
+def frozen_reference(graphdef: nnx.GraphDef, base: Any) -> Callable[[Batch], Batch]:
+    """Gives batches the column in traced code, from a frozen model."""
+
+    def change(batch: Batch) -> Batch:
+        model: Any = assemble(graphdef, base)
+        logprob_BT = model.target_logprobs(model.hidden(batch, None).x_BTD, batch.targets_BT)
+        return replace(batch, extra=batch.extra | {COLUMN: jax.lax.stop_gradient(logprob_BT)})
+
+    return change
 
 
 def add_stored(folder: Path, split: str, rows: Rows) -> None:

@@ -38,6 +38,7 @@ class Program:
       abstract: a `State` of `ShapeDtypeStruct`s with shardings, the target of a restore.
       mesh: the mesh.
       target: what it is built for.
+      refers: whether the objective compares with the frozen base, computed in the step.
     """
 
     graphdef: nnx.GraphDef
@@ -49,6 +50,7 @@ class Program:
     abstract: State
     mesh: jax.sharding.Mesh
     target: Target
+    refers: bool = False
 
     def model(self, params: Any, base: Any, key: jax.Array | None = None) -> Any:
         """The model, in traced code, of what is saved and the frozen base; a key turns their dropout on."""
@@ -89,7 +91,8 @@ def make_program(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     base = {} if isinstance(run.tune, Full) else frozen_part(tuning, whole_model, mesh)
-    return Program(graphdef, optimizer, tuning, base, split, shardings, abstract, mesh, target)
+    refers = getattr(run.objective, "reference", "") == "frozen"
+    return Program(graphdef, optimizer, tuning, base, split, shardings, abstract, mesh, target, refers)
 
 
 def init_state(run: Run, program: Program, params: dict | None = None) -> State:

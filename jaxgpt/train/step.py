@@ -18,9 +18,10 @@ import optax
 from jaxgpt.batch import Batch
 from jaxgpt.config import Full, Run
 from jaxgpt.errors import require
-from jaxgpt.objectives import Metrics, Objective, TwoPass, add, means
+from jaxgpt.objectives import Metrics, Objective, TwoPass, add, before, means
 from jaxgpt.optim import join
 from jaxgpt.sharding import batch_sharding, replicated
+from jaxgpt.train.reference import frozen_reference
 from jaxgpt.train.state import Program, State
 
 
@@ -48,6 +49,8 @@ def train_step(
     batch = replace(batch, memory=state.memory)
 
     learned, frozen = program.split(state.params)
+    if program.refers:
+        objective = before(objective, frozen_reference(program.graphdef, base))
     objective = _settled(objective, lambda: program.model(state.params, base), batch, accumulate)
 
     def loss_sum(learned: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
@@ -102,7 +105,9 @@ def jit_eval_step(run: Run, program: Program, objective: Objective) -> Any:
     rows = batch_sharding(program.mesh)
 
     def step(params: dict, batch: Batch, base: Any = None) -> tuple[Metrics, Any]:
-        return eval_step(lambda: program.model(params, base), objective, run.train.accumulate, batch)
+        refer = partial(before, change=frozen_reference(program.graphdef, base))
+        own = refer(objective) if program.refers else objective
+        return eval_step(lambda: program.model(params, base), own, run.train.accumulate, batch)
 
     # The memory goes in again as it came out.
     out = (replicated(program.mesh), rows)

@@ -16,7 +16,7 @@ from tiny import FLOAT32, assert_same
 from tiny_runs import interrupt_at, records, restore
 
 from jaxgpt.api import load
-from jaxgpt.config import DPO, GPT, KTO, Mesh, Optim, Pairs, Rated, Run, Train
+from jaxgpt.config import DPO, GPT, KTO, LoRA, Mesh, Optim, Pairs, Rated, Run, Train
 from jaxgpt.errors import UserError
 from jaxgpt.evals.loss import loss_of
 from jaxgpt.sample.load import load_trained
@@ -154,3 +154,33 @@ def test_ratings_train_with_their_reference_point(run, tmp_path) -> None:
     last = records(kto.folder, "val_loss")[-1]
     assert {"val_kl", "val_reward_chosen", "val_reward_rejected", "val_margin"} < last.keys()
     assert records(kto.folder)[-1]["margin"] > 0.2 and last["val_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_a_frozen_base_is_the_reference_that_would_be_stored(kind, run, base, tmp_path) -> None:
+    """With an adapter, dropout off: the same figures and updates, and nothing is stored."""
+    lines = [{"prompt": f"{i}", "completion": f"yes {i}", "label": i % 2 == 0} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rated = Rated(train=(str(tmp_path / "a.jsonl"),), validation_fraction=0.3, length=64, bins=1)
+    kinds = {"DPO": (DPO(beta=0.5), run.data), "KTO": (KTO(beta=0.5), rated)}
+    short = replace(
+        run, runs=str(tmp_path), model=replace(MODEL, dropout=0.0), tune=LoRA(rank=4),
+        **dict(zip(("objective", "data"), kinds[kind], strict=True)), train=replace(run.train, steps=3),
+    )  # fmt: skip
+    seen = {}
+    for reference in ("stored", "frozen"):
+        one = replace(short, name=reference, objective=replace(short.objective, reference=reference))
+        train(one, progress=False)
+        assert (one.folder / "reference").exists() == (reference == "stored")
+        seen[reference] = records(one.folder), records(one.folder, "val_loss")[-1]
+        found = loss_of(load_trained(one.folder, which="newest"), batch_size=8)
+        assert found["margin"] == pytest.approx(seen[reference][1]["val_margin"], rel=1e-3, abs=1e-5)
+    (stored, last), (frozen, same) = seen.values()
+    for name in ("loss", "margin", "reward_chosen", "grad_norm"):
+        values = [[record[name] for record in part] for part in (frozen, stored)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-4), name
+    assert same["val_loss"] == pytest.approx(last["val_loss"], rel=1e-4)
+    with pytest.raises(UserError, match=r"reference is 'frozen' but tune is Full\(...\), which changes"):
+        replace(run, objective=DPO(reference="frozen"))
+    with pytest.raises(UserError, match=r"reference is 'frozen' but tune is LoRA\(...\), which changes"):
+        replace(one, tune=LoRA(init="pissa"))
