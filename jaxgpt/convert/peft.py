@@ -41,8 +41,8 @@ _READ = {
 _NO_MATTER = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "peft_version", "init_lora_weights", "init_ia3_weights", "runtime_config", "loftq_config",
-    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "token_dim",
-    "num_attention_heads", "num_layers", "num_transformer_submodules", "encoder_hidden_size",
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "encoder_hidden_size",
     "prefix_projection", "qalora_group_size", "target_modules", "exclude_modules", "layers_pattern",
     "megatron_core", "megatron_config", "fan_in_fan_out",
 }  # fmt: skip
@@ -85,7 +85,8 @@ def read_adapter(folder: Path, family: Family, model: Any) -> Adapter:
     }
     require(
         not unknown,
-        f"{folder / CONFIG} has {', '.join(f'{n} {v!r:.60}' for n, v in unknown.items())}, which has no counterpart "
+        f"{folder / CONFIG} has {', '.join(f'{n} {v!r:.60}' for n, v in unknown.items())}, which has no "
+        "counterpart "
         "here; merge the adapter with peft and import the whole model.",
     )
     require((folder / TENSORS).is_file(), f"{folder} has no {TENSORS}; save the adapter as safetensors.")
@@ -127,7 +128,8 @@ def _by_module(
         module = match[1] if match else name
         require(
             match is not None and module in known,
-            f"{where / TENSORS}: {name} belongs to no linear layer of this {family.model_type}; is it of another "
+            f"{where / TENSORS}: {name} belongs to no linear layer of this {family.model_type}; is it of "
+            "another "
             "model?",
         )
         assert match is not None
@@ -171,7 +173,8 @@ def _read_lora(
             own = by_module.get(module)
             require(
                 own is not None or not dora,
-                f"{where / TENSORS} has no adapter for {module}, though other layers have one; DoRA needs all.",
+                f"{where / TENSORS} has no adapter for {module}, though other layers have one; DoRA needs "
+                "all.",
             )
             a, b, m = _lora_of(own, slot, rank, scales.get(module, scale) / scale, where, module)
             pieces = {"a": a, "b": b} | ({"magnitude": m} if dora else {})
@@ -192,7 +195,8 @@ def _lora_of(
         r = len(a_RI)
         require(
             a_RI.shape == (r, I) and b_OR.shape == (O * slot.parts, r),
-            f"{where / TENSORS}: lora_A and lora_B of {module} are {a_RI.shape} and {b_OR.shape}; this model needs "
+            f"{where / TENSORS}: lora_A and lora_B of {module} are {a_RI.shape} and {b_OR.shape}; this model "
+            "needs "
             f"{(r, I)} and {(O * slot.parts, r)}.",
         )
         span = slice(slot.part * O, (slot.part + 1) * O)
@@ -238,7 +242,8 @@ def _read_ia3(
             else:
                 require(
                     bool((own == 1).all()),
-                    f"{where / TENSORS} scales {name} ({module}); here IA3 scales keys, values and the MLP's hidden "
+                    f"{where / TENSORS} scales {name} ({module}); here IA3 scales keys, values and the MLP's "
+                    "hidden "
                     "features, so merge the adapter with peft and import the whole model.",
                 )
     return Adapter(IA3(), unflatten(learned))
@@ -286,7 +291,8 @@ def write_adapter(work: Path, tune: Tune, learned: dict, family: Family, model: 
         config, arrays = _write_virtual(tune, learned["added"], model)
     else:
         raise UserError(
-            f"{name} has no counterpart in peft; `jaxgpt export` without --peft or `jaxgpt merge` writes the whole "
+            f"{name} has no counterpart in peft; `jaxgpt export` without --peft or `jaxgpt merge` writes the "
+            "whole "
             "model where the method leaves plain weights."
         )
     shared = {"base_model_name_or_path": None, "inference_mode": True, "task_type": "CAUSAL_LM"}
@@ -309,7 +315,8 @@ def _write_lora(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     require(
         tune.init == "zero",
-        "tune.init is 'pissa': its base is not the model's own, which peft's folders cannot say; `jaxgpt merge` or "
+        "tune.init is 'pissa': its base is not the model's own, which peft's folders cannot say; `jaxgpt "
+        "merge` or "
         "`jaxgpt export` without --peft writes the whole model.",
     )
     arrays: dict[str, np.ndarray] = {}

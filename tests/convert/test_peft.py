@@ -159,15 +159,15 @@ def test_what_has_no_counterpart_is_refused_in_one_sentence(bases: dict[str, Pat
     with pytest.raises(UserError, match="belongs to no linear layer of this llama; is it of another model"):
         read_adapter(wrong, family, model)
     (wrong / TENSORS).unlink()
-    with pytest.raises(UserError, match="has no adapter_model.safetensors; save the adapter as safetensors"):
+    with pytest.raises(UserError, match=r"has no adapter_model.safetensors; save the adapter as safetensors"):
         read_adapter(wrong, family, model)
     right = adapter_folder("llama/lora", tmp_path / "right")
-    with pytest.raises(UserError, match="is an adapter of peft; name the run of its model with --base"):
+    with pytest.raises(UserError, match=r"is an adapter of peft; name the run of its model with --base"):
         import_(str(right), str(tmp_path / "run"))
-    with pytest.raises(UserError, match="has no adapter_config.json, as an adapter of peft has; drop it"):
+    with pytest.raises(UserError, match=r"has no adapter_config.json, as an adapter of peft has; drop it"):
         import_(str(bases["llama"].with_name("hf-llama")), str(tmp_path / "run"), base=str(bases["llama"]))
     with pytest.raises(
-        UserError, match="--peft writes the adapter of a tuned run, and .* trains all parameters"
+        UserError, match=r"--peft writes the adapter of a tuned run, and .* trains all parameters"
     ):
         export(str(bases["llama"]), str(tmp_path / "out"), peft=True)
     for tune, words in (

@@ -3,9 +3,9 @@
     pip install "torch==2.13.0" "transformers==5.24.0" "peft==0.21.2" "numpy<3"
     python tests/goldens/make_peft.py
 
-Writes peft.npz beside this script. For each case, CASE/config is adapter_config.json (as text), CASE/tensors/NAME
-the arrays of adapter_model.safetensors with random values (float16), and CASE/logits the float32 logits of the base
-with the adapter for the base's golden tokens. tests/convert/test_peft.py compares.
+Writes peft.npz beside this script. For each case, CASE/config is adapter_config.json (as text),
+CASE/tensors/NAME the arrays of adapter_model.safetensors with random values (float16), and CASE/logits the
+float32 logits of the base with the adapter for the base's golden tokens. tests/convert/test_peft.py compares.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ from safetensors.numpy import load_file, save_file
 
 HERE = Path(__file__).parent
 LLAMA = ["q_proj", "v_proj", "gate_proj", "down_proj"]
+LM = {"task_type": "CAUSAL_LM"}
 CASES = {
-    "llama/lora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=LLAMA, task_type="CAUSAL_LM"),
-    "llama/rslora": peft.LoraConfig(r=4, lora_alpha=2, target_modules="all-linear", use_rslora=True, task_type="CAUSAL_LM"),
-    "llama/dora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=LLAMA, use_dora=True, task_type="CAUSAL_LM"),
+    "llama/lora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=LLAMA, **LM),
+    "llama/rslora": peft.LoraConfig(r=4, lora_alpha=2, target_modules="all-linear", use_rslora=True, **LM),
+    "llama/dora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=LLAMA, use_dora=True, **LM),
     "llama/ia3": peft.IA3Config(
-        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **LM
     ),
-    "llama/prompt": peft.PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
-    "llama/prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
-    "gpt2/lora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
-    "gpt2/dora": peft.LoraConfig(r=2, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True, use_dora=True, task_type="CAUSAL_LM"),
-    "gpt2/prompt": peft.PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
-    "gpt2/prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+    "llama/prompt": peft.PromptTuningConfig(num_virtual_tokens=5, **LM),
+    "llama/prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, **LM),
+    "gpt2/lora": peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, **LM
+    ),
+    "gpt2/dora": peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True, use_dora=True, **LM
+    ),
+    "gpt2/prompt": peft.PromptTuningConfig(num_virtual_tokens=5, **LM),
+    "gpt2/prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, **LM),
 }  # fmt: skip
 
 
