@@ -1,11 +1,12 @@
-"""Measures what GRPO makes of the quick start's chat model: reward over steps, three seeds, and the rollouts.
+"""Measures what GRPO makes of a config: reward over steps with three seeds, and the speed of its rollouts.
 
-    jaxgpt quickstart --workdir quickstart
-    python benchmarks/grpo.py quickstart [--steps 80] [--plot benchmarks/results/grpo_DATE.svg]
+    jaxgpt quickstart --workdir quickstart && jaxgpt train configs/sums.py     # what the two start from
+    python benchmarks/grpo.py configs/grpo_skills.py [--plot benchmarks/results/NAME.svg]
+    python benchmarks/grpo.py configs/grpo_arithmetic.py
 
-Each seed trains `configs/grpo_skills.py` from `quickstart/runs/tune`. Validation questions are new ones of
-the same skill, which neither stage has seen, answered greedily. Rollout tokens/s count the tokens of
-completions over the whole rollout, rewards included; its share is that of a training step's time.
+Validation prompts are those that the config holds out, answered greedily. Rollout tokens/s count the tokens
+of completions over the whole rollout, rewards included; its share is that of a training step's time. The
+first step, which compiles, is left out.
 """
 
 from __future__ import annotations
@@ -21,27 +22,25 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.common import machine
-from jaxgpt import quickstart_data
 from jaxgpt.checkpoint import load_params
 from jaxgpt.config import Run, load, load_run
 from jaxgpt.data.readers import run_tokenizer
-from jaxgpt.files import write_jsonl
 from jaxgpt.report import read_metrics
 from jaxgpt.sharding import make_mesh
 from jaxgpt.train.loop import train
 from jaxgpt.train.rollout import Rollouts
 from jaxgpt.train.state import make_program
 
-ROOT, SEEDS, WINDOW = Path(__file__).parents[1], (0, 1, 2), 5
-Folder = Annotated[Path, tyro.conf.Positional]
+SEEDS, WINDOW = (0, 1, 2), 5
+Config = Annotated[Path, tyro.conf.Positional]
 
 
-def main(quickstart: Folder, steps: int = 80, plot: Path | None = None) -> None:
+def main(config: Config, plot: Path | None = None) -> None:
     about = machine()
     with tempfile.TemporaryDirectory() as scratch:
-        questions = unseen(Path(scratch) / "unseen.jsonl", load(ROOT / "configs/grpo_skills.py"))
-        runs = [seeded(quickstart, Path(scratch), questions, steps, seed) for seed in SEEDS]
-        before = untrained(runs[0])
+        run = replace(load(config), runs=scratch)
+        runs = [replace(run, name=f"seed{s}", train=replace(run.train, seed=s)) for s in SEEDS]
+        before = untrained(run)
         for run in runs:
             train(run, progress=False)
         records = [read_metrics(run.folder / "metrics.jsonl") for run in runs]
@@ -55,7 +54,7 @@ def main(quickstart: Folder, steps: int = 80, plot: Path | None = None) -> None:
     ]  # the first one compiles
     print(f"`{' '.join(['python', *sys.argv])}`  {about}\n")
     print(
-        "| seed | first 5 steps | last 5 steps | unseen questions before | after |\n| - | -: | -: | -: | -: |"
+        "| seed | first 5 steps | last 5 steps | held-out prompts before | after |\n| - | -: | -: | -: | -: |"
     )
     for seed, reward, points in zip(SEEDS, rewards, held, strict=True):
         ends = (statistics.mean(reward[:WINDOW]), statistics.mean(reward[-WINDOW:]))
@@ -71,27 +70,6 @@ def main(quickstart: Folder, steps: int = 80, plot: Path | None = None) -> None:
     print("\n" + json.dumps({name: round(value, 7) for name, value in figures.items()}))
     if plot:
         draw(plot, rewards, held)
-
-
-def unseen(path: Path, run: Run) -> str:
-    """A file of questions of the run's skill that are in no split of training."""
-    skill = run.data.where.partition("=")[2]
-    corpus = quickstart_data.corpus()
-    write_jsonl(path, quickstart_data.instructions(corpus, 0, 80, skills=(skill,))[2])
-    return str(path)
-
-
-def seeded(quickstart: Path, folder: Path, questions: str, steps: int, seed: int) -> Run:
-    run = load(ROOT / "configs/grpo_skills.py")
-    files = (str(quickstart / "instructions/train.jsonl"),)
-    return replace(
-        run,
-        name=f"seed{seed}",
-        runs=str(folder),
-        init_from=str(quickstart / "runs/tune"),
-        data=replace(run.data, train=files, validation=(questions,)),
-        train=replace(run.train, seed=seed, steps=steps, eval_every=steps // 4, save_every=steps),
-    )
 
 
 def untrained(run: Run) -> float:
@@ -114,7 +92,7 @@ def draw(path: Path, rewards: list[list[float]], held: list[list[tuple[int, floa
         axes.plot(range(1, len(reward) + 1), smooth, color=colour, label=f"seed {SEEDS[i]}")
         axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=4)
     axes.set(xlabel="step", ylabel="mean reward", ylim=(0, 1.02))
-    axes.set_title(f"rollouts (mean of {WINDOW} steps); dots: unseen questions, greedy", fontsize=9)
+    axes.set_title(f"rollouts (mean of {WINDOW} steps); dots: held-out prompts, greedy", fontsize=9)
     axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.3)
     pyplot.rcParams["svg.fonttype"] = "none"

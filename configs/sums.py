@@ -27,6 +27,6 @@ def config() -> Run:
             template="none",
         ),
         optim=Optim(name="muon", muon_lr=0.01, peak_lr=3e-3, final_lr=3e-4, warmup_steps=20),
-        train=Train(steps=300, batch_size=16, eval_every=100, save_every=300),
+        train=Train(steps=200, batch_size=16, eval_every=100, save_every=200),
         compute=Compute(dtype="float32"),
     )

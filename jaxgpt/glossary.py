@@ -36,7 +36,10 @@ _ANSWERS = {
     "best_of_n rejection_sampling": (
         "`jaxgpt sample RUN --best-of N --reward REWARD_RUN` shows the completion with the highest reward"
     ),
-    "grpo ppo rl": "`jaxgpt train` learns from rewards with Prompts data and objective=GRPO(rewards=(...))",
+    "grpo dr_grpo dapo rlvr rl ppo reinforce rloo reward_fn reward_func reward_funcs reward_function": (
+        "`jaxgpt train` learns from rewards, functions of yours or a reward model, with Prompts data and "
+        "objective=GRPO(rewards=(...)) (docs/rewards.md)"
+    ),
     "distill distillation teacher": "distillation is not here yet; `jaxgpt train` learns from text, dialogues or labels",
     "pretrain fit run resume_training": "`jaxgpt train CONFIG` trains, or resumes",
     "generate generation complete completion infer inference prompt_model": (

@@ -76,7 +76,7 @@ def class_of(reference: str, folder: Path | None, where: str) -> type:
     Raises:
       UserError: there is no such file or class, it is no config class, or its code is not trusted.
     """
-    path, name, module = _module_of(placed(reference, folder), where)
+    path, name, module = _module_of(reference, folder, where)
     kind = getattr(module, name, None)
     kinds = [n for n, k in vars(module).items() if _is_outside(k) and dataclasses.is_dataclass(k)]
     require(
@@ -95,7 +95,7 @@ def function_of(reference: str, where: str) -> Callable[..., Any]:
     """
     if reference in _given:
         return _given[reference]
-    path, name, module = _module_of(reference, where)
+    path, name, module = _module_of(reference, None, where)
     found = getattr(module, name, None)
     names = [n for n, f in vars(module).items() if inspect.isfunction(f) and n not in _EXPERIMENT]
     if callable(found):
@@ -137,9 +137,9 @@ def placed(reference: str, folder: Path | None) -> str:
     return reference if folder is None or Path(file).is_absolute() else f"{folder / Path(file).name}:{name}"
 
 
-def _module_of(reference: str, where: str) -> tuple[Path, str, types.ModuleType]:
+def _module_of(reference: str, folder: Path | None, where: str) -> tuple[Path, str, types.ModuleType]:
     """The file of a reference, the name in it, and its module, run if it is trusted."""
-    file, _, name = reference.rpartition(":")
+    file, _, name = placed(reference, folder).rpartition(":")
     path = Path(file)
     require(
         path.is_file(),

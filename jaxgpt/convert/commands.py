@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,8 +25,10 @@ import tyro
 from jaxgpt.config import (
     GPT,
     ONE_DEVICE,
+    Full,
     MaskedLM,
     Mesh,
+    PrefixTuning,
     Run,
     code,
     load,
@@ -56,15 +59,19 @@ ModelFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER
 RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
-def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: Mesh = ONE_DEVICE) -> None:
+def import_(
+    folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", base: str = "", mesh: Mesh = ONE_DEVICE
+) -> None:
     """Import a Hugging Face model as a run, to sample, chat, evaluate, or train from with init_from.
 
-    The parameters become float32; their original type and config.json are kept for `export`.
+    The parameters become float32; their original type and config.json are kept for `export`. A folder of
+    peft's (adapter_config.json) becomes a tuned run over the run that --base names.
 
     Args:
       folder: folder of the model: config.json, safetensors files and the tokenizer's.
       run: folder to create.
       tokenizer: folder of another tokenizer, or `byte`; empty for the model's own.
+      base: run folder of the model that an adapter of peft's belongs to.
       mesh: devices to spread the parameters over while they are converted.
 
     Raises:
@@ -73,10 +80,14 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
     """
     from jaxgpt.convert import files, weights
     from jaxgpt.convert.load import read_model
+    from jaxgpt.convert.peft import is_adapter
     from jaxgpt.sample.load import sampling_mesh
 
     source, target = Path(folder), Path(run)
     refuse_filled(target, "a run")
+    if is_adapter(source) or base:
+        _import_adapter(source, target, base, tokenizer)
+        return
     model = read_model(source, tokenizer, target)
     placed, family, found = sampling_mesh(model.run, mesh), model.family, model.found
     same = model.config == files.read_json(source / files.CONFIG)
@@ -88,6 +99,48 @@ def import_(folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", mesh: M
         write_json(work / HF / TENSORS, {names[name]: found[name].dtype for name in model.used})
         save_params(work, model.run, model.load(placed, step))
     print(f"{target}: {family.model_type} of {folder}; try `jaxgpt {_verb(model.run)} {target}`")
+
+
+def _import_adapter(source: Path, target: Path, base: str, tokenizer: str) -> None:
+    """A folder of peft's as a tuned run."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jaxgpt.checkpoint import load_params
+    from jaxgpt.checkpoint.whole import note_base, params_digest
+    from jaxgpt.convert.peft import CONFIG, is_adapter, read_adapter
+    from jaxgpt.convert.registry import family_of
+    from jaxgpt.sample.load import sampling_mesh
+    from jaxgpt.target import Target
+    from jaxgpt.tune import make_tuning
+
+    require(
+        is_adapter(source),
+        f"--base is {base!r} but {source} has no {CONFIG}, as an adapter of peft has; drop it.",
+    )
+    require(bool(base), f"{source} is an adapter of peft; name the run of its model with --base.")
+    require(not tokenizer, f"--tokenizer is {tokenizer!r} but an adapter has that of its base; drop it.")
+    held, name = load_run(base), target.resolve().name
+    placed = sampling_mesh(held, ONE_DEVICE)
+    adapter = read_adapter(source, family_of(held.model), held.model)
+    made = replace(
+        held,
+        name=name,
+        runs=str(target.resolve().parent),
+        tune=adapter.tune,
+        init_from=base,
+        data=replace(held.data, length=None),
+    )
+    # The layout that training would have: every array is there, in the order of the abstract state.
+    abstract = nnx.to_pure_dict(make_tuning(made.tune, made.model, made.compute, Target.of(placed)).learned)
+    params = jax.tree.map(lambda like, array: jnp.asarray(array, like.dtype), abstract, adapter.learned)
+    whole_params, step = load_params(base, held, placed)
+    with whole(target, sum(x.nbytes for x in jax.tree.leaves(params))) as work:
+        shutil.copytree(Path(base) / "tokenizer", work / "tokenizer")
+        note_base(work, {"run": base, "step": step, "digest": params_digest(whole_params)}, copy=False)
+        save_params(work, made, params)
+    print(f"{target}: {type(adapter.tune).__name__} over {base}; try `jaxgpt {_verb(made)} {target}`")
 
 
 def _verb(run: Run) -> str:
@@ -131,6 +184,7 @@ def export(
     *,
     checkpoint: str = "best",
     verify: Verify = True,
+    peft: bool = False,
     dtype: Literal["", "float32", "bfloat16", "float16"] = "",
     max_shard_size: str = "5GB",
     mesh: Mesh = ONE_DEVICE,
@@ -141,6 +195,8 @@ def export(
       run: folder of the run.
       folder: folder to create.
       checkpoint: `best` on validation data, `newest`, or a step number.
+      peft: of a tuned run, write the adapter alone, as a folder that peft's `PeftModel.from_pretrained` loads
+        over the base; unspecified means the whole model, merged.
       dtype: type of the tensors; unspecified means as imported, or float32.
       max_shard_size: maximum size of a file, such as 5GB or 500MB.
       mesh: devices to spread the model over.
@@ -155,6 +211,9 @@ def export(
     source, target = Path(run), Path(folder)
     held, most = load_run(source), _bytes(max_shard_size)
     refuse_filled(target, "a model")
+    if peft:
+        _export_adapter(source, target, held, checkpoint, verify)
+        return
     origin = _origin(source, held)
     family, dtypes = family_of(held.model), {}
     model: Any = held.model
@@ -166,7 +225,7 @@ def export(
     require(
         "added" not in trained.params,
         f"{source} is tuned by {type(held.tune).__name__}, which adds something beside the weights that "
-        "transformers' models have no place for; export its base.",
+        "transformers' models have no place for; write it with --peft.",
     )
     words = trained.tokenizer
     entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
@@ -177,6 +236,40 @@ def export(
         files.write_model(work, entries, most, done)
         tokenizers.write(work, words, source / "tokenizer", dialogues=held.templated)
     print(f"{target}: {family.model_type}, {len(entries)} tensors")
+
+
+def _export_adapter(source: Path, target: Path, held: Run, checkpoint: str, verify: bool) -> None:
+    """A tuned run's adapter as a folder of peft's."""
+    import jax
+
+    from jaxgpt.checkpoint.store import load_saved
+    from jaxgpt.convert.peft import write_adapter
+    from jaxgpt.convert.registry import family_of
+    from jaxgpt.sample.load import sampling_mesh
+    from jaxgpt.target import Target
+    from jaxgpt.tune import make_tuning
+
+    require(
+        not isinstance(held.tune, Full),
+        f"--peft writes the adapter of a tuned run, and {source} trains all parameters; drop it.",
+    )
+    require(
+        held.task is None,
+        f"{source} has a head over labels, which is not written in peft's format; `jaxgpt merge` puts it and "
+        "its base into one run.",
+    )
+    placed = sampling_mesh(held, ONE_DEVICE)
+    saved, step = load_saved(source, held, placed, checkpoint, verify=verify)
+    if (
+        isinstance(held.tune, PrefixTuning) and held.tune.projection
+    ):  # the MLP is dropped: what it makes is kept
+        tuning = make_tuning(held.tune, held.model, held.compute, Target.of(placed))
+        keys, values = tuning.enter(saved, {}, None)["added"].prefix
+        saved = {"added": {"keys": keys, "values": values}}
+    learned = jax.device_get(saved)
+    with whole(target, sum(x.nbytes for x in jax.tree.leaves(learned))) as work:
+        count = write_adapter(work, held.tune, learned, family_of(held.model), held.model)
+    print(f"{target}: {type(held.tune).__name__} of {source}, step {step}, {count} tensors for peft")
 
 
 def _origin(folder: Path, run: Run) -> Path | None:

@@ -124,6 +124,11 @@ def _inside(folder: Path, name: str) -> bool:
     return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
+def file_headers(path: Path) -> dict[str, Header]:
+    """The tensors of one safetensors file."""
+    return dict(_headers(path))
+
+
 def _headers(path: Path) -> Iterator[tuple[str, Header]]:
     with opened(path) as file:
         for name in file.offset_keys():

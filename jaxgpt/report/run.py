@@ -29,6 +29,10 @@ T = TypeVar("T")
 LOSSES = {"loss": "Loss (nats per target)", "bits_per_byte": "Bits per byte"}
 PANELS = {  # metric: title, factor, whether the axis is linear from zero
     "val_accuracy": ("Validation accuracy (%)", 100, False),
+    "reward": ("Mean reward of rollouts", 1, False),
+    "val_reward": ("Mean reward of validation prompts", 1, False),
+    "completion_length": ("Tokens of a completion", 1, True),
+    "entropy": ("Entropy of the policy (nats)", 1, True),
     "learning_rate": ("Learning rate", 1, True),
     "grad_norm": ("Gradient norm", 1, False),
     "tokens_per_second": ("Tokens per second", 1, True),
@@ -165,7 +169,7 @@ def run_page(folder: Path) -> str:
         config = _left_out_if_damaged(path, dict[str, Any]) or {}
     told, place = to_json(config), shlex.quote(str(folder))
     words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
-    if '"kind": "Chat"' in told and '"template": "none"' not in told:
+    if ('"kind": "Chat"' in told or '"kind": "Prompts"' in told) and '"template": "none"' not in told:
         words = f"jaxgpt chat {place}"
     elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
         words = f"jaxgpt eval {place}"
@@ -273,6 +277,8 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     best = min(val, key=lambda r: r["val_loss"], default={})
     accuracies = [p for p in points(records, "val_accuracy") if p[1] == p[1]]
     step, right = max(accuracies, key=lambda p: p[1], default=(0, None))
+    rewards = [p for p in points(records, "val_reward") if p[1] == p[1]]
+    at, earned = max(rewards, key=lambda p: p[1], default=(0, None))
     speed = [v for _, v in points(records, "tokens_per_second") if v == v]
     compiled = [r for r in records if r.get("event") == "compiled"]
     size = next((r["parameters"] for r in reversed(compiled) if "parameters" in r), config.get("parameters"))
@@ -281,6 +287,7 @@ def _figures(records: Sequence[Record], config: Record) -> dict[str, Any]:
     epochs = [v for _, v in points(records, "epoch") if v == v]
     found = {
         "Best validation loss": (best.get("val_loss"), f"nats per target, at step {shown(best.get('step'))}"),
+        "Best validation reward": (earned, f"mean of completions, at step {at:,}"),
         "Best validation accuracy": (right, f"share of targets that were likeliest, at step {step:,}"),
         "Bits per byte": (best.get("val_bits_per_byte"), "of validation text, at that step"),
         "Tokens per second": (median(speed) if speed else None, "median"),

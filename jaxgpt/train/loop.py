@@ -138,7 +138,8 @@ def train(
                 with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
                     if claim.changes.fields:
                         metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
-                    loop.samples.begin(tokenizer, step)
+                    asked = [p.ids for p in data.held_out.prompts] if isinstance(data, Rollouts) else ()
+                    loop.samples.begin(tokenizer, step, asked)
                     loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
                     stop.begin()
                     return loop.run_steps(state, stop, claim)

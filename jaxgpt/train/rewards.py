@@ -1,10 +1,11 @@
-"""What judges completions: functions of the user's, each called with a prompt, a completion and a record."""
+"""What judges completions: functions of the user's, and reward models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ from jax.experimental import multihost_utils
 from jaxgpt.config import GRPO, code
 from jaxgpt.data.readers.prompts import Prompt
 from jaxgpt.errors import UserError, require, shown
+from jaxgpt.sample.judge import Judge
 
-Reward = Callable[[str, str, dict[str, Any]], float]
-"""A function of the prompt's text, the completion's text and the prompt's record."""
+Reward = Callable[[Sequence[Prompt], Sequence[str]], Any]
+"""From prompts and a completion of each to its reward [N]."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,11 @@ class Rewards:
     """The rewards of a run, added up with their weights.
 
     Attributes:
-      names: as the config has them.
-      functions: in the same order.
+      parts: in the order of the config.
       weights: of each in the sum.
     """
 
-    names: tuple[str, ...]
-    functions: tuple[Reward, ...]
+    parts: tuple[Reward, ...]
     weights: tuple[float, ...]
 
     @classmethod
@@ -38,10 +38,10 @@ class Rewards:
         """Those that a config names.
 
         Raises:
-          UserError: a file or function is not there, or its code is not trusted.
+          UserError: a file, function or run is not there, or code is not trusted.
         """
-        functions = tuple(_function(name) for name in config.rewards)
-        return cls(config.rewards, functions, config.reward_weights or (1.0,) * len(functions))
+        parts = tuple(_part(name) for name in config.rewards)
+        return cls(parts, config.reward_weights or (1.0,) * len(parts))
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
         """The reward of each completion of its prompt [N]; the same in every process.
@@ -49,27 +49,37 @@ class Rewards:
         Raises:
           UserError: a function raises an error, or returns what is no finite number.
         """
-        found_N = np.zeros(len(prompts), np.float64)
+        total_N = np.zeros(len(prompts), np.float64)
         if jax.process_index() == 0:
-            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-                found_N[i] = sum(
-                    weight * _judged(name, function, prompt, completion)
-                    for name, function, weight in zip(self.names, self.functions, self.weights, strict=True)
-                )
-        return multihost_utils.broadcast_one_to_all(found_N) if jax.process_count() > 1 else found_N
+            for part, weight in zip(self.parts, self.weights, strict=True):
+                total_N += weight * np.asarray(part(prompts, completions), np.float64)
+        return multihost_utils.broadcast_one_to_all(total_N) if jax.process_count() > 1 else total_N
 
 
-def _function(name: str) -> Reward:
+def _part(name: str) -> Reward:
+    if code.is_reference(name):
+        function = code.function_of(name, "objective.rewards")
+        return lambda prompts, completions: [
+            _judged(name, function, *pair) for pair in zip(prompts, completions, strict=True)
+        ]
     require(
-        code.is_reference(name),
-        f"objective.rewards has {shown(name)}; write a function as FILE.py:NAME.",
+        Path(name).is_dir(),
+        f"objective.rewards has {shown(name)}; write a function as FILE.py:NAME, or the folder of a reward "
+        "model's run.",
     )
-    return code.function_of(name, "objective.rewards")
+    judge = Judge.load(name)
+
+    def by_model(prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
+        answers = [{"role": "assistant", "content": text} for text in completions]
+        return judge([[*p.turns, answer] for p, answer in zip(prompts, answers, strict=True)])
+
+    return by_model
 
 
-def _judged(name: str, function: Reward, prompt: Prompt, completion: str) -> float:
+def _judged(name: str, function: Callable[..., Any], prompt: Prompt, completion: str) -> float:
     """What one function gives for one completion."""
-    where = f"objective.rewards: {name.rpartition(':')[2]}() of {name.rpartition(':')[0]}"
+    file, _, own = name.rpartition(":")
+    where = f"objective.rewards: {own}() of {file}"
     at = f"for the prompt at {prompt.place} and the completion {shown(completion)}"
     try:
         value = function(prompt.text, completion, prompt.record)

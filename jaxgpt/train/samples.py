@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -42,8 +42,10 @@ class Samples:
         self.run, self.mesh, self.validation = run, mesh, validation
         self.prompts: list[list[int]] = []
 
-    def begin(self, tokenizer: Tokenizer, step: int) -> None:
-        """Choose what is continued; drop what was written after the step that the run goes on from."""
+    def begin(self, tokenizer: Tokenizer, step: int, prompts: Sequence[list[int]] = ()) -> None:
+        """Choose what is continued, the first of these prompts or else of the validation data; drop what was
+        written after the step that the run goes on from.
+        """
         run = self.run
         if not run.train.samples:
             return
@@ -52,7 +54,8 @@ class Samples:
             log.warning("train.samples: none are made of a run of %s", why)
             return
         self.tokenizer = tokenizer
-        self.prompts = [ids for ids in self._beginnings() if 0 < len(ids) < run.model.context - run.virtual]
+        chosen = prompts[: run.train.samples] or self._beginnings()
+        self.prompts = [list(ids) for ids in chosen if 0 < len(ids) < run.model.context - run.virtual]
         drop_after(run.folder / FILE, step)
 
     def _beginnings(self) -> list[list[int]]:

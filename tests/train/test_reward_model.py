@@ -17,6 +17,7 @@ from jaxgpt.api import Model, load
 from jaxgpt.config import (
     DPO,
     GPT,
+    GRPO,
     Bert,
     BradleyTerry,
     Chat,
@@ -28,6 +29,7 @@ from jaxgpt.config import (
     Run,
     Train,
 )
+from jaxgpt.data.readers.prompts import Prompt
 from jaxgpt.errors import UserError
 from jaxgpt.evals.loss import loss_of
 from jaxgpt.models import init_params, parameter_counts
@@ -35,6 +37,7 @@ from jaxgpt.sample.commands import sample
 from jaxgpt.sample.judge import Judge
 from jaxgpt.sample.load import load_trained
 from jaxgpt.train.loop import train
+from jaxgpt.train.rewards import Rewards
 
 BACKBONE = GPT(vocab_size=264, context=64, layers=1, width=32, heads=4)
 
@@ -137,3 +140,14 @@ def test_what_does_not_belong_together_is_refused(run) -> None:
     ):
         with pytest.raises(UserError, match=words):
             replace(run, **change)
+
+
+def test_it_rewards_completions_in_reinforcement_learning(judge, run) -> None:
+    """With its weight, beside the dialogue that the prompt is the end of."""
+    asked = [[{"role": "user", "content": text}] for text in ("12", "13")]
+    prompts = [Prompt("a:1", [], turns, turns[-1]["content"], {}) for turns in asked]
+    rewards = Rewards.of(GRPO(rewards=(str(run.folder),), reward_weights=(0.5,)))
+    own = Judge.load(run.folder)([talk("12", "y5 12"), talk("13", "n6 13")])
+    np.testing.assert_allclose(rewards(prompts, ["y5 12", "n6 13"]), 0.5 * own, rtol=1e-5)
+    with pytest.raises(UserError, match="has 'nowhere'; write a function as FILE"):
+        Rewards.of(GRPO(rewards=("nowhere",)))

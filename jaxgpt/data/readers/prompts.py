@@ -37,12 +37,14 @@ class Prompt:
     Attributes:
       place: where it stands, FILE:LINE or the number of its record.
       ids: after which a completion begins.
+      turns: of the dialogue so far.
       text: what the user said last; without a template the whole prompt.
       record: all of the record, as the file has it.
     """
 
     place: str
     ids: list[int]
+    turns: Dialogue
     text: str
     record: dict[str, Any]
 
@@ -178,10 +180,10 @@ def _prompt(place: str, record: Record, data: Prompts, tokenizer: Tokenizer) -> 
     turns = to_prompt(record, data.prompt)
     said = turns[-1]["content"]
     if data.template == "auto":
-        return Prompt(place, prompt_ids(turns, tokenizer), said, record)
+        return Prompt(place, prompt_ids(turns, tokenizer), turns, said, record)
     if len(turns) > 1:
         raise ValueError("data.template is 'none', which writes one text, but the prompt has several turns")
-    return Prompt(place, text_ids(tokenizer, said, bos=True), said, record)
+    return Prompt(place, text_ids(tokenizer, said, bos=True), turns, said, record)
 
 
 def to_prompt(record: Record, field: str = "") -> Dialogue:
