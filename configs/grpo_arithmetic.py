@@ -24,7 +24,9 @@ def config() -> Run:
         model=GPT(vocab_size=264, context=128, layers=3, heads=4, width=96, position="rope", norm="rmsnorm"),
         data=Prompts(train=("data/sums.jsonl",), template="none", length=12),
         objective=GRPO(rewards=(right,), group=16, max_new_tokens=4),
-        optim=Optim(peak_lr=3e-4, final_lr=3e-4, schedule="constant", warmup_steps=10, weight_decay=0.0),
-        train=Train(steps=200, batch_size=1024, log_every=1, eval_every=50, save_every=200),
+        optim=Optim(
+            peak_lr=1e-4, final_lr=1e-6, schedule="linear", warmup_steps=5, b2=0.99, weight_decay=0.0
+        ),
+        train=Train(steps=100, batch_size=1024, log_every=1, eval_every=25, save_every=100),
         compute=Compute(dtype="float32"),
     )

@@ -24,6 +24,7 @@ from jaxgpt.aot.hlo import traffic
 from jaxgpt.aot.topology import CHIPS, Topology
 from jaxgpt.config import GPT, Compute, Mesh, Run, Text, Train
 from jaxgpt.errors import UserError
+from jaxgpt.models import parameter_counts
 
 V, D, LAYERS, LENGTH, HEADS = 32_000, 512, 4, 1024, 8
 SLICE = "v5e:2x4"
@@ -81,6 +82,15 @@ def test_every_program_compiles_for_a_mesh(program):
     assert found.unknown_loops == (program in ("decode", "rollout"))
     assert {axis for one in found.collectives for axis in one.axes} <= set(MIXED)
     assert aot.Report.of(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_a_rollout_leaves_no_second_copy_of_the_parameters():
+    """It reads those of training; what decoding makes of them is gone when it ends."""
+    run, one = make_run(), mesh(dict.fromkeys(MIXED, 1))
+    found = programs.compile_on(run, one, "rollout", aot.Decoding(rows=8, prompt=8, slots=16))
+    size = 4 * parameter_counts(run.model)["total"]
+    assert size < found.memory["arguments"] < 1.1 * size
+    assert found.memory["results"] < size / 10
 
 
 def test_evaluation_is_a_forward_pass_and_a_step_is_three():
