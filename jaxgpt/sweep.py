@@ -44,6 +44,7 @@ class Held(TypedDict):
     val_loss: NotRequired[float]
     val_accuracy: NotRequired[float]
     val_bits_per_byte: NotRequired[float]
+    val_reward: NotRequired[float]
     seconds: NotRequired[float]
     tokens_per_second: NotRequired[Count]
     curve: NotRequired[list[tuple[float, float]]]
@@ -249,9 +250,10 @@ def _skips(row: Row, run: Run) -> bool:
 
 
 def _best_words(rows: list[Row]) -> str:
-    if right := [r for r in rows if "val_accuracy" in r]:
-        best = max(right, key=lambda r: r["val_accuracy"])
-        return f", highest validation accuracy {best['val_accuracy']:.4f} ({best['name']})"
+    for name in ("accuracy", "reward"):
+        if found := [r for r in rows if f"val_{name}" in r]:
+            best = max(found, key=lambda r: r[f"val_{name}"])
+            return f", highest validation {name} {best[f'val_{name}']:.4f} ({best['name']})"
     best = min((r for r in rows if "val_loss" in r), key=lambda r: r["val_loss"], default=None)
     return f", lowest validation loss {best['val_loss']:.4f} ({best['name']})" if best else ""
 

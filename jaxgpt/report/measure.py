@@ -19,7 +19,7 @@ Row = dict[str, Any]
 (finished, patience, stopped, failed, or waiting), `reason`, `parameters` and what `measure` finds. A row of
 several seeds has means, `spread` (the standard deviation of each) and `band` (the extremes of a curve)."""
 NUMBERS = ("parameters", "steps", "tokens", "val_loss", "val_accuracy", "val_bits_per_byte", "seconds")
-NUMBERS += ("tokens_per_second",)
+NUMBERS += ("tokens_per_second", "val_reward")
 SEED = ("name", "runs", "train.seed", "train.samples", "train.track", "train.log_every", "train.save_every")
 """Fields in which runs of one group may differ: the seed, and what no number depends on."""
 
@@ -33,8 +33,9 @@ def measure(run: Run, folder: Path | None = None) -> Row:
 
     Returns:
       `steps`, `tokens`, `val_loss` (the lowest, nats per target) and its `val_bits_per_byte`, `val_accuracy`
-      (the highest, of runs that are best by error), `seconds` (of training, without compiling and
-      evaluating), `tokens_per_second` (the median) and `curve` ([tokens, validation loss] pairs);
+      (the highest, of runs that are best by error), `val_reward` (the highest mean), `seconds` (of training,
+      without compiling and evaluating), `tokens_per_second` (the median) and `curve` ([tokens, validation
+      loss] pairs);
       without what was not measured.
     """
     records: list[Row] = []
@@ -61,6 +62,8 @@ def measure(run: Run, folder: Path | None = None) -> Row:
         accuracies = [a for _, a in points(records, "val_accuracy") if a == a]
         if run.train.best_by == "error" and accuracies:
             found["val_accuracy"] = max(accuracies)
+    if rewards := [r for _, r in points(records, "val_reward") if r == r]:
+        found["val_reward"] = max(rewards)
     return found
 
 

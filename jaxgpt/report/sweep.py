@@ -93,7 +93,7 @@ def cells(row: Row, rows: list[Row]) -> dict[str, str]:
         varied = dict.fromkeys(name for other in rows for name in other["differs"])
         differs = {name: value for name in varied if (value := _field(row.get("run"), name)) is not None}
     words = ", ".join(f"{name} {_value(value)}" for name, value in differs.items())
-    labels = any("val_accuracy" in other for other in rows)
+    labels, rewarded = (any(f"val_{name}" in other for other in rows) for name in ("accuracy", "reward"))
 
     def number(name: str, form: str = ",") -> str:
         return _spread_of(row, name, row.get(name), form)
@@ -106,6 +106,7 @@ def cells(row: Row, rows: list[Row]) -> dict[str, str]:
         "Tokens": number("tokens"),
         "Best validation loss": number("val_loss", ".4f"),
         **({"Best validation accuracy": number("val_accuracy", ".4f")} if labels else {}),
+        **({"Best validation reward": number("val_reward", ".4f")} if rewarded else {}),
         "Bits per byte": number("val_bits_per_byte", ".4f"),
         "Seconds": number("seconds", ",.1f"),
         "Tokens/s": number("tokens_per_second"),

@@ -23,6 +23,7 @@ from jaxgpt.config.code import trusting
 from jaxgpt.errors import UserError
 from jaxgpt.evals.rewards import rewards_of
 from jaxgpt.objectives import make_objective
+from jaxgpt.report.measure import measure
 from jaxgpt.sample.load import load_trained
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.text.vocabulary import Vocabulary
@@ -128,6 +129,7 @@ def test_a_runs_rewards_travel_with_it(learned: tuple[Run, float], monkeypatch: 
     with trusting(True):
         found = rewards_of(load_trained(folder))
     assert found["reward"] == records(folder, "val_reward")[-1]["val_reward"]
+    assert measure(learned[0])["val_reward"] == 1.0
 
 
 @pytest.mark.parametrize(
