@@ -1,12 +1,13 @@
 """Does reward alone make the quick start's chat model surer of a skill that it half knows?
 
 It goes on with a series of numbers ("Continue counting: 5, 10, 15, 20"), but at temperature 1 one answer in
-four is wrong. Here it answers each question eight times, and the right answers become more likely:
+five is wrong. Here it answers each question eight times, and the right answers become more likely:
 
     jaxgpt quickstart --workdir quickstart
     jaxgpt train configs/grpo_skills.py
 
-Expected: TODO
+Expected: the mean reward of rollouts from 0.80 to 0.89, that of greedy answers to held-out prompts from 0.98
+to between 0.98 and 1.00, in 60 steps, two minutes on two cores (benchmarks/results/grpo_2026-11-26.md).
 """
 
 from pathlib import Path
