@@ -4,7 +4,8 @@ The data and the model that it starts from are those of `configs/sums.py`. An an
 
     jaxgpt train configs/grpo_arithmetic.py
 
-Expected: little, and slowly: 83.4 % of held-out sums before, 85.8 % after 50 steps, half a minute on two cores.
+Expected: little, and slowly: 83.4 % of held-out sums before, 85.8 % after 50 steps, half a minute on two
+cores.
 Higher rates lose more than they win (benchmarks/results/grpo_2026-11-26.md).
 """
 
