@@ -47,6 +47,8 @@ _NO_MATTER = {
     "megatron_core", "megatron_config", "fan_in_fan_out",
 }  # fmt: skip
 """Fields that say how it was made, or repeat what the arrays show."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` over which an adapter fits no longer the base alone."""
 _EMPTY: tuple[Any, ...] = (None, False, "none", [], {}, 0)
 
 
@@ -88,6 +90,12 @@ def read_adapter(folder: Path, family: Family, model: Any) -> Adapter:
         f"{folder / CONFIG} has {', '.join(f'{n} {v!r:.60}' for n, v in unknown.items())}, which has no "
         "counterpart "
         "here; merge the adapter with peft and import the whole model.",
+    )
+    born = config.get("init_lora_weights")
+    require(
+        not isinstance(born, str) or not born.lower().startswith(_CHANGES_BASE),
+        f"{folder / CONFIG}: init_lora_weights is {born!r:.60}, which changes the base's weights; save it "
+        "with path_initial_model_for_weight_conversion, which makes it a plain LoRA.",
     )
     require((folder / TENSORS).is_file(), f"{folder} has no {TENSORS}; save the adapter as safetensors.")
     headers = files.file_headers(folder / TENSORS)
@@ -148,6 +156,13 @@ def _read_lora(
     parts = ("lora_A", "lora_B", "lora_magnitude_vector")
     by_module = _by_module(arrays, parts, family, model, where)
     dora, stable = bool(config.get("use_dora")), bool(config.get("use_rslora"))
+    needed = set(parts if dora else parts[:2])
+    odd = [f"{m} has {', '.join(sorted(own))}" for m, own in by_module.items() if own.keys() != needed]
+    require(
+        not odd,
+        f"{where / TENSORS}: {files.shorten(odd, 1)}; with use_dora {dora} each needs "
+        f"{', '.join(sorted(needed))}.",
+    )
     known, rank = _modules(family, model), max(len(own["lora_A"]) for own in by_module.values())
     alpha = float(config.get("lora_alpha", 8))
     scales = {}
@@ -260,6 +275,11 @@ def _read_virtual(
     require(name in arrays, f"{where / TENSORS} has no {name}; take the original file.")
     array = arrays[name]
     prompt = config["peft_type"] == "PROMPT_TUNING"
+    require(
+        not prompt or not getattr(model, "embed_scale", False),
+        f"{where}: this {family.model_type} scales its embeddings and peft's virtual tokens are not scaled; "
+        "use prefix tuning or LoRA.",
+    )
     L, G, K, D = model.layers, model.groups, model.head, model.width
     wanted = (P, D) if prompt else (P, L * 2 * G * K)
     require(

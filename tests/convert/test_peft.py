@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,17 @@ def test_what_has_no_counterpart_is_refused_in_one_sentence(bases: dict[str, Pat
         "has bias 'all', which has no counterpart here; merge the adapter": {"bias": "all"},
         "has modules_to_save \\['lm_head'\\], which has no": {"modules_to_save": ["lm_head"]},
         "has new_field 3, which has no counterpart": {"new_field": 3},
+        "init_lora_weights is 'pissa_niter_4', which changes the base": {
+            "init_lora_weights": "pissa_niter_4"
+        },
+        r"_proj has lora_A, lora_B and \d+ more; with use_dora True each": {"use_dora": True},
     }
     for i, (words, changes) in enumerate(cases.items()):
         with pytest.raises(UserError, match=words):
             read_adapter(adapter_folder("llama/lora", tmp_path / str(i), **changes), family, model)
+    scaled = adapter_folder("llama/prompt", tmp_path / "scaled")
+    with pytest.raises(UserError, match="this llama scales its embeddings and peft's virtual tokens are not"):
+        read_adapter(scaled, family, replace(model, embed_scale=True))
     wrong = adapter_folder("gpt2/lora", tmp_path / "wrong")
     with pytest.raises(UserError, match="belongs to no linear layer of this llama; is it of another model"):
         read_adapter(wrong, family, model)
