@@ -44,6 +44,7 @@ _NO_MATTER = {
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
     "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "encoder_hidden_size",
     "prefix_projection", "qalora_group_size", "target_modules", "exclude_modules", "layers_pattern",
+    "layers_to_transform",
     "megatron_core", "megatron_config", "fan_in_fan_out",
 }  # fmt: skip
 """Fields that say how it was made, or repeat what the arrays show."""

@@ -125,7 +125,9 @@ def test_modules_of_other_ranks_and_scales_and_layers_without_an_adapter(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     """What is less in one place is the same adapter with zeros, and another scale a factor of B."""
-    source = adapter_folder("llama/lora", tmp_path / "theirs", alpha_pattern={"q_proj": 12})
+    source = adapter_folder(
+        "llama/lora", tmp_path / "theirs", alpha_pattern={"q_proj": 12}, layers_to_transform=[0, 1]
+    )
     tensors = load_file(source / TENSORS)
     lost = {k: v for k, v in tensors.items() if ".layers.1.mlp." not in k}
     q = "base_model.model.model.layers.0.self_attn.q_proj"
