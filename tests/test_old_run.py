@@ -50,7 +50,8 @@ def test_the_configs_say_what_they_said() -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_validation_is_what_it_was(name: str) -> None:
-    found = validation_loss(name, which="4", batch_size=8)
+    measured = validation_loss(name, which="4", batch_size=8)
+    found = {key: measured[key] for key in RUNS[name]["validation"]}  # figures of experts came later
     assert found == pytest.approx(RUNS[name]["validation"], rel=CLOSE)
 
 

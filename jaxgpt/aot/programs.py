@@ -125,16 +125,17 @@ def _program(
         if program == "checksum":
             return jit_measure(mesh), (jax.tree.leaves(parts.abstract.params),)
         objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
+        base = [parts.base] if parts.base else []  # the frozen part of a model that is tuned
         layout = batch_sharding(mesh)
         columns: dict[str, Any] = {"types": run.typed, "extra": extra_columns(run)}
         batch = Batch.abstract(run.train.batch_size, run.length, layout, **columns)
         if program == "train":
-            return jit_train_step(run, parts, objective), (parts.abstract, batch, parts.base or None)
+            return jit_train_step(run, parts, objective), (parts.abstract, batch, *base)
         memory = jax.eval_shape(
             lambda: init_memory(run.model, run.compute, target, run.train.batch_size, evaluation=True)
         )
         batch = dataclasses.replace(batch, memory=_laid_out(memory, layout))
-        return jit_eval_step(run, parts, objective), (parts.abstract.params, batch, parts.base or None)
+        return jit_eval_step(run, parts, objective), (parts.abstract.params, batch, *base)
     if program == "rollout":
         return _rollout(run, mesh, target, decoding)
     compute = Compute(dtype=run.compute.dtype, attention=run.compute.attention)

@@ -134,6 +134,15 @@ def _merged(run: Run, saved: dict, base: dict, mesh: jax.sharding.Mesh) -> dict:
 
 
 def whole_model(run: Run, base: dict) -> dict:
-    """Parameters of another run as those of this one's model: of a backbone, under its name."""
+    """Parameters of another run as those of this one's model: of a backbone, under its name.
+
+    Raises:
+      UserError: they hold what a tuning method has added beside the weights.
+    """
+    require(
+        "added" not in base,
+        f"init_from {run.init_from!r} is a run tuned with something beside its weights (virtual tokens or "
+        "bottleneck adapters), which no other run can start from; name the run that it was tuned from.",
+    )
     headless = run.headed is not None and "backbone" not in base
     return {"backbone": base} if headless else base

@@ -108,11 +108,12 @@ def _import_adapter(source: Path, target: Path, base: str, tokenizer: str) -> No
     from flax import nnx
 
     from jaxgpt.checkpoint import load_params
-    from jaxgpt.checkpoint.whole import note_base, params_digest
+    from jaxgpt.checkpoint.whole import note_base, params_digest, whole_model
     from jaxgpt.convert.peft import CONFIG, is_adapter, read_adapter
     from jaxgpt.convert.registry import family_of
     from jaxgpt.sample.load import sampling_mesh
     from jaxgpt.target import Target
+    from jaxgpt.train.hooks import MADE_FROM
     from jaxgpt.tune import make_tuning
 
     require(
@@ -124,22 +125,20 @@ def _import_adapter(source: Path, target: Path, base: str, tokenizer: str) -> No
     held, name = load_run(base), target.resolve().name
     placed = sampling_mesh(held, ONE_DEVICE)
     adapter = read_adapter(source, family_of(held.model), held.model)
-    made = replace(
-        held,
-        name=name,
-        runs=str(target.resolve().parent),
-        tune=adapter.tune,
-        init_from=base,
-        data=replace(held.data, length=None),
-    )
+    places: dict[str, Any] = {"name": name, "runs": str(target.resolve().parent), "init_from": base}
+    if getattr(adapter.tune, "tokens", 0):  # rows are shorter by the virtual tokens
+        places["data"] = replace(held.data, length=None)
+    made = replace(held, tune=adapter.tune, **places)
     # The layout that training would have: every array is there, in the order of the abstract state.
     abstract = nnx.to_pure_dict(make_tuning(made.tune, made.model, made.compute, Target.of(placed)).learned)
     params = jax.tree.map(lambda like, array: jnp.asarray(array, like.dtype), abstract, adapter.learned)
     whole_params, step = load_params(base, held, placed)
+    whole_model(made, whole_params)  # refuses a base with virtual tokens or adapters of its own
     with whole(target, sum(x.nbytes for x in jax.tree.leaves(params))) as work:
         shutil.copytree(Path(base) / "tokenizer", work / "tokenizer")
         note_base(work, {"run": base, "step": step, "digest": params_digest(whole_params)}, copy=False)
-        save_params(work, made, params)
+        write_json(work / MADE_FROM, {"peft": str(source), "base": base, "step": step})
+        save_params(work, made, params, step)  # the base's step: it says how texts begin
     print(f"{target}: {type(adapter.tune).__name__} over {base}; try `jaxgpt {_verb(made)} {target}`")
 
 
@@ -212,6 +211,7 @@ def export(
     held, most = load_run(source), _bytes(max_shard_size)
     refuse_filled(target, "a model")
     if peft:
+        require(not dtype, f"--dtype is {dtype!r} but adapters are written in float32; drop it.")
         _export_adapter(source, target, held, checkpoint, verify)
         return
     origin = _origin(source, held)

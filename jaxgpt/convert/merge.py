@@ -35,7 +35,7 @@ def merge(
     import jax
 
     from jaxgpt.sample.load import load_trained
-    from jaxgpt.train.hooks import MERGED
+    from jaxgpt.train.hooks import MADE_FROM
 
     source, target = Path(run), Path(folder)
     held, name = load_run(source), type(load_run(source).tune).__name__
@@ -58,6 +58,6 @@ def merge(
         shutil.copytree(source / "tokenizer", work / "tokenizer")
         if (source / code.FOLDER).is_dir():
             shutil.copytree(source / code.FOLDER, work / code.FOLDER)
-        write_json(work / MERGED, {"run": str(source), "step": trained.step, "tune": name})
+        write_json(work / MADE_FROM, {"run": str(source), "step": trained.step, "tune": name})
         save_params(work, made, trained.params, trained.step)
     print(f"{target}: {source}, step {trained.step}, merged with its base; try `jaxgpt sample {target}`")

@@ -10,17 +10,17 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxgpt.config import IA3, DoRA, LoRA, PrefixTuning, PromptTuning
+from jaxgpt.config import GPT, IA3, DoRA, LoRA, PrefixTuning, PromptTuning
 from jaxgpt.config.tune import Tune
 from jaxgpt.convert import files
 from jaxgpt.convert.family import Family, Slot, tensors
 from jaxgpt.errors import UserError, require
-from jaxgpt.files import write_json
+from jaxgpt.files import Count, check_json, write_json
 from jaxgpt.tune.base import Flat, flatten, unflatten
 from jaxgpt.tune.ia3 import INPUTS, OUTPUTS
 
@@ -53,6 +53,21 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _EMPTY: tuple[Any, ...] = (None, False, "none", [], {}, 0)
 
 
+class Config(TypedDict):
+    """What is read of adapter_config.json."""
+
+    peft_type: NotRequired[str | None]
+    r: NotRequired[Count | None]
+    lora_alpha: NotRequired[float | None]
+    lora_dropout: NotRequired[float | None]
+    use_rslora: NotRequired[bool | None]
+    use_dora: NotRequired[bool | None]
+    rank_pattern: NotRequired[dict[str, Count] | None]
+    alpha_pattern: NotRequired[dict[str, float] | None]
+    init_lora_weights: NotRequired[bool | str | None]
+    num_virtual_tokens: NotRequired[Count | None]
+
+
 class Adapter(NamedTuple):
     """What a folder holds: the method, and what is trained as a pure dict."""
 
@@ -75,6 +90,8 @@ def read_adapter(folder: Path, family: Family, model: Any) -> Adapter:
       UserError: a kind or field that has no counterpart here, or arrays that do not fit the model.
     """
     config = files.read_json(folder / CONFIG)
+    _check_model(model)
+    check_json(config, Config, folder / CONFIG, "take the original file")
     kind = config.get("peft_type")
     require(
         kind in KINDS,
@@ -89,8 +106,7 @@ def read_adapter(folder: Path, family: Family, model: Any) -> Adapter:
     require(
         not unknown,
         f"{folder / CONFIG} has {', '.join(f'{n} {v!r:.60}' for n, v in unknown.items())}, which has no "
-        "counterpart "
-        "here; merge the adapter with peft and import the whole model.",
+        "counterpart here; merge the adapter with peft and import the whole model.",
     )
     born = config.get("init_lora_weights")
     require(
@@ -109,6 +125,14 @@ def read_adapter(folder: Path, family: Family, model: Any) -> Adapter:
         )
     read = {"LORA": _read_lora, "IA3": _read_ia3}.get(kind, _read_virtual)
     return read(config, arrays, family, model, folder)
+
+
+def _check_model(model: Any) -> None:
+    require(
+        isinstance(model, GPT),
+        f"a {type(model).__name__} has no adapters in peft's format here; `jaxgpt merge` and `jaxgpt export` "
+        "write whole models.",
+    )
 
 
 def _modules(family: Family, model: Any) -> dict[str, list[Slot]]:
@@ -304,6 +328,7 @@ def write_adapter(work: Path, tune: Tune, learned: dict, family: Family, model: 
       UserError: the method has no counterpart in peft.
     """
     name = type(tune).__name__
+    _check_model(model)
     if isinstance(tune, LoRA):
         config, arrays = _write_lora(tune, flatten(learned), family, model)
     elif isinstance(tune, IA3):
@@ -418,6 +443,11 @@ def _write_virtual(
     P, L = tune.tokens, model.layers
     shape = {"num_virtual_tokens": P, "num_layers": L, "num_transformer_submodules": 1}
     if isinstance(tune, PromptTuning):
+        require(
+            not model.embed_scale,
+            "prompts of a model that scales its embeddings (Gemma) mean something else in peft; they are not "
+            "written.",
+        )
         config = shape | {
             "peft_type": "PROMPT_TUNING",
             "token_dim": model.width,

@@ -26,8 +26,8 @@ from jaxgpt.train.provenance import environment, note_start
 log = logging.getLogger(__name__)
 
 
-MERGED = "merged.json"
-"""In the folder of a run that `jaxgpt merge` made: what it was merged from."""
+MADE_FROM = "made_from.json"
+"""In the folder of a run that was not trained (merged, or an adapter imported): what it was made from."""
 
 
 class Claim:
@@ -170,7 +170,7 @@ def check_folder(run: Run) -> Changes:
     """What a run changes of the one that its folder holds; refuse one that is another."""
     folder, path = run.folder, run.folder / "config.json"
     require(
-        not (folder / "hf").is_dir() and not (folder / MERGED).exists(),
+        not (folder / "hf").is_dir() and not (folder / MADE_FROM).exists(),
         f"{folder} is an imported or merged model without a state to resume from; "
         f"give this run another name, and start it there with --init-from {folder}.",
     )

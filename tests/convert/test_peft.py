@@ -154,6 +154,7 @@ def test_what_has_no_counterpart_is_refused_in_one_sentence(bases: dict[str, Pat
         "has bias 'all', which has no counterpart here; merge the adapter": {"bias": "all"},
         "has modules_to_save \\['lm_head'\\], which has no": {"modules_to_save": ["lm_head"]},
         "has new_field 3, which has no counterpart": {"new_field": 3},
+        r"adapter_config.json is damaged .*lora_alpha": {"lora_alpha": "much"},
         "init_lora_weights is 'pissa_niter_4', which changes the base": {
             "init_lora_weights": "pissa_niter_4"
         },
