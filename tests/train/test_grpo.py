@@ -108,7 +108,7 @@ def test_a_bandits_best_arm_is_found_in_fifty_steps(learned: tuple[Run, float]) 
     seen = records(run.folder, "reward")
     assert best == -1.0  # the best arm itself, greedily
     assert seen[0]["reward"] < 0.25 < 0.35 < seen[-1]["reward"]  # as drawn: other letters earn a quarter
-    assert seen[-1]["entropy"] < seen[0]["entropy"] / 2
+    assert seen[-1]["entropy"] < 0.7 * seen[0]["entropy"]
     assert all(r["logprob_gap"] < 1e-4 and r["clip_share"] == 0 for r in seen)  # one update per rollout
 
 
