@@ -5,7 +5,8 @@
 
 Tuned on 90 % of devset.csv, split by meaning representation. The learning rate (of two, by a short run)
 and the checkpoint are chosen on the other 10 %. testset_w_refs.csv is scored once, with greedy decoding. A
-run that is done is not run again, so the same command goes on where it stopped.
+run that is done is not run again, so the same command goes on where it stopped. It needs sacrebleu and
+rouge-score, which come with the extra `eval` (lm-eval).
 """
 
 from __future__ import annotations
