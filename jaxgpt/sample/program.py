@@ -8,7 +8,7 @@ Shapes: B rows, T prompt length (rounded up), S slots per row, D width, V vocabu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -245,7 +245,9 @@ def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dic
     def one(path: tuple[Any, ...], p: Any) -> Any:
         facts = about[path]
         if not isinstance(p, jax.Array):
-            return p
+            # The base of a weight of another kind is read like one, but where it decides a norm (DoRA).
+            plain = isinstance(getattr(p, "base", None), jax.Array) and getattr(p, "magnitude", None) is None
+            return replace(p, base=one(path, p.base)) if plain else p
         if facts["role"] in CAST:
             p = p.astype(facts.get("read_in", compute.dtype))  # a router is read in float32
         return constrain(p, *facts["axes"])

@@ -19,6 +19,7 @@ from jaxgpt.config import (
     BottleneckAdapters,
     Classification,
     Classifier,
+    Compute,
     DoRA,
     Labelled,
     LastLayers,
@@ -30,9 +31,12 @@ from jaxgpt.config import (
     TransformerXL,
 )
 from jaxgpt.errors import UserError
+from jaxgpt.layers.cache import init_cache
+from jaxgpt.models import abstract_model, assemble
+from jaxgpt.sample.program import prepare
 from jaxgpt.train.state import freeze
 from jaxgpt.tune import make_tuning
-from jaxgpt.tune.base import flatten
+from jaxgpt.tune.base import flatten, unflatten
 
 D, F, L, H, K = 32, 128, 2, 4, 8
 
@@ -246,3 +250,23 @@ def test_what_does_not_fit_is_said_in_one_sentence() -> None:
     for tune, model, words in cases:
         with pytest.raises(UserError, match=words):
             make_tuning(tune, model, FLOAT32, HERE)
+
+
+def test_a_base_under_an_adapter_is_read_in_the_compute_type_and_changes_nothing() -> None:
+    """As the sampler prepares it, with layers stacked as on an accelerator; DoRA's norm needs all digits."""
+    half, target = Compute(dtype="bfloat16", attention="xla"), replace(HERE, unroll=False)
+    path, tokens = ("blocks", "mlp", "down", "weight"), BATCHES[0].tokens_BT
+    for name, dtype in (("lora", "bfloat16"), ("ia3", "bfloat16"), ("dora", "float32")):
+        case, state, _ = trained(name)
+        params = case.program.tuning.enter(state.params, case.base, None)
+        ready = prepare(LATEST, half, target, params)
+        assert flatten(ready)[path].base.dtype == dtype
+
+        @jax.jit
+        def decode(params: dict, target: Any = target) -> jax.Array:
+            module = assemble(abstract_model(LATEST, half, target)[0], params)
+            return module.decode(tokens, None, init_cache(LATEST, target, 8, 16, jnp.dtype("bfloat16")))[0]
+
+        wide, before = flatten(ready), flatten(params)
+        wide |= {p: before[p] for p, leaf in wide.items() if hasattr(leaf, "base")}
+        np.testing.assert_array_equal(decode(ready), decode(unflatten(wide)))
