@@ -46,6 +46,9 @@ COMMANDS = {
     "sweep": Command(
         "jaxgpt.sweep", "sweep", "train the runs of a config's sweep(), compare them", jax=True, config=True
     ),
+    "lr-find": Command(
+        "jaxgpt.lr_find", "lr_find", "find a learning rate: loss while it rises", jax=True, config=True
+    ),
     "compare": Command("jaxgpt.compare", "compare", "settings, numbers and curves of several runs"),
     "report": Command("jaxgpt.watch", "report", "draw report.html of runs anew"),
     "watch": Command("jaxgpt.watch", "watch", "a run's report in the browser, while it trains"),

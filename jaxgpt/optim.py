@@ -34,6 +34,7 @@ def schedule(optim: Optim, steps: int, peak: float | None = None) -> optax.Sched
         "constant": optax.constant_schedule(top),
         "linear": optax.linear_schedule(top, final, rest),
         "cosine": optax.cosine_decay_schedule(top, rest, alpha=final / top),
+        "range": optax.exponential_decay(final or 1e-30, rest, top / (final or 1e-30)),
         "wsd": optax.linear_schedule(top, final, decay, transition_begin=rest - decay),
     }[optim.schedule]
     # Starts at peak / warm-up, not at 0: the first step is not wasted.

@@ -65,8 +65,9 @@ class Optim:
     """Learning rate after the warm-up."""
     final_lr: Weight = 6e-5
     """Learning rate at the last step."""
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """How the learning rate falls from its peak; wsd holds the peak and decays at the end."""
+    schedule: Literal["cosine", "linear", "wsd", "constant", "range"] = "cosine"
+    """How the learning rate falls from its peak; wsd holds the peak and decays at the end. Of range it rises
+    exponentially from final_lr to the peak, as `jaxgpt lr-find` needs."""
     warmup_steps: StepsOr0 = 100
     """Number of steps over which the learning rate rises to its peak."""
     decay_fraction: Annotated[float, Bounds(1e-6, 1)] = 0.2
@@ -89,6 +90,11 @@ class Optim:
         require(
             self.final_lr <= self.peak_lr,
             f"optim.final_lr is {self.final_lr}; it must be between 0 and optim.peak_lr {self.peak_lr}.",
+        )
+        require(
+            self.schedule != "range" or self.final_lr > 0,
+            "optim.final_lr is 0 but optim.schedule 'range' begins there and rises by a factor per step; set it "
+            "above 0.",
         )
 
 

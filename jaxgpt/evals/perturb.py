@@ -31,7 +31,12 @@ DISTRACTORS = {
         "It rained for an hour and then it stopped .",
         "The bus stops in front of the library .",
     ),
-    "zh": ("会议改到三点一刻。", "那座旧灯塔有二百级台阶。", "雨下了一个小时就停了。", "公交车停在图书馆前面。"),
+    "zh": (
+        "会议改到三点一刻。",
+        "那座旧灯塔有二百级台阶。",
+        "雨下了一个小时就停了。",
+        "公交车停在图书馆前面。",
+    ),
 }
 """Sentences that say nothing of what they are put before."""
 

@@ -51,5 +51,7 @@ def test_each_by_its_definition():
     swapped = perturb(TEXT, "swapped words").split()
     assert sorted(swapped) == sorted(TEXT.split()) and swapped != TEXT.split()
     assert perturb(TEXT, "distractor").endswith(" " + TEXT)
-    assert perturb(CHINESE, "distractor").endswith(CHINESE) and not re.search(r"\s", perturb(CHINESE, "distractor"))
+    assert perturb(CHINESE, "distractor").endswith(CHINESE) and not re.search(
+        r"\s", perturb(CHINESE, "distractor")
+    )
     assert len(perturb(CHINESE, "dropped words")) < len(CHINESE)
