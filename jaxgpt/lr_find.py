@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.config import Optim, Run, override
+from jaxgpt.config import Optim, Run
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import require_writable, write_json
 from jaxgpt.report import page
@@ -22,9 +22,9 @@ LOWEST, HIGHEST, STEPS = "--lowest", "--highest", "--steps"
 DEFAULTS = {LOWEST: 1e-6, HIGHEST: 1.0, STEPS: 100.0}
 FEWEST = 20
 """Steps that a range needs."""
-HELP = f"""Find a learning rate for a config: train it for a few steps while the rate rises exponentially, and see
-where the loss falls fastest and where it breaks away (Smith 2017, section 3.3). {LOWEST} {DEFAULTS[LOWEST]:g}
-and {HIGHEST} {DEFAULTS[HIGHEST]:g} are the ends of the range, {STEPS} {DEFAULTS[STEPS]:.0f} its length; every
+HELP = f"""Find a learning rate for a config: train it for a few steps while the rate rises exponentially, and
+see where the loss falls fastest and where it breaks away (Smith 2017, section 3.3). {LOWEST}
+{DEFAULTS[LOWEST]:g} and {HIGHEST} {DEFAULTS[HIGHEST]:g} are its ends, {STEPS} {DEFAULTS[STEPS]:.0f} its length; every
 other option sets a field of the config. Nothing is trained in the run's own folder; the curve is written
 beside it, as NAME-lr-find.html and .json.
 """
@@ -38,7 +38,7 @@ class Found:
       steepest: the learning rate where the smoothed loss falls fastest.
       lowest: where it is lowest; well below it, training is stable.
       suggestion: peak learning rate to begin with: the smaller of `steepest` and a tenth of `lowest`.
-      broke_at: the first rate with a loss of four times the lowest, or that is not finite; None where none had.
+      broke_at: the first rate with a loss of four times the lowest; None where none had.
     """
 
     steepest: float
@@ -58,7 +58,7 @@ def lr_find(args: list[str]) -> int:
     )
     require(
         0 < values[LOWEST] < values[HIGHEST] <= 1e6,
-        f"{LOWEST} is {values[LOWEST]:g} and {HIGHEST} {values[HIGHEST]:g}; give 0 < lowest < highest <= 1e6.",
+        f"{LOWEST} is {values[LOWEST]:g} and {HIGHEST} {values[HIGHEST]:g}; give 0 < lowest < highest.",
     )
     place = Path(run.runs) / f"{run.name}-lr-find"
     require_writable(place.parent)
@@ -70,7 +70,8 @@ def lr_find(args: list[str]) -> int:
     _write_page(place.with_suffix(".html"), run, rates, losses, smoothed, found)
     broke = f"broke away at {found.broke_at:.2g}" if found.broke_at else "never broke away"
     print(
-        f"loss falls fastest at learning rate {found.steepest:.2g}, is lowest at {found.lowest:.2g} and {broke}; "
+        f"loss falls fastest at learning rate {found.steepest:.2g}, is lowest at {found.lowest:.2g} and "
+        f"{broke}; "
         f"try --optim.peak-lr {found.suggestion:.2g} (see {place}.html)"
     )
     return 0
@@ -168,8 +169,10 @@ def _write_page(
         "Breaks away at": found.broke_at,
     }
     how = (
-        "The learning rate rises exponentially over the steps of one run. The suggestion is the smaller of the "
-        "rate where the loss falls fastest and a tenth of the one where it is lowest: a place to begin, not an "
+        "The learning rate rises exponentially over the steps of one run. The suggestion is the smaller of "
+        "the "
+        "rate where the loss falls fastest and a tenth of the one where it is lowest: a place to begin, not "
+        "an "
         "optimum. A longer run, a warm-up and a larger batch bear higher rates."
     )
     page.write(path, f"Learning-rate range of {run.name}", [("Range test", page.facts(facts), chart, how)])

@@ -93,7 +93,8 @@ class Optim:
         )
         require(
             self.schedule != "range" or self.final_lr > 0,
-            "optim.final_lr is 0 but optim.schedule 'range' begins there and rises by a factor per step; set it "
+            "optim.final_lr is 0 but optim.schedule 'range' begins there and rises by a factor per step; set "
+            "it "
             "above 0.",
         )
 
