@@ -24,9 +24,9 @@ FEWEST = 20
 """Steps that a range needs."""
 HELP = f"""Find a learning rate for a config: train it for a few steps while the rate rises exponentially, and
 see where the loss falls fastest and where it breaks away (Smith 2017, section 3.3). {LOWEST}
-{DEFAULTS[LOWEST]:g} and {HIGHEST} {DEFAULTS[HIGHEST]:g} are its ends, {STEPS} {DEFAULTS[STEPS]:.0f} its length; every
-other option sets a field of the config. Nothing is trained in the run's own folder; the curve is written
-beside it, as NAME-lr-find.html and .json.
+{DEFAULTS[LOWEST]:g} and {HIGHEST} {DEFAULTS[HIGHEST]:g} are its ends, {STEPS} {DEFAULTS[STEPS]:.0f} its
+length; every other option sets a field of the config. Nothing is trained in the run's own folder; the curve
+is written beside it, as NAME-lr-find.html and .json.
 """
 
 
