@@ -4,8 +4,8 @@
 
 A tokenizer of 8,000 pieces and a decoder of 3.4 M parameters, trained on English and Chinese text: web pages,
 Shakespeare, a novel, sentences of the film reviews, passages of XQuAD, and four fifths of Tatoeba's pairs as
-single sentences. No question, answer, label, instruction or reference of any benchmark is in it. Finished parts
-are kept, so that all benchmarks of one folder share them.
+single sentences. No question, answer, label, instruction or reference of any benchmark is in it. Finished
+parts are kept, so that all benchmarks of one folder share them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def documents(data: Path) -> list[str]:
     english, chinese = zip(*pairs(data)[0], strict=True)
     short = [*plays[: len(plays) // 2], *novel, *reviews, *dict.fromkeys(english), *dict.fromkeys(chinese)]
     grouped = ["\n".join(part) for part in itertools.batched(short, 20)]
-    return [json.loads(page)["text"] for page in pages] + passages(data, "en") + passages(data, "zh") + grouped
+    return (
+        [json.loads(page)["text"] for page in pages] + passages(data, "en") + passages(data, "zh") + grouped
+    )
 
 
 def base_run(data: Path, workdir: Path, steps: int = 600) -> Run:

@@ -50,6 +50,7 @@ COMMANDS = {
         "jaxgpt.lr_find", "lr_find", "find a learning rate: loss while it rises", jax=True, config=True
     ),
     "compare": Command("jaxgpt.compare", "compare", "settings, numbers and curves of several runs"),
+    "advise": Command("jaxgpt.advise", "advise", "what a run's curves say, and what to try next"),
     "report": Command("jaxgpt.watch", "report", "draw report.html of runs anew"),
     "watch": Command("jaxgpt.watch", "watch", "a run's report in the browser, while it trains"),
     "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
