@@ -143,7 +143,8 @@ def plateau(c: Curves) -> Advice | None:
     """The smoothed loss fell by less than 0.5 % over the last third, at a rate above 30 % of the peak."""
     late = _part(c.smoothed, 2 / 3, 1)
     rate = c.rate(c.last)
-    if len(late) < 5 or not rate > 0.3 or late[0] <= 0 or (late[0] - late[-1]) / late[0] > 0.005:
+    falls = c.run.optim.schedule in ("cosine", "linear")  # by itself
+    if falls or len(late) < 5 or not rate > 0.3 or late[0] <= 0 or late[-1] < 0.995 * late[0]:
         return None
     if late[-1] > 1.05 * late[0]:  # that is divergence
         return None
@@ -151,8 +152,8 @@ def plateau(c: Curves) -> Advice | None:
         "plateau",
         f"the smoothed training loss was {late[0]:.4g} at two thirds and {late[-1]:.4g} at the end, while "
         f"the learning rate still was {rate:.0%} of its peak",
-        f"let the rate fall: optim.schedule 'cosine' or 'wsd' (now {c.run.optim.schedule!r}) over the steps "
-        "that are left; if it never fell fast either, find a rate with `jaxgpt lr-find`",
+        f"let the rate fall: optim.schedule 'cosine', or 'wsd' over the last steps (now "
+        f"{c.run.optim.schedule!r}); if it never fell fast either, find a rate with `jaxgpt lr-find`",
     )
 
 

@@ -179,6 +179,9 @@ class Train:
     is the highest mean reward, whatever this says."""
     best_holds: Literal["all", "params"] = "all"
     """What the best checkpoint holds: the whole state, or only the parameters (a third of the size)."""
+    noise_scale: bool = False
+    """Log the gradient noise scale in rows: up to about that batch size, more rows per step save steps
+    (McCandlish et al. 2018, appendix A). It compares microbatches, so it needs accumulate > 1."""
     patience: StepsOr0 = 0
     """Early stopping: evaluations without improvement before the run stops; 0 turns it off."""
     max_bad_steps: Steps = 10
@@ -192,6 +195,11 @@ class Train:
             self.batch_size % self.accumulate == 0,
             f"train.batch_size {self.batch_size} is not divisible by train.accumulate {self.accumulate}; "
             "every microbatch holds the same number of rows.",
+        )
+        require(
+            not self.noise_scale or self.accumulate > 1,
+            "train.noise_scale is True but train.accumulate is 1, and it is found by comparing microbatches; "
+            "set accumulate to 2 or more.",
         )
         names = self.track or ()
         require(len(set(names)) == len(names), f"train.track is {names}; name every tracker once.")

@@ -35,6 +35,7 @@ PANELS = {  # metric: title, factor, whether the axis is linear from zero
     "entropy": ("Entropy of the policy (nats)", 1, True),
     "learning_rate": ("Learning rate", 1, True),
     "grad_norm": ("Gradient norm", 1, False),
+    "noise_scale": ("Gradient noise scale (rows)", 1, False),
     "tokens_per_second": ("Tokens per second", 1, True),
     "mfu": ("Model FLOPs utilisation (%)", 100, True),
 }

@@ -17,11 +17,12 @@ class Position(TypedDict):
 
 
 class Memory(TypedDict):
-    """What the loop remembers: see `Patience`, and the updates skipped so far."""
+    """What the loop remembers: see `Patience` and `NoiseScale`, and the updates skipped so far."""
 
     waited: Count
     skipped: Count
     best: NotRequired[float]
+    noise: NotRequired[tuple[float, float]]
 
 
 class Host(TypedDict):

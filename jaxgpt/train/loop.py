@@ -35,6 +35,7 @@ from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.hooks import Claim, Patience, claimed, claimed_base
 from jaxgpt.train.host import Host, Memory
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
+from jaxgpt.train.noise import SQUARE, NoiseScale
 from jaxgpt.train.reference import add_reference, has_reference
 from jaxgpt.train.rollout import Rollouts
 from jaxgpt.train.samples import Samples
@@ -198,6 +199,10 @@ class Loop:
         self.data, self.validation = data, validation
         self.patience = Patience(run.train.patience, memory.get("best", math.inf), memory["waited"])
         self.skipped, self.bad = memory["skipped"], 0
+        self.noise = None
+        if run.train.noise_scale:
+            sizes = run.train.batch_size, run.train.accumulate
+            self.noise = NoiseScale(*sizes, memory.get("noise", (0.0, 0.0)))
         self.branching = branching_step(run)
         self.layout = batch_sharding(program.mesh)
         self.part = process_rows(self.layout, run.train.batch_size)
@@ -314,6 +319,8 @@ class Loop:
         memory: Memory = {"waited": self.patience.waited, "skipped": self.skipped}
         if math.isfinite(self.patience.best):  # JSON has no infinity
             memory["best"] = self.patience.best
+        if self.noise:
+            memory["noise"] = (self.noise.averages[0], self.noise.averages[1])
         self.checkpoints.save(state, {"data": self.data.get_state(), "loop": memory}, score, whole=whole)
 
     def report(self, step: int, metrics: dict[str, jax.Array], done: float | None) -> None:
@@ -329,6 +336,9 @@ class Loop:
         done = done or time.perf_counter()
         self.bad = int(values["bad_steps"])
         self.skipped += self.bad > 0
+        if self.noise:
+            self.noise.update(values.pop(SQUARE), values["grad_norm"] ** 2)
+            values["noise_scale"] = self.noise.rows_of_noise
         if self.bad >= train.max_bad_steps:
             raise self.diverged(
                 f"{self.bad} updates in a row up to step {step} had a loss or gradient that is not finite"

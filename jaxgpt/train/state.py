@@ -39,6 +39,7 @@ class Program:
       mesh: the mesh.
       target: what it is built for.
       refers: whether the objective compares with the frozen base, computed in the step.
+      noise: whether a step also measures the gradients of its microbatches, see `noise.NoiseScale`.
     """
 
     graphdef: nnx.GraphDef
@@ -51,6 +52,7 @@ class Program:
     mesh: jax.sharding.Mesh
     target: Target
     refers: bool = False
+    noise: bool = False
 
     def model(self, params: Any, base: Any, key: jax.Array | None = None) -> Any:
         """The model, in traced code, of what is saved and the frozen base; a key turns their dropout on."""
@@ -92,7 +94,8 @@ def make_program(
     )
     base = {} if isinstance(run.tune, Full) else frozen_part(tuning, whole_model, mesh)
     refers = getattr(run.objective, "reference", "") == "frozen"
-    return Program(graphdef, optimizer, tuning, base, split, shardings, abstract, mesh, target, refers)
+    flags = refers, run.train.noise_scale
+    return Program(graphdef, optimizer, tuning, base, split, shardings, abstract, mesh, target, *flags)
 
 
 def init_state(run: Run, program: Program, params: dict | None = None) -> State:

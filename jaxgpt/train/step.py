@@ -18,9 +18,10 @@ import optax
 from jaxgpt.batch import Batch
 from jaxgpt.config import Full, Run
 from jaxgpt.errors import require
-from jaxgpt.objectives import Metrics, Objective, TwoPass, add, before, means
+from jaxgpt.objectives import Mean, Metrics, Objective, TwoPass, add, before, means
 from jaxgpt.optim import join
 from jaxgpt.sharding import batch_sharding, replicated
+from jaxgpt.train.noise import SQUARE
 from jaxgpt.train.reference import frozen_reference
 from jaxgpt.train.state import Program, State
 
@@ -60,6 +61,9 @@ def train_step(
 
     def gradients(part: Batch, key: jax.Array) -> tuple[tuple[Metrics, dict], Any]:
         (_, (sums, memory)), grads = jax.value_and_grad(loss_sum, has_aux=True)(learned, part, key)
+        if program.noise:
+            mean = optax.tree.norm(grads) / jnp.maximum(sums["weight"], 1e-9)
+            sums = sums | {SQUARE: Mean(jnp.square(mean), jnp.ones(()))}
         return (sums, grads), memory
 
     (sums, grads), memory = _accumulate(gradients, batch, key, accumulate)
