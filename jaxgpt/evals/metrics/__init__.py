@@ -1,0 +1,48 @@
+"""Metrics of tasks by name; see `base` for what a metric is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from jaxgpt.config import code
+from jaxgpt.errors import require_known
+from jaxgpt.evals.metrics.answers import ANSWERS
+from jaxgpt.evals.metrics.base import (
+    Interval,
+    Metric,
+    Paired,
+    Prediction,
+    compare,
+    interval,
+    mean_of,
+    ratio,
+)
+from jaxgpt.evals.metrics.ranking import AUC, hit, ndcg
+from jaxgpt.evals.metrics.texts import TEXTS
+
+__all__ = ["METRICS", "Interval", "Metric", "Paired", "Prediction", "compare", "interval", "metric_of"]
+
+_RANKED: dict[str, Callable[[int], Metric]] = {"ndcg": ndcg, "hit": hit}
+METRICS: dict[str, Metric] = {**TEXTS, **ANSWERS, "auc": AUC, "ndcg@10": ndcg(10), "hit@10": hit(10)}
+"""From names to metrics; `ndcg@K` and `hit@K` exist for every K."""
+
+
+def metric_of(name: str, where: str = "metrics") -> Metric:
+    """The metric of a name: one of `METRICS`, or a function `FILE.py:NAME` of a prediction to a number.
+
+    Of such a function the mean is taken; higher is better, unless it has an attribute `higher_is_better` that is
+    False.
+
+    Raises:
+      UserError: there is no such metric.
+    """
+    if code.is_reference(name):
+        function = code.function_of(name, where)
+        better = bool(getattr(function, "higher_is_better", True))
+        return Metric(name.rpartition(":")[2], mean_of(function), ratio, higher_is_better=better)
+    kind, _, k = name.partition("@")
+    if kind in _RANKED and re.fullmatch(r"[1-9]\d{0,5}", k):
+        return _RANKED[kind](int(k))
+    require_known(name, METRICS, f"{where} names {name!r}")
+    return METRICS[name]
