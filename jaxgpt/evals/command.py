@@ -135,6 +135,7 @@ def evaluate(
     memory: TokensOr0 | None = None,
     tasks: str = "",
     chat: Switch = False,
+    robust: Switch = False,
     checkpoint: str = "best",
     verify: Verify = True,
     limit: Limit = 0,
@@ -159,6 +160,8 @@ def evaluate(
         `label` for multiple choice), names of tasks of lm-evaluation-harness, or paths of YAML
         files that describe one.
       chat: ask the tasks of lm-evaluation-harness as a user's turns.
+      robust: what a tagger or classifier loses under typos, other case, dropped or swapped words and
+        sentences put before the text, on its own data.
       checkpoint: `best` on validation data, `newest`, or a step number.
       limit: number of records per task, documents of text or batches of the run's own data; 0 means all.
       batch_size: rows per batch; 0 means that of training for the run's own data (what masked LM hides
@@ -182,7 +185,11 @@ def evaluate(
     first = jax.process_index() == 0  # every process finds the same
     if first:
         require_writable(trained.folder / "eval")
-    results = _results(trained, settings, text, names, chat)
+    if robust:
+        require(not (text or names), "--robust is of the run's own data; drop it, or --text and --tasks.")
+        results = iter([_robust(trained, settings)])
+    else:
+        results = _results(trained, settings, text, names, chat)
     while result := _next(results):
         result = result._replace(name=result.name + kind, title=result.title + part)
         _require_finite(result)
@@ -350,6 +357,19 @@ def _own_prompts(trained: Trained, settings: Settings) -> Result:
 
     figures = {name: Figure(value) for name, value in rewards_of(trained, settings.limit).items()}
     return Result(_named("validation", settings), "The run's own validation prompts", figures)
+
+
+def _robust(trained: Trained, settings: Settings) -> Result:
+    from jaxgpt.evals.robust import label_robustness
+    from jaxgpt.evals.tasks import Figure
+
+    found = label_robustness(trained, settings.split, settings.batch_size, limit=settings.limit)
+    figures = {"clean": Figure(found.drops[0].clean)}
+    figures |= {f"drop under {drop.name}": Figure(drop.drop.value) for drop in found.drops}
+    drops = [drop._asdict() | {"drop": drop.drop._asdict()} for drop in found.drops]
+    title = f"{found.metric} of disturbed texts ({settings.split}, {found.examples} examples)"
+    name = _named(f"robust-{settings.split}", settings)
+    return Result(name, title, figures, report=found.table(), predictions=drops)
 
 
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {

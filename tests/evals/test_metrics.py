@@ -147,7 +147,7 @@ def test_the_paired_test_is_scipys():
 
 
 def test_names():
-    with pytest.raises(UserError, match="names 'blue'.*bleu"):
+    with pytest.raises(UserError, match=r"names 'blue'.*bleu"):
         metric_of("blue")
     with pytest.raises(UserError, match="ndcg@0"):
         metric_of("ndcg@0")

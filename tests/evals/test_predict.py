@@ -15,7 +15,9 @@ from jaxgpt.config import GPT, Classification, Classifier, Labelled, Run, Tagged
 from jaxgpt.data.readers.tagging import read_conll
 from jaxgpt.errors import NotFinite, UserError
 from jaxgpt.evals.labels import label_report
+from jaxgpt.evals.perturb import PERTURBATIONS, perturb
 from jaxgpt.evals.predict import Label, Span, Word, predict, spans_of, tag, word_places
+from jaxgpt.evals.robust import label_robustness
 from jaxgpt.models import init_params
 from jaxgpt.sample.load import Trained
 from jaxgpt.text.tokenizer import ByteTokenizer
@@ -162,3 +164,20 @@ def test_what_a_run_cannot_read_is_said(tagger, tmp_path: Path, caplog: pytest.L
     broken = run._replace(params=run.params | {"bias": run.params["bias"] * np.nan})
     with pytest.raises(NotFinite):
         predict(broken, ["Ada"])
+
+
+def test_what_is_disturbed_costs_what_its_predictions_say(tagger, tmp_path: Path) -> None:
+    """Drops are differences of the scores of the same examples; a text that does not change costs nothing."""
+    run = classifier(tmp_path)
+    found = label_robustness(run)
+    assert [drop.name for drop in found.drops] == list(PERTURBATIONS) and found.examples == 2
+    texts = [line.split("\t")[0] for line in TABLE.splitlines()[1:]]
+    for drop in found.drops:
+        answers = predict(run, [perturb(text, drop.name) for text in texts])
+        right = [a.label == gold for a, gold in zip(answers, ("yes", "no"), strict=True)]
+        assert drop.disturbed == pytest.approx(100 * np.mean(right))
+        assert drop.drop.value == pytest.approx(drop.clean - drop.disturbed)
+        assert drop.name in found.table()
+    tags = label_robustness(tagger())
+    report = label_report(tagger(), "validation").figures["default_micro_f1-score"]
+    assert tags.drops[0].clean == pytest.approx(100 * report)

@@ -31,8 +31,7 @@ METRICS: dict[str, Metric] = {**TEXTS, **ANSWERS, "auc": AUC, "ndcg@10": ndcg(10
 def metric_of(name: str, where: str = "metrics") -> Metric:
     """The metric of a name: one of `METRICS`, or a function `FILE.py:NAME` of a prediction to a number.
 
-    Of such a function the mean is taken; higher is better, unless it has an attribute `higher_is_better` that is
-    False.
+    Of such a function the mean is taken; higher is better, unless its attribute `higher_is_better` is False.
 
     Raises:
       UserError: there is no such metric.
