@@ -1,7 +1,7 @@
 """How much a tagger or classifier loses when its texts are disturbed (`jaxgpt eval RUN --robust`).
 
-Every perturbation is scored on the same examples as the undisturbed text, so that the drop and its interval are
-those of pairs.
+Every perturbation is scored on the same examples as the undisturbed text, so the drop and its interval are those
+of pairs.
 """
 
 from __future__ import annotations
