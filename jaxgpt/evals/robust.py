@@ -1,6 +1,6 @@
 """How much a tagger or classifier loses when its texts are disturbed (`jaxgpt eval RUN --robust`).
 
-Every perturbation is scored on the same examples as the undisturbed text, so the drop and its interval are those
+Every perturbation is scored on the same examples as the undisturbed text: drops and their intervals are those
 of pairs.
 """
 
