@@ -7,6 +7,7 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.check import changed_fields, from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
+from jaxgpt.config.decoding import Decoding, Sampling
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
@@ -32,6 +33,7 @@ from jaxgpt.config.run import (
     Run,
     Train,
 )
+from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.config.tune import (
     IA3,
     BitFit,
@@ -65,6 +67,7 @@ __all__ = [
     "Classification",
     "Classifier",
     "Compute",
+    "Decoding",
     "DoRA",
     "Full",
     "Headed",
@@ -85,8 +88,11 @@ __all__ = [
     "RewardModel",
     "RopeScaling",
     "Run",
+    "Sample",
+    "Sampling",
     "SimPO",
     "Tagged",
+    "Task",
     "Text",
     "Train",
     "TransformerXL",

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.errors import UserError, library_errors, nearest, require, shown
+from jaxgpt.errors import UserError, library_errors, nearest, require, require_known, shown
 from jaxgpt.files import read_small, write_bytes
 
 FOLDER = "code"
@@ -29,7 +30,9 @@ FOLDER = "code"
 TRUST = "JAXGPT_TRUST_CODE"
 """Environment variable that `--trust-code` sets, for this process and those that it starts."""
 _REFERENCE = re.compile(r"(?P<file>[^\0]*\.py):(?P<name>[^\W\d]\w*)")
-FIELDS = ("kind", "rewards")
+SHIPPED = "jaxgpt.tasks"
+"""The package whose classes are named by it: tasks live above what a config may import."""
+FIELDS = ("kind", "rewards", "metrics")
 """Fields whose texts may be such names: of a part's class, and of functions."""
 _EXPERIMENT = ("config", "sweep")
 """Functions of a file that are no part of what a run computes: their values are in its config."""
@@ -42,7 +45,7 @@ def name_of(kind: type) -> str:
       UserError: it is defined in no file, or not at the top of one.
     """
     if not _is_outside(kind):
-        return kind.__name__
+        return f"{SHIPPED}:{kind.__name__}" if kind.__module__.startswith(SHIPPED) else kind.__name__
     path = _file_of(kind)
     require(
         path is not None and kind.__qualname__ == kind.__name__,
@@ -58,6 +61,20 @@ def _is_outside(kind: Any) -> bool:
 def _file_of(kind: Any) -> Path | None:
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return Path(file).resolve() if file and file.endswith(".py") else None
+
+
+def shipped_class(name: Any, where: str) -> type | None:
+    """The class of `jaxgpt.tasks:NAME`; None for another name.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    package, colon, own = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not colon or package != SHIPPED:
+        return None
+    tasks = importlib.import_module(SHIPPED)
+    require_known(own, tasks.__all__, f"{where} names the task {own!r}")
+    return getattr(tasks, own)
 
 
 def is_reference(name: Any) -> bool:
@@ -249,7 +266,9 @@ def _files(run: Any) -> list[Path]:
 
 def _named(run: Any) -> list[Path]:
     """The files of the functions that a config names."""
-    names = [name for field in FIELDS for name in getattr(getattr(run, "objective", None), field, ())]
+    data = getattr(run, "data", None)
+    parts = (getattr(run, "objective", None), data, *getattr(data, "sources", ()))
+    names = [name for part in parts for field in FIELDS for name in getattr(part, field, ())]
     return [Path(name.rpartition(":")[0]) for name in names if is_reference(name)]
 
 

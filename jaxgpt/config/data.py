@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from jaxgpt.config.bounds import Bounds, Part, Rows, Workers
 from jaxgpt.config.check import STORED, check_types
+from jaxgpt.config.dialogues import Dialogues, Length
+from jaxgpt.config.tasks import Task
 from jaxgpt.errors import require
-
-Length = Annotated[int, Bounds(2, 2**24)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,35 +31,6 @@ class Text:
     def __post_init__(self) -> None:
         check_types(self, "data")
         require(bool(self.path), "data.path is empty; give a folder made by `jaxgpt data prepare`.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dialogues:
-    """What all data of dialogues have: files (JSON, JSONL, CSV, TSV, Parquet), packed first-fit."""
-
-    train: tuple[str, ...]
-    """Files, folders or globs."""
-    validation: tuple[str, ...] = ()
-    """As train; when empty, validation_fraction of the training examples is held out."""
-    validation_fraction: Part = 0.05
-    """Share of the examples held out where validation names no files."""
-    tokenizer: str = ""
-    """A tokenizer folder; unspecified means that of the run named by init_from."""
-    length: Length | None = None
-    """Tokens per row; None means model.context, and of preferences twice as many. Longer dialogues are cut,
-    and counted; of preferences, a dialogue takes at most half of a row."""
-    template: Literal["auto", "none"] = "auto"
-    """How a dialogue is written: `auto` with the tokenizer's chat template, `none` as plain text, the prompt
-    and then its completion. Text of `none` is joined as it stands, so a space or a line between the two must
-    be in one of them."""
-    bins: Rows = 64
-    """Number of rows that first-fit packing keeps open."""
-    workers: Workers = 0
-    """Number of processes that read ahead; 0 means threads of this process."""
-
-    def __post_init__(self) -> None:
-        check_types(self, "data")
-        require(len(self.train) > 0, "data.train is empty; name at least one file.")
 
 
 def _require_both(prompt: str, completion: str) -> None:
@@ -204,9 +175,9 @@ class Labelled(_Files):
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Several sources as one: pretraining texts, dialogues, or both, each giving its share of the rows."""
+    """Several sources as one: pretraining texts, dialogues and tasks, each giving its share of the rows."""
 
-    sources: tuple[Text | Chat, ...]
+    sources: tuple[Text | Chat | Task, ...]
     """The sources; all are read with one tokenizer."""
     weights: tuple[Annotated[float, Bounds(1e-9, 1e9)], ...] = ()
     """Share of the rows that each source gives, in any unit; one that is used up begins anew. Rows of
@@ -260,11 +231,14 @@ class Mix:
             return self.names
         found: list[str] = []
         for source in self.sources:
-            name = Path(source.path).name if isinstance(source, Text) else Path(source.train[0]).stem
+            if isinstance(source, Task):
+                name = source.name
+            else:
+                name = Path(source.path).name if isinstance(source, Text) else Path(source.train[0]).stem
             own = re.sub(r"[^\w.-]+", "-", name).strip("-") or "source"
             names = itertools.chain([own], (f"{own}-{i}" for i in itertools.count(2)))
             found.append(next(name for name in names if name not in found))
         return tuple(found)
 
 
-Data = Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled | Mix
+Data = Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled | Mix | Task

@@ -23,6 +23,7 @@ from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
 from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
+from jaxgpt.config.tasks import Task
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
 
@@ -157,7 +158,7 @@ def _explained(path: Path) -> Iterator[None]:
 def _explain_error(error: BaseException) -> str:
     """Name the nearest field when the error is an unknown keyword of one of our classes."""
     words = str(error).split("'")
-    for kind in (*KINDS, *Architecture.__subclasses__()):
+    for kind in (*KINDS, *Architecture.__subclasses__(), *Task.__subclasses__()):
         if str(error).startswith(f"{kind.__name__}.__init__") and "unexpected keyword" in str(error):
             names = [f.name for f in dataclasses.fields(kind)]
             return f"{kind.__name__} has no field {words[1]!r}{look_up(words[1], names)}"
@@ -214,6 +215,10 @@ def kinds_of(run: Run) -> str:
     )
 
 
+OPEN: dict[Any, str] = {Architecture: "your own Architecture", Task: "a task of jaxgpt.tasks or your own"}
+"""Classes that users derive their own from."""
+
+
 def _kinds(part: Any, where: str = "") -> Iterator[tuple[str, str, list[str]]]:
     """(field, its kind, the others) of each part that can be of several."""
     hints = typing.get_type_hints(type(part))
@@ -221,7 +226,7 @@ def _kinds(part: Any, where: str = "") -> Iterator[tuple[str, str, list[str]]]:
         options = [k for k in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(k)]
         value, name = getattr(part, field.name), where + field.name
         if options:
-            kinds = [k.__name__ if k is not Architecture else "your own Architecture" for k in options]
+            kinds = [OPEN.get(k) or k.__name__ for k in options]
             kinds += ["None"] * (type(None) in typing.get_args(hints[field.name]))
             kind = "None" if value is None else type(value).__name__
             yield name, kind, [other for other in kinds if other != kind]

@@ -29,6 +29,7 @@ from jaxgpt.config.gpt import GPT
 from jaxgpt.config.grpo import check_rewarded
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
+from jaxgpt.config.tasks import Task
 from jaxgpt.config.tune import Full, Tune, keeps_base
 from jaxgpt.errors import UserError, require, shown
 from jaxgpt.files import read_json
@@ -429,7 +430,7 @@ class Run:
         )
 
     @property
-    def sources(self) -> tuple[Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled, ...]:
+    def sources(self) -> tuple[Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled | Task, ...]:
         """What is mixed, or the one source of the data."""
         return self.data.sources if isinstance(self.data, Mix) else (self.data,)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class RecordReport(Report):
 
 
 def read_records(
-    path: str, report: RecordReport, is_record: Callable[[Any], bool]
+    path: str, report: RecordReport, is_record: Callable[[Any], bool], columns: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any]]:
     """(where it stands, value) of each record of a file; those that cannot be parsed are counted bad.
 
@@ -36,6 +36,7 @@ def read_records(
       path: ends in one of `SUFFIXES`.
       report: counts records, bad ones, and the fields beside them in a JSON document.
       is_record: whether a value is one record; tells one record from a list of them.
+      columns: names of a table's columns where its first line names none, see `tables.named_rows`.
 
     Raises:
       UserError: the file cannot be read, is damaged, or its records are in no one place.
@@ -45,7 +46,7 @@ def read_records(
         return read_lines(path, report, parse_line)
     if kind == ".json":
         return _document(path, report, is_record)
-    return parquet_rows(path, report) if kind == ".parquet" else named_rows(path, report)
+    return parquet_rows(path, report) if kind == ".parquet" else named_rows(path, report, columns)
 
 
 def _document(path: str, report: RecordReport, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:

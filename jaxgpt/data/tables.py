@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxgpt.data.lines import LINE_BYTES, decode_line, read_lines
 from jaxgpt.data.sources import Report, endings, kind_of, read_all
 from jaxgpt.errors import UserError, library_errors, require
+
+log = logging.getLogger(__name__)
 
 TABLES = endings(".tsv", ".csv")
 """Endings of tables of text."""
@@ -28,14 +31,23 @@ def table_rows(path: str, report: Report) -> Iterator[tuple[str, list[str]]]:
     return read_lines(path, report, lambda line: decode_line(line).rstrip("\r\n").split("\t"))
 
 
-def named_rows(path: str, report: Report) -> Iterator[tuple[str, dict[str, str]]]:
+def named_rows(path: str, report: Report, fields: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """(where it stands, column to cell) of each row below the header of a .tsv or .csv file.
+
+    Args:
+      path: of the file.
+      report: counts rows and bad rows.
+      fields: names of the columns of a table without a header, that is, one whose first line has as many
+        cells and none of these names.
 
     Raises:
       UserError: as `table_rows`, or two columns have one name.
     """
     columns: list[str] = []
     for where, cells in table_rows(path, report):
+        if not columns and len(cells) == len(fields) and not set(fields) & set(cells):
+            log.info("%s: its first line names no column; read as %s", path, ", ".join(fields))
+            columns = list(fields)
         if not columns:
             twice = next((c for c in cells if cells.count(c) > 1), None)
             require(twice is None, f"{path} has two columns {twice!r} in its first line; rename one.")

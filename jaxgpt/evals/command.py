@@ -27,6 +27,7 @@ from jaxgpt.config import (
     Prompts,
     Rated,
     Tagged,
+    Task,
     Text,
     TransformerXL,
     load_run,
@@ -252,12 +253,13 @@ def _results(
         yield from _tasks(trained, settings, names, chat)
     if not text and not names:
         data = trained.run.data
-        if type(data) not in OWN_DATA:
+        kind = Task if isinstance(data, Task) else type(data)
+        if kind not in OWN_DATA:
             raise UserError(
                 f"`jaxgpt eval` has no report for {type(data).__name__} data; "
                 f"it has for {', '.join(kind.__name__ for kind in OWN_DATA)}."
             )
-        yield OWN_DATA[type(data)](trained, settings)
+        yield OWN_DATA[kind](trained, settings)
         if isinstance(data, Mix):
             yield from _own_sources(trained, settings, data)
 
@@ -375,6 +377,7 @@ def _robust(trained: Trained, settings: Settings) -> Result:
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
     Text: _own_text,
     Chat: _own_chat,
+    Task: _own_chat,
     Prompts: _own_prompts,
     Pairs: _own_preferences,
     Rated: _own_preferences,

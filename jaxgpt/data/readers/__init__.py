@@ -7,11 +7,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgpt.config import Chat, Classifier, Labelled, Mix, Pairs, Prompts, Rated, Run, Tagged, Text
+from jaxgpt.config import Chat, Classifier, Labelled, Mix, Pairs, Prompts, Rated, Run, Tagged, Task, Text
 from jaxgpt.config.data import Data
 from jaxgpt.data.mixing import MixedRows
 from jaxgpt.data.packing import Item, Rows
-from jaxgpt.data.readers import chat, labelled, pairs, prompts, tagging, text
+from jaxgpt.data.readers import chat, labelled, pairs, prompts, tagging, tasks, text
 from jaxgpt.data.readers.labels import Encode, rows_by
 from jaxgpt.errors import UserError, require
 from jaxgpt.text.load import load_tokenizer
@@ -48,7 +48,7 @@ def _mixed_tokenizer(data: Mix) -> str:
     Raises:
       UserError: they name different ones.
     """
-    places = [READERS[type(source)].tokenizer(source) for source in data.sources]
+    places = [reader_of(source).tokenizer(source) for source in data.sources]
     named = {name: place for name, place in zip(data.source_names, places, strict=True) if place}
     digests = {place: open_tokenizer(place).digest for place in set(named.values())}
     first = next(iter(named), "")
@@ -70,8 +70,14 @@ READERS: dict[type, Reader] = {
     Tagged: Reader(rows_by(tagging.encode), encode=tagging.encode),
     Labelled: Reader(rows_by(labelled.encode), encode=labelled.encode),
     Mix: Reader(_mixed, _mixed_tokenizer),
+    Task: Reader(tasks.rows),
 }
-"""The reader of each class of `config.data`."""
+"""The reader of each class of `config.data`; that of Task is for all classes derived from it."""
+
+
+def reader_of(data: Data) -> Reader:
+    """The reader of data."""
+    return READERS[Task if isinstance(data, Task) else type(data)]
 
 
 def rows_of(
@@ -96,7 +102,7 @@ def rows_of(
       UserError: no data, or data of another tokenizer.
     """
     length = data.length or model_length
-    return READERS[type(data)].rows(data, tokenizer, length, seed, batch_size, task)
+    return reader_of(data).rows(data, tokenizer, length, seed, batch_size, task)
 
 
 def encode_split(
@@ -107,7 +113,7 @@ def encode_split(
     Raises:
       UserError: the data have no labels, the split names no files, or the model does not know a label.
     """
-    encode = READERS[type(data)].encode
+    encode = reader_of(data).encode
     if encode is None:
         raise UserError(f"{type(data).__name__} data have no labels; set data to Tagged or Labelled.")
     return encode(data, tokenizer, length, split, task)
@@ -124,7 +130,7 @@ def run_tokenizer(run: Run) -> Tokenizer:
     Raises:
       UserError: when there is none where the config says.
     """
-    name = READERS[type(run.data)].tokenizer(run.data)
+    name = reader_of(run.data).tokenizer(run.data)
     if name:
         return open_tokenizer(name)
     require(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -51,12 +51,16 @@ class Format(NamedTuple):
         reason where it is no such record.
       wanted: what was looked for, for messages.
       fix: what to do where it is not found.
+      records: (where it stands, value) of each record of a file, where its ending does not say it.
+      columns: names of a table's columns where its first line names none.
     """
 
     shape_of: Callable[[Any], Shape | None]
     read: Callable[[Any, Shape], tuple[Any, list[str]]]
     wanted: str
     fix: str
+    records: Callable[[str, ChatReport], Iterator[tuple[str, Any]] | None] = lambda path, report: None
+    columns: Sequence[str] = ()
 
 
 class Kind(NamedTuple):
@@ -65,7 +69,7 @@ class Kind(NamedTuple):
     Attributes:
       format: of a config.
       key: what is held out together, of what a record holds.
-      prepare: the examples of one split, from what its records hold.
+      prepare: (what its records hold, the split, the config) to the examples of a split.
       write: an example as tokens; `UserError` where the template or the tokenizer refuses it.
       fit: (rendered examples, length, name of the split) to items that fit into a row; it tells what it
         drops.
@@ -74,7 +78,7 @@ class Kind(NamedTuple):
 
     format: Callable[[Any], Format]
     key: Callable[[Any], Any]
-    prepare: Callable[[list[Placed]], list[Placed]]
+    prepare: Callable[[list[Placed], str, Any], list[Placed]]
     write: Callable[[Any, Any, Tokenizer], Any]
     fit: Callable[[list[Any], int, str], list[Item]]
     group: int = 1
@@ -179,7 +183,8 @@ def _records(path: str, report: ChatReport, form: Format) -> Iterator[tuple[str,
     def is_record(value: Any) -> bool:
         return form.shape_of(value) is not None
 
-    for where, record in read_records(path, report, is_record):
+    own = form.records(path, report)
+    for where, record in own or read_records(path, report, is_record, form.columns):
         try:
             questions = questions_of(record)
         except ValueError as error:
@@ -272,7 +277,7 @@ def _render(
     late, rendered = Report(lines=report.lines, bad=report.bad), dict[str, list[Any]]()
     for name, part in parts.items():
         rendered[name] = []
-        for place, dialogue in kind.prepare(part):
+        for place, dialogue in kind.prepare(part, name, data):
             try:
                 rendered[name].append(kind.write(dialogue, data, tokenizer))
             except UserError as error:
@@ -289,7 +294,7 @@ def write_dialogue(dialogue: Dialogue, data: Dialogues, tokenizer: Tokenizer) ->
     return (render_plain if data.template == "none" else render)(dialogue, tokenizer)
 
 
-def _fit(rendered: list[Example], length: int, name: str) -> list[Item]:
+def fit_dialogues(rendered: list[Example], length: int, name: str) -> list[Item]:
     """Cut to the row; those left without a trained token are counted and dropped."""
     cuts = [truncate(example, length) for example in rendered]
     examples = [example for example in cuts if example is not None]
@@ -316,6 +321,8 @@ def _format(data: Chat) -> Format:
     return dialogue_format(data.prompt, data.completion)
 
 
-rows = rows_of_kind(Kind(_format, lambda dialogue: dialogue, lambda part: part, write_dialogue, _fit))
+rows = rows_of_kind(
+    Kind(_format, lambda dialogue: dialogue, lambda part, name, data: part, write_dialogue, fit_dialogues)
+)
 """The rows of Chat data; see `data.readers.Reader`. `UserError` where no dialogue has an answer within the
 length."""

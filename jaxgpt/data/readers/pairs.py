@@ -160,7 +160,7 @@ def rated_format(data: Rated) -> Format:
     return Format(shape_of, read, f"field {' or '.join(names)} and {form.wanted}", form.fix)
 
 
-def with_others(part: list[Placed]) -> list[Placed]:
+def with_others(part: list[Placed], split: str, data: Rated) -> list[Placed]:
     """Gives each prompt another example's completion too, of another prompt where there is one.
 
     Examples are ordered by prompt and each takes the completion as many places further on as the commonest
@@ -219,7 +219,7 @@ def _prompt(compared: Compared) -> Dialogue:
     return compared.prompt
 
 
-pair_rows = rows_of_kind(Kind(pair_format, _prompt, lambda part: part, _write, _fit, 2))
+pair_rows = rows_of_kind(Kind(pair_format, _prompt, lambda part, split, data: part, _write, _fit, 2))
 """The rows of Pairs data; see `data.readers.Reader`. `UserError` where no pair fits."""
 rated_rows = rows_of_kind(Kind(rated_format, _prompt, with_others, _write, _fit, 2))
 """The rows of Rated data, as `pair_rows`."""

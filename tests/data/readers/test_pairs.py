@@ -171,7 +171,7 @@ def test_another_completion_is_of_another_prompt() -> None:
         Placed(str(i), Compared(turns(f"u:{p}"), (turns(f"a:{i}"),), (1 + i % 2,)))
         for i, p in enumerate("aabbbccd")
     ]
-    made = [placed.dialogue for placed in with_others(part)]
+    made = [placed.dialogue for placed in with_others(part, "train", Rated(train=("x",)))]
     own = {repr(one.dialogue.completions[0]): one.dialogue.prompt for one in part}
     assert sorted(repr(one.completions[1]) for one in made) == sorted(own)
     assert all(own[repr(one.completions[1])] != one.prompt for one in made)

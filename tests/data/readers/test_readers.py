@@ -26,18 +26,20 @@ from jaxgpt.config import (
     Rated,
     Run,
     Tagged,
+    Task,
     Text,
 )
 from jaxgpt.config.data import Data
 from jaxgpt.data.packing import ENDLESS
 from jaxgpt.data.readers import READERS, encode_split, rows_of, run_tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.tasks import Translation
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
 TAGS = Classifier(backbone=GPT(causal=False), labels=("O", "B-X", "I-X"))
 TEXTS = Classifier(backbone=GPT(causal=False), labels=("bad", "good"), pool="first")
-KINDS = (Text, Chat, Prompts, Pairs, Rated, Tagged, Labelled, Mix)
+KINDS = (Text, Chat, Prompts, Pairs, Rated, Tagged, Labelled, Mix, Task)
 OBJECTIVES = {Prompts: GRPO(rewards=("rewards.py:f",)), Pairs: ORPO(), Rated: KTO()}
 """Of data that CausalLM() does not read."""
 
@@ -61,6 +63,7 @@ def data(
     text, chat = Text(path=str(corpus)), Chat(train=(str(folder / "a.jsonl"),), tokenizer="byte")
     return {
         Text: (text, None),
+        Task: (Translation(train=chat.train, source="prompt", into="completion", tokenizer="byte"), None),
         Chat: (chat, None),
         Prompts: (Prompts(train=(str(folder / "a.jsonl"),), tokenizer="byte"), None),
         Pairs: (Pairs(train=(str(folder / "pairs.jsonl"),), tokenizer="byte"), None),

@@ -1,0 +1,132 @@
+"""What a task is: files of records, how each is asked, and how answers are scored.
+
+A task is one class in one file (jaxgpt/tasks/NAME.py, or a file of its user's; docs/add-a-task.md).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from jaxgpt.config import code
+from jaxgpt.config.bounds import Tokens
+from jaxgpt.config.decoding import Decoding, Sampling
+from jaxgpt.config.dialogues import Dialogues
+from jaxgpt.errors import require
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example of a task.
+
+    Attributes:
+      values: what the names in phrasings stand for.
+      answers: right answers, the first of which is learned; of a reading task, `("",)` where there is none.
+      turns: what was said before, as turns of a dialogue.
+      choices: where the answer is one of these; their likelihoods are measured too.
+      facts: what metrics need beside these, such as the group of a candidate; plain JSON values.
+    """
+
+    values: dict[str, str]
+    answers: tuple[str, ...] = ()
+    turns: tuple[dict[str, Any], ...] = ()
+    choices: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What is asked, whatever the answer: samples of one key are held out together."""
+        return repr((self.turns, sorted(self.values.items()), self.choices, sorted(self.facts.items())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Dialogues):
+    """A task in a file of its user, or one of `jaxgpt.tasks`: a frozen dataclass derived from this.
+
+    A run stores a user's as `FILE.py:NAME` and keeps a copy of the file (`jaxgpt.config.code`).
+    """
+
+    prompts: tuple[str, ...] = ()
+    """Ways to ask, with the names of a sample's values in braces; each sample is trained in one of them."""
+    held_out: str = ""
+    """The way to ask in evaluation, validation loss included, which training does not use."""
+    metrics: tuple[str, ...] = ()
+    """What answers are scored by: names of metrics (docs/tasks.md), or functions `FILE.py:NAME` of a
+    prediction to a number. The first is the main one."""
+    decoding: Decoding = GREEDY
+    """How answers are written when they are scored."""
+    max_new_tokens: Tokens = 64
+    """Maximum number of tokens of an answer that is scored."""
+    language: Literal["en", "zh"] = "en"
+    """Of the answers; metrics split text by it."""
+    header: tuple[str, ...] = ()
+    """Names of the columns of a table whose first line names none, in their order; empty means those
+    that the task reads."""
+
+    abstract: ClassVar[bool] = True
+    """That a config cannot hold this class itself; derived ones are not."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Names of the values that samples have, which phrasings may use."""
+
+    def __init_subclass__(cls) -> None:
+        cls.abstract = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", code.references(self.metrics, "data.metrics"))
+        super().__post_init__()
+        require(len(self.prompts) > 0, "data.prompts is empty; give at least one way to ask.")
+        require(len(self.metrics) > 0, "data.metrics is empty; name at least one.")
+        for i, text in enumerate(self.prompts):
+            self._check_phrasing(f"data.prompts[{i}]", text)
+        self._check_phrasing("data.held_out", self.held_out)
+
+    def _check_phrasing(self, where: str, text: str) -> None:
+        try:
+            used = [name for _, name, *_ in string.Formatter().parse(text) if name is not None]
+        except ValueError as error:
+            used, why = [], str(error)
+        else:
+            unknown = [name for name in used if name not in self.names]
+            why = f"no value is called {unknown[0]!r}" if unknown else "" if used else "it names no value"
+        known = ", ".join(f"{{{name}}}" for name in self.names)
+        require(not why, f"{where} is {text!r:.200} but {why}; use {known} (and {{{{ for a brace).")
+
+    @property
+    def name(self) -> str:
+        """The task's name in logs and metrics."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def wanted(self) -> str:
+        """What its records must have, for messages."""
+        return "fields of " + self.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of a table's columns where its first line names none; empty where it must."""
+        return self.header
+
+    def samples(self, record: Any) -> Iterator[Sample]:
+        """The samples of one record of a file.
+
+        Raises:
+          ValueError: it is no record of this task, with a short reason.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no samples(record); yield Sample(...) there.")
+
+    def records(self, path: str, report: Any) -> Iterator[tuple[str, Any]] | None:
+        """(where it stands, record) of each record of a file; None means those that its ending says."""
+        return None
+
+    def target(self, sample: Sample) -> str:
+        """What the model learns to answer."""
+        return sample.answers[0]
+
+    def extract(self, text: str, sample: Sample) -> str:
+        """The answer in a completion; empty where there is none."""
+        return text.strip()

@@ -1,0 +1,147 @@
+"""Samples of tasks: the files that they come in, how they are asked, and their rows."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from jaxgpt.config.tasks import Sample, Task
+from jaxgpt.data.lines import check_text
+from jaxgpt.data.readers.chat import (
+    Format,
+    Kind,
+    Placed,
+    fit_dialogues,
+    hold_out,
+    read_examples,
+    rows_of_kind,
+    write_dialogue,
+)
+from jaxgpt.data.readers.dialogues import Shape
+from jaxgpt.data.readers.turns import METADATA
+from jaxgpt.text.chat import Dialogue, Example
+from jaxgpt.text.tokenizer import Tokenizer
+
+
+class Asked(NamedTuple):
+    """A sample and how it is asked: the turns up to the answer."""
+
+    sample: Sample
+    turns: Dialogue
+
+
+class _Noted(dict):
+    """A record that notes which of its fields were read."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(record)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def _format(task: Task) -> Format:
+    def shape_of(record: Any) -> Shape | None:
+        try:
+            next(iter(task.samples(record)))
+        except (ValueError, StopIteration):
+            return None
+        return Shape(task.name, _unused, named=True)
+
+    def read(record: Any, shape: Shape) -> tuple[list[Sample], list[str]]:
+        noted = _Noted(record) if isinstance(record, dict) else record
+        found = [_checked(sample) for sample in task.samples(noted)]
+        if not found:
+            raise ValueError("it holds no sample")
+        unread = sorted(noted.keys() - noted.read - METADATA) if isinstance(noted, _Noted) else []
+        return found, unread
+
+    fix = "name its fields in the task, see docs/tasks.md"
+    return Format(shape_of, read, task.wanted, fix, task.records, task.columns)
+
+
+def _unused(record: Any, unread: list[str]) -> Any:
+    raise NotImplementedError
+
+
+def _checked(sample: Sample) -> Sample:
+    """The sample, if it can be asked."""
+    for name, value in sample.values.items():
+        check_text(value, name)
+    if not sample.answers:
+        raise ValueError("it has no answer")
+    return sample
+
+
+def question(task: Task, sample: Sample, phrasing: str) -> Dialogue:
+    """The turns that ask a sample in this way, up to the answer."""
+    text = phrasing.format_map(sample.values)
+    end = "\n" if task.template == "none" else ""  # where nothing else parts the two
+    return [*sample.turns, {"role": "user", "content": text + end}]
+
+
+def phrasing_of(task: Task, sample: Sample, split: str) -> str:
+    """How a sample of a split is asked: in training in one of the ways, by a hash; else as held out."""
+    if split != "train":
+        return task.held_out
+    return task.prompts[zlib.crc32(sample.key.encode()) % len(task.prompts)]
+
+
+def _prepare(part: list[Placed], split: str, task: Task) -> list[Placed]:
+    return [
+        Placed(place, Asked(sample, question(task, sample, phrasing_of(task, sample, split))))
+        for place, samples in part
+        for sample in samples
+    ]
+
+
+def _write(asked: Asked, task: Task, tokenizer: Tokenizer) -> Example:
+    answer = {"role": "assistant", "content": task.target(asked.sample)}
+    return write_dialogue([*asked.turns, answer], task, tokenizer)
+
+
+def _key(samples: list[Sample]) -> str:
+    return samples[0].key
+
+
+rows = rows_of_kind(Kind(_format, _key, _prepare, _write, fit_dialogues))
+"""The rows of a Task; see `data.readers.Reader`. `UserError` where no sample fits."""
+
+
+def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str, Sample]]:
+    """(where it stands, sample) of each question of a split, in order; the answers of one question as one.
+
+    Args:
+      task: whose files are read; where it names none for validation, its share of `train` is held out.
+      split: `validation` or `train`.
+
+    Raises:
+      UserError: as reading them for training.
+    """
+    apart = bool(task.validation)
+    files = task.validation if apart and split == "validation" else task.train
+    placed, _ = read_examples(files, _format(task))
+    if not apart:
+        placed = hold_out(placed, task.validation_fraction, _key)[split == "validation"]
+    found: dict[str, tuple[str, Sample]] = {}
+    for place, sample in _flat(placed):
+        if (before := found.get(sample.key)) is None:
+            found[sample.key] = place, sample
+            continue
+        answers = tuple(dict.fromkeys((*before[1].answers, *sample.answers)))
+        found[sample.key] = before[0], replace(before[1], answers=answers)
+    return list(found.values())
+
+
+def _flat(placed: list[Placed]) -> Iterator[tuple[str, Sample]]:
+    for place, samples in placed:
+        for sample in samples:
+            yield place, sample
