@@ -60,10 +60,11 @@ def data(
     (folder / "a.tsv").write_text("text\tlabel\nfine\tgood\nawful\tbad\n")
     files = {kind: (str(folder / name),) for kind, name in ((Tagged, "a.conll"), (Labelled, "a.tsv"))}
     shared = {kind: {"train": f, "validation": f, "tokenizer": "byte"} for kind, f in files.items()}
+    plain = {"prompts": ("{text}",), "held_out": "{text}?", "tokenizer": "byte"}
     text, chat = Text(path=str(corpus)), Chat(train=(str(folder / "a.jsonl"),), tokenizer="byte")
     return {
         Text: (text, None),
-        Task: (Translation(train=chat.train, source="prompt", into="completion", tokenizer="byte"), None),
+        Task: (Translation(train=chat.train, source="prompt", into="completion", **plain), None),
         Chat: (chat, None),
         Prompts: (Prompts(train=(str(folder / "a.jsonl"),), tokenizer="byte"), None),
         Pairs: (Pairs(train=(str(folder / "pairs.jsonl"),), tokenizer="byte"), None),
