@@ -306,7 +306,7 @@ class Model:
         sampling = self._sampling(decoding, SAMPLE_DEFAULT if text else CHAT_DEFAULT)
         strings = [stop] if isinstance(stop, str) else list(stop)
         call = asked | {"max_new_tokens": max_new_tokens, "seeds": [seed], "stop_strings": strings}
-        for token in self.generator.stream(sampling=sampling, **call):
+        for token in self.generator.stream(decoding=sampling, **call):
             if token.finish_reason == "error":
                 raise NotFinite("the completion ended early, where logits were")
             yield token
@@ -326,7 +326,7 @@ class Model:
                 "seeds": list(seeds),
                 "stop_strings": strings,
             }
-            made += self.generator.generate(sampling=sampling, **call)
+            made += self.generator.generate(decoding=sampling, **call)
         failed = sum(completion.finish_reason == "error" for completion in made)
         if failed:
             raise NotFinite(f"{failed} of {count} completions ended early, where logits were")

@@ -7,7 +7,7 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.check import changed_fields, from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
-from jaxgpt.config.decoding import Decoding, Sampling
+from jaxgpt.config.decoding import MBR, Beam, BestOf, Contrastive, Decoding, Sampling
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
@@ -53,12 +53,15 @@ __all__ = [
     "IA3",
     "IPO",
     "KTO",
+    "MBR",
     "ONE_DEVICE",
     "ORPO",
     "PREFERENCES",
     "ROW_AXES",
     "Architecture",
+    "Beam",
     "Bert",
+    "BestOf",
     "BitFit",
     "BottleneckAdapters",
     "BradleyTerry",
@@ -67,6 +70,7 @@ __all__ = [
     "Classification",
     "Classifier",
     "Compute",
+    "Contrastive",
     "Decoding",
     "DoRA",
     "Full",

@@ -32,7 +32,7 @@ TRUST = "JAXGPT_TRUST_CODE"
 _REFERENCE = re.compile(r"(?P<file>[^\0]*\.py):(?P<name>[^\W\d]\w*)")
 SHIPPED = "jaxgpt.tasks"
 """The package whose classes are named by it: tasks live above what a config may import."""
-FIELDS = ("kind", "rewards", "metrics")
+FIELDS = ("kind", "rewards", "metrics", "scorer", "metric")
 """Fields whose texts may be such names: of a part's class, and of functions."""
 _EXPERIMENT = ("config", "sweep")
 """Functions of a file that are no part of what a run computes: their values are in its config."""
@@ -257,7 +257,7 @@ def _is_docstring(part: ast.stmt) -> bool:
 
 def _files(run: Any) -> list[Path]:
     found: dict[str, Path] = {}
-    kinds = [path for kind in _kinds(run) if _is_outside(kind) and (path := _file_of(kind)) is not None]
+    kinds = [path for kind in map(type, _parts(run)) if _is_outside(kind) and (path := _file_of(kind))]
     for path in [*kinds, *_named(run)]:
         other = found.setdefault(path.name, path)
         require(other == path, f"{other} and {path} are both used and have one name; rename one of them.")
@@ -266,9 +266,8 @@ def _files(run: Any) -> list[Path]:
 
 def _named(run: Any) -> list[Path]:
     """The files of the functions that a config names."""
-    data = getattr(run, "data", None)
-    parts = (getattr(run, "objective", None), data, *getattr(data, "sources", ()))
-    names = [name for part in parts for field in FIELDS for name in getattr(part, field, ())]
+    given = [getattr(part, field, ()) for part in _parts(run) for field in FIELDS]
+    names = [name for value in given for name in ([value] if isinstance(value, str) else value)]
     return [Path(name.rpartition(":")[0]) for name in names if is_reference(name)]
 
 
@@ -279,14 +278,15 @@ def trust_named(run: Any, but: Any = None) -> None:
             trust(path)
 
 
-def _kinds(value: Any) -> Iterator[type]:
+def _parts(value: Any) -> Iterator[Any]:
+    """A config and everything in it that is a part of its own."""
     if dataclasses.is_dataclass(value):
-        yield type(value)
+        yield value
         for field in dataclasses.fields(value):
-            yield from _kinds(getattr(value, field.name))
+            yield from _parts(getattr(value, field.name))
     elif isinstance(value, tuple):
         for part in value:
-            yield from _kinds(part)
+            yield from _parts(part)
 
 
 # -------------------------------------------------------------------------------------- what is trusted

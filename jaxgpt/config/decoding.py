@@ -1,30 +1,42 @@
-"""How text is made from a model's predictions."""
+"""How text is made from a model's predictions: drawn, searched for, or chosen among several.
+
+`Decoding` is any of these; `jaxgpt.sample.generate.Generator.generate` takes it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from jaxgpt.config import code
+from jaxgpt.config.bounds import Bounds, Share
+from jaxgpt.config.check import check_types
 from jaxgpt.errors import require
 
 GREEDY_BELOW = 1e-6
 """Temperatures under this are taken as 0: dividing by them would overflow float32."""
+LONGEST_NGRAM = 64
 _RANGES = {
     "temperature": (0, 1000, "0 (greedy) and 1000"),
     "top_k": (0, 2**30, f"0 (off) and {2**30}"),
     "top_p": (1e-9, 1, "1e-9 and 1 (off)"),
     "min_p": (0, 1, "0 (off) and 1"),
+    "typical_p": (1e-9, 1, "1e-9 and 1 (off)"),
     "repetition_penalty": (1e-3, 1000, "0.001 and 1000 (1 is off)"),
+    "no_repeat_ngram": (0, LONGEST_NGRAM, f"0 (off) and {LONGEST_NGRAM}"),
 }
 """Of each setting the least, the most, and both in words."""
+Ngram = Annotated[int, Bounds(0, LONGEST_NGRAM)]
+Count = Annotated[int, Bounds(1, 4096)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How one row is sampled. The defaults draw from the model's own distribution.
 
-    Applied in this order: repetition penalty, temperature, top-k, top-p, min-p. Each of the last
-    three keeps an upper set of the logits, so tokens that tie with the last one kept are kept too,
-    and the most likely token always is.
+    Applied in this order: repetition penalty, n-grams, temperature, top-k, top-p, min-p, typical-p. Top-k,
+    top-p and min-p each keep an upper set of the logits, so tokens that tie with the last one kept are kept
+    too, and the most likely token always is.
     """
 
     temperature: float = 1.0
@@ -36,8 +48,14 @@ class Sampling:
     2020, section 3.1)."""
     min_p: float = 0.0
     """Keep tokens at least this share as likely as the likeliest (Nguyen et al. 2024)."""
+    typical_p: float = 1.0
+    """Keep the tokens whose surprisal is nearest the distribution's entropy, as few as hold this mass
+    (Meister et al. 2022, section 5); 1 keeps all."""
     repetition_penalty: float = 1.0
     """Of tokens in the prompt or made before (CTRL, section 4.1); above 1 discourages them."""
+    no_repeat_ngram: int = 0
+    """No n tokens in a row come twice, the prompt included (Paulus et al. 2018, section 2.5); 0 is off. Where
+    every token would repeat some, the row ends."""
 
     def __post_init__(self) -> None:
         for name, (least, most, words) in _RANGES.items():
@@ -51,5 +69,96 @@ class Sampling:
         return self.temperature < GREEDY_BELOW
 
 
-Decoding = Sampling
+@dataclass(frozen=True, kw_only=True)
+class Beam:
+    """Beam search for the likeliest text, all beams of a prompt at once.
+
+    A finished text's score is its log-probability over its number of tokens (a stop token included) to the
+    power of `length_penalty`, and the best one is taken. With `groups`, diverse beam search (Vijayakumar et
+    al. 2018, section 3): each group of beams chooses after the groups before it, and what these have chosen
+    for the same place costs it `diversity` each time. That cost counts in the search, not in the score.
+    """
+
+    beams: Annotated[int, Bounds(1, 256)] = 4
+    """Texts that are followed at the same time; 1 is greedy decoding."""
+    length_penalty: Annotated[float, Bounds(-10, 10)] = 1.0
+    """0 scores by log-probability, 1 by its mean over tokens; above 1 favours longer texts."""
+    no_repeat_ngram: Ngram = 0
+    """No n tokens in a row come twice, the prompt included; 0 is off."""
+    groups: Annotated[int, Bounds(1, 256)] = 1
+    """Groups of beams, which divide `beams`."""
+    diversity: Annotated[float, Bounds(0, 1e6)] = 0.5
+    """What choosing a token costs a group, in nats, for each beam of an earlier group that has it; without
+    several groups nothing."""
+    early_stopping: Literal["full", "heuristic", "never"] = "heuristic"
+    """When a search with as many finished texts as beams ends (transformers' True, False and "never"): at
+    once; where the best open beam, scored as if it ended now, is worse than all of them; or where no
+    continuation of it could be better."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "")
+        require(
+            self.beams % self.groups == 0,
+            f"beams is {self.beams} and groups {self.groups}; make beams a multiple of groups.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """Contrastive search (Su et al. 2022, section 3.2): of the likeliest tokens the one that is probable and
+    unlike what came before. No chance is involved.
+    """
+
+    k: Annotated[int, Bounds(1, 256)] = 4
+    """Tokens among which it chooses."""
+    alpha: Share = 0.6
+    """Weight of the largest cosine similarity between a token's last hidden state and those before it;
+    that of its probability is 1 - alpha. 0 is greedy decoding."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "")
+
+
+OWN = Sampling()
+"""The model's own distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """Several samples of each prompt, of which that with the highest score is taken (the first of a tie)."""
+
+    n: Count = 8
+    """Samples per prompt."""
+    sampling: Sampling = OWN
+    """How they are drawn."""
+    scorer: str = "mean_logprob"
+    """What scores: `logprob`, the sample's log-probability under the model itself; `mean_logprob`, that over
+    its number of tokens; a function `FILE.py:NAME` of the prompt's text and the sample's to a number; or the
+    folder of a reward model's run. Python may give the function itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scorer", code.references((self.scorer,), "scorer")[0])
+        check_types(self, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MBR:
+    """Minimum Bayes risk over samples (Eikema & Aziz 2020, section 6): of several samples of a prompt the one
+    that is on average most similar to the others.
+    """
+
+    n: Annotated[int, Bounds(2, 4096)] = 16
+    """Samples per prompt."""
+    sampling: Sampling = OWN
+    """How they are drawn."""
+    metric: str = "chrf"
+    """What measures similarity: `chrf` (Popović 2015) or `bleu` of one sentence, both by sacrebleu, or a
+    function `FILE.py:NAME` of a sample and another, taken as the reference, to a number."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", code.references((self.metric,), "metric")[0])
+        check_types(self, "")
+
+
+Decoding = Sampling | Beam | Contrastive | BestOf | MBR
 """Any way of decoding."""

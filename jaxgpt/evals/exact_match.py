@@ -47,7 +47,7 @@ def exact_match(
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
         asked = generator.dialogues([e["messages"][:-1] for e in part])
-        made = generator.generate(sampling=Sampling(temperature=0.0), max_new_tokens=max_new_tokens, **asked)
+        made = generator.generate(decoding=Sampling(temperature=0.0), max_new_tokens=max_new_tokens, **asked)
         if any(completion.finish_reason == "error" for completion in made):
             raise NotFinite("logits in an answer are")
         answers += [

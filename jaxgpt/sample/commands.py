@@ -113,7 +113,7 @@ def sample(
         asked = generator.texts(texts or [""], bos or (False if no_bos else None))
     generator.check_prompts(asked["prompts"])  # before any is answered
     settings = {
-        "sampling": sampling.settle(generator.tokenizer.sampling, SAMPLE_DEFAULT),
+        "decoding": sampling.settle(generator.tokenizer.sampling, SAMPLE_DEFAULT),
         "max_new_tokens": max_new_tokens,
         "stop_strings": stop,
     }
@@ -259,7 +259,7 @@ def chat(
     generator = _load(run, checkpoint, mesh, verify)
     _note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
     settings = {
-        "sampling": sampling.settle(generator.tokenizer.sampling, CHAT_DEFAULT),
+        "decoding": sampling.settle(generator.tokenizer.sampling, CHAT_DEFAULT),
         "stop_strings": stop,
     }
     opening = [{"role": "system", "content": system}] if system else []

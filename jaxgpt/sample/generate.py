@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import GPT, ONE_DEVICE, Compute, Mesh, Model, load_run
+from jaxgpt.config import GPT, ONE_DEVICE, Compute, Decoding, Mesh, Model, load_run
+from jaxgpt.config.decoding import OWN
 from jaxgpt.errors import UserError, require
 from jaxgpt.models import context_of
 from jaxgpt.sample.adapters import Adapters, Names
@@ -37,9 +38,6 @@ from jaxgpt.text.chat import Dialogue, prefix_length, prompt_ids
 from jaxgpt.text.tokenizer import Tokenizer, before_text, text_ids
 
 log = logging.getLogger(__name__)
-
-OWN = Sampling()
-"""The model's own distribution."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class Generator:
     def _call(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling],
+        decoding: Decoding | Sequence[Sampling],
         max_new_tokens: int,
         seeds: Sequence[int],
         stop: Sequence[int] | None,
@@ -190,9 +188,11 @@ class Generator:
             self._told = True
             log.warning("max_new_tokens is cut to what the context of %s leaves", context)
         ends = [min(len(p) + max_new_tokens, context) for p in prompts]
-        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if not isinstance(decoding, Sampling | Sequence):
+            raise UserError(f"decoding is {type(decoding).__name__}, which is not made yet; use Sampling.")
+        settings = [decoding] * len(prompts) if isinstance(decoding, Sampling) else list(decoding)
         prefix = [*map(len, prompts)] if prefix is None else prefix
-        for name, given in (("sampling", settings), ("seeds", seeds), ("prefix", prefix)):
+        for name, given in (("decoding", settings), ("seeds", seeds), ("prefix", prefix)):
             require(
                 len(given) == len(prompts),
                 f"{name} has {len(given)} entries for {len(prompts)} prompts; give one per prompt.",
@@ -282,7 +282,7 @@ class Generator:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling] = OWN,
+        decoding: Decoding | Sequence[Sampling] = OWN,
         *,
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
@@ -296,7 +296,7 @@ class Generator:
 
         Args:
           prompts: token ids, of any lengths below the context.
-          sampling: for all rows, or one each.
+          decoding: for all rows; of samplings also one each.
           max_new_tokens: most tokens per row makes; cut to what the context leaves (said once).
           seeds: one per row; None numbers them. A row's output is a function of its prompt,
             sampling and seed: not of the other rows, nor of padding.
@@ -318,12 +318,12 @@ class Generator:
         seeds = list(range(len(prompts)) if seeds is None else seeds)
         if stop_strings:
             tokens = self.stream(
-                prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop,
+                prompts, decoding, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop,
                 stop_strings=stop_strings, prefix=prefix, apart=apart, adapters=adapters, chunk=16,
             )  # fmt: skip
             return _completions(tokens, seeds)
         with self._on_mesh():
-            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix, adapters)
+            program, rows = self._call(prompts, decoding, max_new_tokens, seeds, stop, prefix, adapters)
             made = jax.device_get(generate(program, self.params, rows))
         stops = set(self.stop if stop is None else stop)
         heads = [() if apart else prompt for prompt in prompts]
@@ -345,7 +345,7 @@ class Generator:
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling] = OWN,
+        decoding: Decoding | Sequence[Sampling] = OWN,
         *,
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
@@ -370,7 +370,7 @@ class Generator:
         heads = [() if apart else prompt for prompt in prompts]
         writers = [Writer(self.tokenizer, h, s) for h, s in zip(heads, strings, strict=True)]
         with self._on_mesh():
-            program, rows = self._call(prompts, sampling, max_new_tokens, seeds, stop, prefix, adapters)
+            program, rows = self._call(prompts, decoding, max_new_tokens, seeds, stop, prefix, adapters)
             state, made = prefill(program, self.params, rows)
         open_rows = set(range(len(prompts)))
         while open_rows:

@@ -257,7 +257,7 @@ def test_a_chat_model_goes_out_and_comes_in_with_its_tokenizer(tmp_path: Path) -
     turns = [{"role": "user", "content": "Hé <|end|>?"}]
     ids = prompt_ids(turns, before.tokenizer)
     assert prompt_ids(turns, after.tokenizer) == ids
-    greedy = {"sampling": Sampling(temperature=0), "max_new_tokens": 8, "stop": []}
+    greedy = {"decoding": Sampling(temperature=0), "max_new_tokens": 8, "stop": []}
     made = [generator.generate([ids], **greedy)[0].ids for generator in (before, after)]
     assert made[0] == made[1]
     commands.export(str(tmp_path / "back"), str(tmp_path / "again"))
