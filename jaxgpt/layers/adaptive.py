@@ -19,6 +19,7 @@ from flax import nnx
 from jaxgpt.config import Compute, TransformerXL
 from jaxgpt.errors import require
 from jaxgpt.layers.linear import Embedding, Linear
+from jaxgpt.layers.perturb import perturbed
 from jaxgpt.layers.unembedding import Drawn, Head, Losses, Pull, Scores, Unembedding
 from jaxgpt.target import Target
 
@@ -62,7 +63,7 @@ class Tables(nnx.Module):
         for (start, end, _), table, project in zip(self.clusters, self.tables, self.projections, strict=True):
             inside = (ids >= start) & (ids < end)
             y = jnp.where(inside[..., None], project(table(jnp.where(inside, ids - start, 0), dtype)), y)
-        return y
+        return perturbed(y)
 
     def rows(self, cluster: int) -> jax.Array:
         """The embeddings of a cluster's ids [end - start, E]."""

@@ -17,6 +17,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.lax import Precision
 from jax.sharding import PartitionSpec as P
 
+from jaxgpt.layers.perturb import perturbed
 from jaxgpt.sharding import constrain, spec
 from jaxgpt.target import Target
 
@@ -234,8 +235,12 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(weight, axes=axes, role=role)
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """The rows [..., D] of ids [...], in `dtype`, which is also that of data sent between devices."""
-        return look_up(self.weight[...], ids, dtype, self.rows)
+        """The rows [..., D] of ids [...], in `dtype`, which is also that of data sent between devices.
+
+        Those of a vocabulary are open to change (`layers.perturb`).
+        """
+        x = look_up(self.weight[...], ids, dtype, self.rows)
+        return perturbed(x) if self.rows == "vocab" else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -71,7 +71,11 @@ class Encoder(Predictor):
         x_BTD, routing = run_blocks(
             self.blocks, model.blocks, self.compute, self.target, x_BTD, batch, layers_key, self.added
         )
-        return routed(x_BTD.astype(self.compute.dtype), routing)
+        return routed(self.last(x_BTD), routing)
+
+    def last(self, x_BTD: jax.Array) -> jax.Array:
+        """Final features of the stream behind the last layer."""
+        return x_BTD.astype(self.compute.dtype)
 
     def _begin(self, x_BTD: jax.Array, positions_BT: jax.Array, types_BT: jax.Array) -> jax.Array:
         """The stream that enters the layers, of embeddings."""

@@ -238,7 +238,8 @@ class Decoder(Predictor):
             x_BTD = x_BTD + self.position(positions_BT, dtype)
         return constrain(x_BTD, "batch", "length", "features")
 
-    def _last(self, x_BTD: jax.Array) -> jax.Array:
+    def last(self, x_BTD: jax.Array) -> jax.Array:
+        """Final features of the stream behind the last layer."""
         return (x_BTD if self.norm is None else self.norm(x_BTD)).astype(self.compute.dtype)
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
@@ -250,7 +251,7 @@ class Decoder(Predictor):
         x_BTD = dropout(self._embed(batch.tokens_BT, batch.positions_BT), model.dropout, embed_key)
         how = (self.blocks, model, self.compute, self.target)
         x_BTD, routing = run_blocks(*how, x_BTD, batch, layers_key, added)
-        return routed(self._last(x_BTD), routing)
+        return routed(self.last(x_BTD), routing)
 
     def settled(self) -> Added:
         """What is added, with the keys and values of a prompt in place of the prompt.
@@ -318,4 +319,4 @@ class Decoder(Predictor):
 
         x_BTD, how = self._embed(tokens_BT, places_BT), {"period": len(windows)}
         x_BTD, cache = cached_layers(self.blocks, x_BTD, rows, facts, cache, call, **how)
-        return self._last(x_BTD), cache
+        return self.last(x_BTD), cache

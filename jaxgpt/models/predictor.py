@@ -50,6 +50,13 @@ class Predictor(nnx.Module):
         at_BT = first_B[:, None] + jnp.arange(T)
         return jnp.take_along_axis(x_BSD, at_BT[..., None], axis=1), cache
 
+    def last(self, x_BTD: jax.Array) -> jax.Array:
+        """Final features of the stream behind the last layer; of an earlier one, its logit lens.
+
+        A model that does something between its layers and its head, as a norm, says so here.
+        """
+        return x_BTD
+
     def transform(self, x: jax.Array) -> jax.Array:
         """The input of the output projection; by default the features themselves."""
         return x

@@ -263,7 +263,8 @@ class Recurrent(Predictor):
         x_BTD = self.embed(tokens_BT, dtype) * jnp.asarray(self.model.width**0.5, dtype)
         return constrain(x_BTD, "batch", "length", "features")
 
-    def _last(self, x_BTD: jax.Array) -> jax.Array:
+    def last(self, x_BTD: jax.Array) -> jax.Array:
+        """Final features of the stream behind the last layer."""
         return (x_BTD if self.norm is None else self.norm(x_BTD)).astype(self.compute.dtype)
 
     def hidden(self, batch: Batch, key: jax.Array | None = None) -> Features:
@@ -305,7 +306,7 @@ class Recurrent(Predictor):
         x_BTD, kept_LBMD = run_layers(self.blocks, x_BTD, rows, per_layer, call, *how)
         if memory is not None:
             memory = Memory(jnp.moveaxis(kept_LBMD, 0, 1), segments_BS[:, T:])
-        return Features(self._last(x_BTD), memory=memory)
+        return Features(self.last(x_BTD), memory=memory)
 
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array | None, cache: Cache, prefix_B: jax.Array | None = None
@@ -333,4 +334,4 @@ class Recurrent(Predictor):
         x_BTD, cache = cached_layers(
             self.blocks, self._embed(tokens_BT), (mask, sinusoid_ND), self.added.adapters, cache, call
         )
-        return self._last(x_BTD), cache
+        return self.last(x_BTD), cache
