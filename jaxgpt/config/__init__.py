@@ -10,7 +10,7 @@ from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagge
 from jaxgpt.config.decoding import MBR, Beam, BestOf, Contrastive, Decoding, Sampling
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
-from jaxgpt.config.load import load, load_module, load_run, load_sweep, override, parse_args
+from jaxgpt.config.load import load, load_module, load_run, load_suite, load_sweep, override, parse_args
 from jaxgpt.config.models import Bert, Classifier, Headed, Model, RewardModel, TransformerXL
 from jaxgpt.config.objectives import (
     DPO,
@@ -33,6 +33,7 @@ from jaxgpt.config.run import (
     Run,
     Train,
 )
+from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.config.tune import (
     IA3,
@@ -95,6 +96,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "SimPO",
+    "Suite",
     "Tagged",
     "Task",
     "Text",
@@ -105,6 +107,7 @@ __all__ = [
     "load",
     "load_module",
     "load_run",
+    "load_suite",
     "load_sweep",
     "override",
     "parse_args",

@@ -38,4 +38,7 @@ class Dialogues:
 
     def __post_init__(self) -> None:
         check_types(self, "data")
+        self._check_files()
+
+    def _check_files(self) -> None:
         require(len(self.train) > 0, "data.train is empty; name at least one file.")

@@ -23,6 +23,7 @@ from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
 from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
+from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Task
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
@@ -82,6 +83,24 @@ def load_run(folder: str | Path) -> Run:
         f"{str(folder)!r} is no run folder: it has no config.json; give a folder that `jaxgpt train` made.",
     )
     return load(folder)
+
+
+def load_suite(path: str | Path) -> Suite:
+    """The suite of a config file's `config()`.
+
+    Raises:
+      UserError: the file has no `config()`, or one that returns something else.
+    """
+    path = Path(path)
+    require(
+        path.is_file() and path.suffix == ".py",
+        f"{str(path)!r} is no config file; give a .py file with `def config() -> Suite`.",
+    )
+    suite = _call(path, "config", "Suite")
+    require(
+        isinstance(suite, Suite), f"{path}: config() returns {type(suite).__name__}; it must return a Suite."
+    )
+    return suite
 
 
 def load_sweep(path: str | Path) -> dict[str, Run]:

@@ -51,6 +51,10 @@ class Task(Dialogues):
     A run stores a user's as `FILE.py:NAME` and keeps a copy of the file (`jaxgpt.config.code`).
     """
 
+    train: tuple[str, ...] = ()
+    """Files, folders or globs; may be empty of a task that is scored alone."""
+    test: tuple[str, ...] = ()
+    """As train: what a suite scores; when empty, that is the validation data."""
     prompts: tuple[str, ...] = ()
     """Ways to ask, with the names of a sample's values in braces; each sample is trained in one of them."""
     held_out: str = ""
@@ -84,6 +88,10 @@ class Task(Dialogues):
         for i, text in enumerate(self.prompts):
             self._check_phrasing(f"data.prompts[{i}]", text)
         self._check_phrasing("data.held_out", self.held_out)
+
+    def _check_files(self) -> None:
+        given = self.train or self.validation or self.test
+        require(bool(given), "data.train, data.validation and data.test are empty; name at least one file.")
 
     def _check_phrasing(self, where: str, text: str) -> None:
         try:

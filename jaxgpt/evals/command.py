@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -31,16 +32,20 @@ from jaxgpt.config import (
     Text,
     TransformerXL,
     load_run,
+    load_suite,
 )
 from jaxgpt.config.bounds import Bounds, Limit, Tokens, TokensOr0, bounded
+from jaxgpt.config.suite import Suite
 from jaxgpt.errors import NotFinite, UserError, require
+from jaxgpt.evals.figure import Figure
 from jaxgpt.files import require_writable, to_json, write_json, write_jsonl
 from jaxgpt.report import run_report
 from jaxgpt.sample.settings import Verify
 
 if TYPE_CHECKING:
+    from jaxgpt.evals.metrics import Interval
     from jaxgpt.evals.perplexity import Document
-    from jaxgpt.evals.tasks import Figure
+    from jaxgpt.evals.suite import Scores
     from jaxgpt.sample.load import Trained
 
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -114,6 +119,9 @@ class Result(NamedTuple):
       confusion: labels and their counts, rows gold and columns predicted.
       predictions: of each example, as JSON.
       classes: precision, recall, f1 and support of each label.
+      titles: names in full of figures that `NAMES` has not.
+      signatures: what a published figure must name beside its metric.
+      digest: of what the predictions depend on, where they can be used again.
     """
 
     name: str
@@ -124,6 +132,9 @@ class Result(NamedTuple):
     confusion: tuple[list[str], list[list[int]]] | None = None
     predictions: Sequence[dict[str, Any]] = ()
     classes: Sequence[dict[str, Any]] = ()
+    titles: Mapping[str, str] = {}
+    signatures: Mapping[str, str] = {}
+    digest: str = ""
 
 
 @bounded
@@ -136,6 +147,8 @@ def evaluate(
     memory: TokensOr0 | None = None,
     tasks: str = "",
     chat: Switch = False,
+    suite: str = "",
+    against: str = "",
     robust: Switch = False,
     checkpoint: str = "best",
     verify: Verify = True,
@@ -161,6 +174,9 @@ def evaluate(
         `label` for multiple choice), names of tasks of lm-evaluation-harness, or paths of YAML
         files that describe one.
       chat: ask the tasks of lm-evaluation-harness as a user's turns.
+      suite: file with `def config() -> Suite`: tasks on which the run's answers are scored, with intervals;
+        every prediction is saved (docs/tasks.md).
+      against: another run, which is scored on the same suite: differences with intervals and p.
       robust: what a tagger or classifier loses under typos, other case, dropped or swapped words and
         sentences put before the text, on its own data.
       checkpoint: `best` on validation data, `newest`, or a step number.
@@ -178,8 +194,10 @@ def evaluate(
     settings = Settings(split, stride, memory, limit, batch_size)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _check(settings, bool(text), names)
+    require(bool(suite) or not against, "--against is for a suite; name one with --suite FILE.py.")
+    asked = _suite(suite, limit, bool(text or names or robust)) if suite else None
     trained = _load(run, checkpoint, mesh, verify, settings)
-    rows = batch_size or (32 if text or names else trained.run.train.batch_size)
+    rows = batch_size or (32 if text or names or suite else trained.run.train.batch_size)
     settings = replace(settings, batch_size=rows)
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
     part = f", limit {limit}" if limit else ""
@@ -189,6 +207,8 @@ def evaluate(
     if robust:
         require(not (text or names), "--robust is of the run's own data; drop it, or --text and --tasks.")
         results = iter([_robust(trained, settings)])
+    elif asked is not None:
+        results = suite_results(trained, asked, settings, against, partial(_load, mesh=mesh, verify=verify))
     else:
         results = _results(trained, settings, text, names, chat)
     while result := _next(results):
@@ -316,7 +336,6 @@ def _own_sources(trained: Trained, settings: Settings, data: Mix) -> Iterator[Re
 
 def _own_loss(trained: Trained, settings: Settings, title: str, name: str = "validation") -> Result:
     from jaxgpt.evals.loss import loss_of
-    from jaxgpt.evals.tasks import Figure
 
     found = loss_of(trained, batch_size=settings.batch_size, batches=settings.limit)
     found["targets"] = round(found["targets"])
@@ -340,7 +359,6 @@ def _own_labels(trained: Trained, settings: Settings) -> Result:
         "--stride and --limit are for text and tasks, but this run tells labels apart; drop them.",
     )
     from jaxgpt.evals.labels import label_report
-    from jaxgpt.evals.tasks import Figure
 
     found = label_report(trained, settings.split, settings.batch_size)
     figures = {name: Figure(value) for name, value in found.figures.items()}
@@ -355,15 +373,65 @@ def _own_prompts(trained: Trained, settings: Settings) -> Result:
     _no_test(settings)
     require(settings.stride is None, "--stride is for text, but this run answers prompts; add --text.")
     from jaxgpt.evals.rewards import rewards_of
-    from jaxgpt.evals.tasks import Figure
 
     figures = {name: Figure(value) for name, value in rewards_of(trained, settings.limit).items()}
     return Result(_named("validation", settings), "The run's own validation prompts", figures)
 
 
+def _suite(path: str, limit: int, others: bool) -> Suite:
+    require(not others, "--suite is scored by itself; drop it, or --text, --tasks and --robust.")
+    found = load_suite(path)
+    return replace(found, limit=limit) if limit else found
+
+
+def suite_results(
+    trained: Trained, suite: Suite, settings: Settings, against: str, load: Callable[..., Trained]
+) -> Iterator[Result]:
+    """A table for each task of a suite, and one for each of how another run differs."""
+    from jaxgpt.evals.suite import digest, prediction_records, run_suite, saved_scores
+
+    def scored(one: Trained) -> Iterator[Scores]:
+        for name, task in zip(suite.task_names, suite.tasks, strict=True):
+            path = one.folder / "eval" / f"{_named(f'suite-{suite.name}-{name}', settings)}.json"
+            alone = replace(suite, tasks=(task,), names=(name,))
+            known = saved_scores(path, digest(one, suite, task), name, task, suite)
+            yield known or next(run_suite(one, alone, settings.batch_size))
+
+    others = {}
+    if against:
+        other = load(against, "best", settings=settings)
+        others = {found.name: found for found in scored(other)}
+        del other
+    for found in scored(trained):
+        title = f"{found.name} of the suite {suite.name}, {len(found.predictions)} samples"
+        own = _named(f"suite-{suite.name}-{found.name}", settings)
+        yield Result(
+            own, title, _figures(found.figures), titles=found.titles, signatures=found.signatures,
+            predictions=prediction_records(found.predictions), digest=digest(trained, suite, found.task),
+        )  # fmt: skip
+        if found.name in others:
+            pairs = found.against(others[found.name], suite)
+            figures = _figures({f"{key}_difference": pair.difference for key, pair in pairs.items()})
+            figures |= {f"{key}_p": Figure(pair.p) for key, pair in pairs.items() if pair.p == pair.p}
+            titles = {f"{key}_difference": f"{title}: difference" for key, title in found.titles.items()}
+            titles |= {
+                f"{key}_p": f"{title}: p of a paired permutation test" for key, title in found.titles.items()
+            }
+            yield Result(
+                f"{own}-against-{Path(against).name}", f"{found.name}, less {against}", figures, titles=titles
+            )
+
+
+def _figures(found: Mapping[str, Interval]) -> dict[str, Figure]:
+    """Figures with intervals; a value that there is none of (NaN) as none."""
+    return {
+        key: Figure(None if math.isnan(one.value) else one.value, None, one.low, one.high)
+        for key, one in found.items()
+    }
+
+
 def _robust(trained: Trained, settings: Settings) -> Result:
     from jaxgpt.evals.robust import label_robustness
-    from jaxgpt.evals.tasks import Figure
 
     found = label_robustness(trained, settings.split, settings.batch_size, limit=settings.limit)
     figures = {"clean": Figure(found.drops[0].clean)}
@@ -406,7 +474,6 @@ def _perplexity(
 ) -> Result:
     from jaxgpt.evals import perplexity
     from jaxgpt.evals.scoring import Scorer
-    from jaxgpt.evals.tasks import Figure
 
     scorer, stride, model = Scorer.of(trained), settings.stride, trained.run.model
     if isinstance(model, TransformerXL) and stride is None:
@@ -460,19 +527,26 @@ def _named(name: str, settings: Settings) -> str:
 def _require_finite(result: Result) -> None:
     for key, figure in result.figures.items():
         if not all(math.isfinite(v) for v in figure if v is not None):
-            raise NotFinite(f"{result.title}: {NAMES.get(key, key)} is")
+            raise NotFinite(f"{result.title}: {_name(result, key)} is")
+
+
+def _name(result: Result, key: str) -> str:
+    """A figure's name in full."""
+    return result.titles.get(key) or NAMES.get(key, key)
 
 
 def _record(trained: Trained, result: Result, settings: Settings) -> dict[str, Any]:
     """What RUN/eval/NAME.json holds."""
     figures = {
-        key: {"name": NAMES.get(key, key), "value": figure.value, "standard_error": figure.stderr}
+        key: {"name": _name(result, key), "value": figure.value, "standard_error": figure.stderr}
+        | ({} if figure.low is None else {"interval": [figure.low, figure.high]})
+        | ({"signature": result.signatures[key]} if result.signatures.get(key) else {})
         for key, figure in result.figures.items()
     }
     made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"digest": result.digest} if result.digest else {}
     if result.report:
-        more = {"report": result.report, "confusion": result.confusion, "classes": list(result.classes)}
+        more |= {"report": result.report, "confusion": result.confusion, "classes": list(result.classes)}
     return {"title": result.title, **made, "figures": figures, **more}
 
 
@@ -481,13 +555,19 @@ def _print(result: Result) -> None:
     from rich.table import Table
 
     errors = any(figure.stderr is not None for figure in result.figures.values())
-    table = Table("", "value", *(["standard error"] if errors else []), title=result.title)
+    ends = any(figure.low is not None for figure in result.figures.values())
+    columns = [*(["standard error"] if errors else []), *(["95 % interval"] if ends else [])]
+    table = Table("", "value", *columns, title=result.title)
     for column in table.columns[1:]:
         column.justify = "right"
     for key, figure in result.figures.items():
         cells = [_number(figure.value), *([_number(figure.stderr)] if errors else [])]
-        table.add_row(NAMES.get(key, key), *cells)
+        if ends:
+            cells.append("–" if figure.low is None else f"{_number(figure.low)} to {_number(figure.high)}")
+        table.add_row(_name(result, key), *cells)
     Console().print(table)
+    for key, signature in result.signatures.items():
+        print(f"{_name(result, key)}: {signature}")
     if result.report:
         print(result.report)
 

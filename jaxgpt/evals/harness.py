@@ -19,8 +19,8 @@ from typing import Any
 
 from jaxgpt.config import GPT
 from jaxgpt.errors import NotFinite, UserError, require, require_known
+from jaxgpt.evals.figure import Figure
 from jaxgpt.evals.scoring import Scorer, progress
-from jaxgpt.evals.tasks import Figure
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.text.chat import prefix_length, prompt_text, quoted, written_ids

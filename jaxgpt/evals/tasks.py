@@ -14,24 +14,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxgpt.data.lines import as_object, check_text, numbered_lines, parse_line
 from jaxgpt.data.sources import expand
 from jaxgpt.errors import UserError, nearest, require
+from jaxgpt.evals.figure import Figure
 from jaxgpt.evals.perplexity import exponential
 from jaxgpt.evals.scoring import Score, Scorer
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
-
-
-class Figure(NamedTuple):
-    """A measured value; its standard error where one is known."""
-
-    value: float | None
-    stderr: float | None = None
 
 
 @dataclass(frozen=True)

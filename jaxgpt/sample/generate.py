@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -322,15 +322,40 @@ class Generator:
                 stop_strings=stop_strings, prefix=prefix, apart=apart, adapters=adapters, chunk=16,
             )  # fmt: skip
             return _completions(tokens, seeds)
+        return self.begin(
+            prompts, decoding, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop, prefix=prefix,
+            apart=apart, adapters=adapters,
+        )()  # fmt: skip
+
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Sampling | Sequence[Sampling] = OWN,
+        *,
+        max_new_tokens: int = 256,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[int] | None = None,
+        prefix: Sequence[int] | None = None,
+        apart: bool = False,
+        adapters: Names = None,
+    ) -> Callable[[], list[Completion]]:
+        """Dispatch what `generate` does and return before it is done; what is returned waits for the result.
+
+        So the next call can be dispatched before this one's result is read.
+        """
+        seeds = list(range(len(prompts)) if seeds is None else seeds)
         with self._on_mesh():
             program, rows = self._call(prompts, decoding, max_new_tokens, seeds, stop, prefix, adapters)
-            made = jax.device_get(generate(program, self.params, rows))
+            running = generate(program, self.params, rows)
         stops = set(self.stop if stop is None else stop)
         heads = [() if apart else prompt for prompt in prompts]
-        starts = map(len, prompts)
-        return [
-            self._completion(made, *row, stops) for row in zip(count(), starts, heads, seeds, strict=False)
-        ]
+
+        def result() -> list[Completion]:
+            made, starts = jax.device_get(running), map(len, prompts)
+            parts = zip(count(), starts, heads, seeds, strict=False)
+            return [self._completion(made, *row, stops) for row in parts]
+
+        return result
 
     def _completion(
         self, made: Made, i: int, start: int, after: Sequence[int], seed: int, stops: set[int]

@@ -12,8 +12,9 @@ import pytest
 from tiny_evals import ROWS
 
 from jaxgpt.errors import UserError
+from jaxgpt.evals.figure import Figure
 from jaxgpt.evals.scoring import Score, Scorer
-from jaxgpt.evals.tasks import Figure, Question, last_word, mean, multiple_choice, read_task, run_task
+from jaxgpt.evals.tasks import Question, last_word, mean, multiple_choice, read_task, run_task
 
 
 def write(path: Path, *records: Any) -> Path:

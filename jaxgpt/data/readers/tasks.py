@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.data.lines import check_text
+from jaxgpt.data.packing import Rows
 from jaxgpt.data.readers.chat import (
     Format,
     Kind,
@@ -21,6 +22,7 @@ from jaxgpt.data.readers.chat import (
 )
 from jaxgpt.data.readers.dialogues import Shape
 from jaxgpt.data.readers.turns import METADATA
+from jaxgpt.errors import require
 from jaxgpt.text.chat import Dialogue, Example
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -112,8 +114,13 @@ def _key(samples: list[Sample]) -> str:
     return samples[0].key
 
 
-rows = rows_of_kind(Kind(_format, _key, _prepare, _write, fit_dialogues))
-"""The rows of a Task; see `data.readers.Reader`. `UserError` where no sample fits."""
+_rows = rows_of_kind(Kind(_format, _key, _prepare, _write, fit_dialogues))
+
+
+def rows(task: Task, *args: Any) -> Rows:
+    """The rows of a Task; see `data.readers.Reader`. `UserError` where no sample fits."""
+    require(len(task.train) > 0, f"data.train of the task {task.name} is empty; name the files to train on.")
+    return _rows(task, *args)
 
 
 def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str, Sample]]:
@@ -121,15 +128,16 @@ def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str,
 
     Args:
       task: whose files are read; where it names none for validation, its share of `train` is held out.
-      split: `validation` or `train`.
+      split: `train`, `validation`, or `test`, which is the validation data where it names no files.
 
     Raises:
       UserError: as reading them for training.
     """
-    apart = bool(task.validation)
-    files = task.validation if apart and split == "validation" else task.train
-    placed, _ = read_examples(files, _format(task))
+    split = "validation" if split == "test" and not task.test else split
+    apart = bool(getattr(task, split)) and (split != "train" or bool(task.validation))
+    placed, _ = read_examples(getattr(task, split) if apart else task.train, _format(task))
     if not apart:
+        require(len(task.train) > 0, f"the task {task.name} names no files for {split}; name some.")
         placed = hold_out(placed, task.validation_fraction, _key)[split == "validation"]
     found: dict[str, tuple[str, Sample]] = {}
     for place, sample in _flat(placed):

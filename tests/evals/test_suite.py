@@ -1,0 +1,125 @@
+"""Suites: answers are those of the sampler, in the samples' order; scores are saved, used again, compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import ONE, mesh, sharp_params
+from tiny_evals import COMPUTE, MODEL, save_run
+
+from jaxgpt.config import Suite
+from jaxgpt.data.readers.tasks import evaluation_samples, question
+from jaxgpt.errors import UserError
+from jaxgpt.evals.command import evaluate
+from jaxgpt.evals.metrics import metric_of
+from jaxgpt.evals.suite import answers, predict, run_suite
+from jaxgpt.sample.generate import Generator
+from jaxgpt.sample.load import load_trained
+from jaxgpt.tasks import Translation
+from jaxgpt.text.tokenizer import ByteTokenizer
+
+PLAIN = {"prompts": ("{text}",), "held_out": "{text}=", "tokenizer": "byte", "template": "none"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "pairs.tsv").write_text(
+        "".join(f"{w}\t{w[::-1]}\n" for w in ("abc", "d", "efghij", "kl", "mn", "o"))
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(folder: Path) -> Translation:
+    files = (str(folder / "pairs.tsv"),)
+    return Translation(
+        train=files, test=files, into="back", max_new_tokens=4, metrics=("chrf", "perplexity"), **PLAIN
+    )
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, task: Translation) -> Path:
+    return save_run(folder / "run", task)
+
+
+def test_answers_come_in_the_order_of_the_samples(task):
+    """Though batches are made by length: each is what the prompt alone gives."""
+    generator = Generator(MODEL, COMPUTE, sharp_params(MODEL), ByteTokenizer(), mesh=mesh(ONE))
+    samples = [sample for _, sample in evaluation_samples(task)]
+    asked = [question(task, sample, task.held_out) for sample in samples]
+    made = answers(generator, task, asked, batch_size=2)
+    for turns, one in zip(asked, made, strict=True):
+        alone = generator.generate(
+            **generator.texts([turns[-1]["content"]], bos=True),
+            sampling=task.decoding,
+            max_new_tokens=4,
+            apart=True,
+        )
+        assert alone[0].ids == one.ids
+
+
+def test_a_prompt_without_room_is_not_answered_and_said(task, caplog):
+    generator = Generator(MODEL, COMPUTE, sharp_params(MODEL), ByteTokenizer(), mesh=mesh(ONE))
+    long, short = ([{"role": "user", "content": "x" * n}] for n in (99, 2))
+    made = answers(generator, task, [long, short])
+    assert made[0].text == "" and len(made[1].ids) == 4
+    assert "1 of 2 prompts of en-back leave no room" in caplog.text
+
+
+def test_likelihoods_are_those_of_the_answer_and_its_end(run, task):
+    """The perplexity of references is that of the validation loss, since both are of the same targets."""
+    from jaxgpt.evals.loss import loss_of
+
+    trained = load_trained(run)
+    suite = Suite(name="s", tasks=(task,), resamples=50)
+    (scores,) = run_suite(trained, suite)
+    whole = replace(task, validation=task.test)
+    loss = loss_of(trained, whole, batch_size=4)["loss"]
+    assert scores.figures["perplexity"].value == pytest.approx(math.exp(loss), rel=1e-4)
+    assert scores.figures["chrf"].low <= scores.figures["chrf"].value <= scores.figures["chrf"].high
+
+
+def test_the_command_saves_predictions_and_uses_them_again(run, task, folder, capsys, caplog):
+    (folder / "suite.py").write_text(
+        f"from jaxgpt.config import Suite\nfrom jaxgpt.tasks import Translation\n"
+        f"def config():\n    return Suite(name='rev', resamples=50, tasks=({task!r},))\n".replace(
+            "Sampling(", "__import__('jaxgpt.config').config.Sampling("
+        )
+    )
+    evaluate(str(run), suite=str(folder / "suite.py"), against=str(run), json=True)
+    first, against = (
+        json.loads(part) for part in capsys.readouterr().out.replace("}\n{", "}\0{").split("\0")
+    )
+    lines = (run / "eval" / "suite-rev-en-back.predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 6 and json.loads(lines[0])["sample"]["answers"] == ["cba"]
+    assert first["figures"]["chrf"]["signature"].startswith("nrefs:1")
+    assert against["figures"]["chrf_difference"]["value"] == 0 and against["figures"]["chrf_p"]["value"] == 1
+    caplog.set_level("INFO")
+    evaluate(str(run), suite=str(folder / "suite.py"), json=True)
+    assert json.loads(capsys.readouterr().out)["figures"] == first["figures"]
+    assert "used again" in caplog.text
+
+
+def test_metrics_that_need_likelihoods_need_a_scorer(task):
+    generator = Generator(MODEL, COMPUTE, sharp_params(MODEL), ByteTokenizer(), mesh=mesh(ONE))
+    with pytest.raises(UserError, match="likelihoods"):
+        predict(generator, None, task, [])
+    assert metric_of("perplexity").needs == "reference"
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"tasks": ()}, "suite.tasks is empty"),
+        ({"name": "a b"}, "suite.name"),
+        ({"names": ("a", "b")}, "suite.names"),
+    ],
+)
+def test_mistakes_in_a_suite(parts, words, task):
+    with pytest.raises(UserError, match=words):
+        Suite(**({"name": "s", "tasks": (task,)} | parts))
