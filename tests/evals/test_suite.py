@@ -56,7 +56,7 @@ def test_answers_come_in_the_order_of_the_samples(task):
     for turns, one in zip(asked, made, strict=True):
         alone = generator.generate(
             **generator.texts([turns[-1]["content"]], bos=True),
-            sampling=task.decoding,
+            decoding=task.decoding,
             max_new_tokens=4,
             apart=True,
         )
