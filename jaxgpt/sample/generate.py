@@ -330,7 +330,7 @@ class Generator:
     def begin(
         self,
         prompts: Sequence[Sequence[int]],
-        decoding: Sampling | Sequence[Sampling] = OWN,
+        decoding: Decoding | Sequence[Sampling] = OWN,
         *,
         max_new_tokens: int = 256,
         seeds: Sequence[int] | None = None,
