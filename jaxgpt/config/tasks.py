@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +30,9 @@ class Sample:
       turns: what was said before, as turns of a dialogue.
       choices: where the answer is one of these; their likelihoods are measured too.
       facts: what metrics need beside these, such as the group of a candidate; plain JSON values.
+      learned: what is learned, where that is not the first answer itself, such as a worked solution.
+      together: samples of which this is the same are held out together, such as those of one passage; of
+        other samples those that ask the same.
     """
 
     values: dict[str, str]
@@ -37,10 +40,12 @@ class Sample:
     turns: tuple[dict[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    learned: str = ""
+    together: str = ""
 
     @property
     def key(self) -> str:
-        """What is asked, whatever the answer: samples of one key are held out together."""
+        """What is asked, whatever the answer: answers to samples of one key are answers to all of them."""
         return repr((self.turns, sorted(self.values.items()), self.choices, sorted(self.facts.items())))
 
 
@@ -76,12 +81,17 @@ class Task(Dialogues):
     """That a config cannot hold this class itself; derived ones are not."""
     names: ClassVar[tuple[str, ...]] = ()
     """Names of the values that samples have, which phrasings may use."""
+    phrasings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By language, the ways to ask that the task has itself, the last of them the one held out."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of files that it reads, beside those of records."""
 
     def __init_subclass__(cls) -> None:
         cls.abstract = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", code.references(self.metrics, "data.metrics"))
+        self._follow_language()
         super().__post_init__()
         require(len(self.prompts) > 0, "data.prompts is empty; give at least one way to ask.")
         require(len(self.metrics) > 0, "data.metrics is empty; name at least one.")
@@ -92,6 +102,16 @@ class Task(Dialogues):
     def _check_files(self) -> None:
         given = self.train or self.validation or self.test
         require(bool(given), "data.train, data.validation and data.test are empty; name at least one file.")
+
+    def _follow_language(self) -> None:
+        """Take the task's own phrasings of its language, where none are given or those of another one are."""
+        if (own := self.phrasings.get(self.language)) is None:
+            return
+        every = self.phrasings.values()
+        if not self.prompts or tuple(self.prompts) in [ways[:-1] for ways in every]:
+            object.__setattr__(self, "prompts", own[:-1])
+        if not self.held_out or self.held_out in [ways[-1] for ways in every]:
+            object.__setattr__(self, "held_out", own[-1])
 
     def _check_phrasing(self, where: str, text: str) -> None:
         try:
@@ -133,7 +153,7 @@ class Task(Dialogues):
 
     def target(self, sample: Sample) -> str:
         """What the model learns to answer."""
-        return sample.answers[0]
+        return sample.learned or sample.answers[0]
 
     def extract(self, text: str, sample: Sample) -> str:
         """The answer in a completion; empty where there is none."""

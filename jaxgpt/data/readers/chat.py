@@ -53,6 +53,9 @@ class Format(NamedTuple):
       fix: what to do where it is not found.
       records: (where it stands, value) of each record of a file, where its ending does not say it.
       columns: names of a table's columns where its first line names none.
+      suffixes: endings of the files.
+      is_record: whether a value is one record, for documents that hold several; None means that it has a shape.
+      mend: what to do about bad records.
     """
 
     shape_of: Callable[[Any], Shape | None]
@@ -61,6 +64,9 @@ class Format(NamedTuple):
     fix: str
     records: Callable[[str, ChatReport], Iterator[tuple[str, Any]] | None] = lambda path, report: None
     columns: Sequence[str] = ()
+    suffixes: tuple[str, ...] = SUFFIXES
+    is_record: Callable[[Any], bool] | None = None
+    mend: str = _FIX
 
 
 class Kind(NamedTuple):
@@ -127,10 +133,10 @@ def read_examples(
         `max_bad`; no record at all.
     """
     report, examples = ChatReport(), list[Placed]()
-    for path in expand(paths, SUFFIXES):
+    for path in expand(paths, form.suffixes):
         examples += _read_file(path, report, form)
         _tell_unread(path, report.unread.get(path, Counter()))
-    report.check(max_bad, _FIX)
+    report.check(max_bad, form.mend)
     require(bool(examples), "the instruction files hold no dialogue; name files that do.")
     return examples, report
 
@@ -154,7 +160,7 @@ def _read_file(path: str, report: ChatReport, form: Format) -> Iterator[Placed]:
             log.info("%s: dialogues in the shape %s", path, shape.name)
         yield from _checked(path, where, record, shape, report, form)
     if shape is None:
-        report.check(MAX_BAD, _FIX)
+        report.check(MAX_BAD, form.mend)
         first = early[0][1] if early else None
         keys = ", ".join(map(str, first)) if isinstance(first, dict) else kind_name(first)
         fix = form.fix
@@ -180,11 +186,11 @@ def _checked(
 def _records(path: str, report: ChatReport, form: Format) -> Iterator[tuple[str, Any]]:
     """(where it stands, JSON value) of each record, and of each question of a file of SQuAD's."""
 
-    def is_record(value: Any) -> bool:
+    def has_shape(value: Any) -> bool:
         return form.shape_of(value) is not None
 
     own = form.records(path, report)
-    for where, record in own or read_records(path, report, is_record, form.columns):
+    for where, record in own or read_records(path, report, form.is_record or has_shape, form.columns):
         try:
             questions = questions_of(record)
         except ValueError as error:
@@ -221,9 +227,10 @@ def rows_of_kind(kind: Kind) -> Callable[..., Rows]:
 def _items(kind: Kind, data: Dialogues, tokenizer: Tokenizer, length: int, split: str) -> list[Item]:
     """The items of a split; remembered while the files stay as they are."""
     apart = bool(data.validation)  # validation has files of its own: the others need no reading
-    files = expand(data.validation if apart and split == "validation" else data.train, SUFFIXES)
+    suffixes = kind.format(data).suffixes
+    files = expand(data.validation if apart and split == "validation" else data.train, suffixes)
     if apart and split == "validation":
-        trained = {file_key(f) for f in expand(data.train, SUFFIXES)}
+        trained = {file_key(f) for f in expand(data.train, suffixes)}
         if both := [f for f in files if file_key(f) in trained]:
             say_once(f"data.train names files of data.validation too, so that is no held-out text: {both[0]}")
     stats = [(f, Path(f).stat()) for f in files]
@@ -231,7 +238,7 @@ def _items(kind: Kind, data: Dialogues, tokenizer: Tokenizer, length: int, split
     return _read_items(stamp, split if apart else "", kind, data, tokenizer, length)[split]
 
 
-@lru_cache(maxsize=2)  # the files of training, and those of validation where they are others
+@lru_cache(maxsize=16)  # of each source of a mixture: those of training, and of validation if they are others
 def _read_items(
     stamp: tuple[tuple[str, int, int], ...],
     only: str,

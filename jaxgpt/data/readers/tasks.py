@@ -21,8 +21,9 @@ from jaxgpt.data.readers.chat import (
     write_dialogue,
 )
 from jaxgpt.data.readers.dialogues import Shape
-from jaxgpt.data.readers.turns import METADATA
-from jaxgpt.errors import require
+from jaxgpt.data.readers.turns import left_over
+from jaxgpt.data.records import SUFFIXES
+from jaxgpt.errors import nearest, require
 from jaxgpt.text.chat import Dialogue, Example
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -34,12 +35,17 @@ class Asked(NamedTuple):
     turns: Dialogue
 
 
-class _Noted(dict):
+class Noted(dict):
     """A record that notes which of its fields were read."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         super().__init__(record)
         self.read: set[str] = set()
+
+    @property
+    def unread(self) -> list[str]:
+        """The names of fields that nobody read, for a warning; `ValueError` on one that cannot be left."""
+        return left_over({name: super(Noted, self).get(name) for name in sorted(self.keys() - self.read)}, named=True)
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
@@ -51,27 +57,29 @@ class _Noted(dict):
 
 
 def _format(task: Task) -> Format:
-    def shape_of(record: Any) -> Shape | None:
+    def is_record(value: Any) -> bool:
         try:
-            next(iter(task.samples(record)))
-        except (ValueError, StopIteration):
-            return None
-        return Shape(task.name, _unused, named=True)
+            next(iter(task.samples(value)))
+        except (ValueError, LookupError, TypeError, StopIteration):
+            return False
+        return True
 
     def read(record: Any, shape: Shape) -> tuple[list[Sample], list[str]]:
-        noted = _Noted(record) if isinstance(record, dict) else record
-        found = [_checked(sample) for sample in task.samples(noted)]
+        noted = Noted(record) if isinstance(record, dict) else record
+        try:
+            found = [_checked(sample) for sample in task.samples(noted)]
+        except KeyError as error:  # of a task that takes a field without asking for it first
+            raise ValueError(f"no field {error}{nearest(str(error.args[0]), map(str, record))}") from None
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from None
         if not found:
             raise ValueError("it holds no sample")
-        unread = sorted(noted.keys() - noted.read - METADATA) if isinstance(noted, _Noted) else []
-        return found, unread
+        return found, noted.unread if isinstance(noted, Noted) else []
 
-    fix = "name its fields in the task, see docs/tasks.md"
-    return Format(shape_of, read, task.wanted, fix, task.records, task.columns)
-
-
-def _unused(record: Any, unread: list[str]) -> Any:
-    raise NotImplementedError
+    shape = Shape(task.name, lambda record, unread: None, named=True)
+    fix = f"mend them, or name the fields of {type(task).__name__} otherwise (docs/tasks.md)"
+    more: dict[str, Any] = {"suffixes": (*SUFFIXES, *task.suffixes), "is_record": is_record, "mend": fix}
+    return Format(lambda record: shape, read, task.wanted, fix, task.records, task.columns, **more)
 
 
 def _checked(sample: Sample) -> Sample:
@@ -111,7 +119,7 @@ def _write(asked: Asked, task: Task, tokenizer: Tokenizer) -> Example:
 
 
 def _key(samples: list[Sample]) -> str:
-    return samples[0].key
+    return samples[0].together or samples[0].key
 
 
 _rows = rows_of_kind(Kind(_format, _key, _prepare, _write, fit_dialogues))
