@@ -54,7 +54,9 @@ def named(record: Any, given: str, usual: Sequence[str], what: str) -> str:
     found = next((name for name in usual if has_field(record, name)), "")
     if not found:
         held = ", ".join(map(str, record))
-        raise ValueError(f"it has none of {', '.join(usual)} but {held:.200}; name the field with data.{what}")
+        raise ValueError(
+            f"it has none of {', '.join(usual)} but {held:.200}; name the field with data.{what}"
+        )
     return found
 
 

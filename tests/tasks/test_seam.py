@@ -130,5 +130,5 @@ def test_mistakes_are_one_sentence(parts, words):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"en": "a", "fr": "b"}\n')
-    with pytest.raises(UserError, match=r"a.jsonl:1: no field 'zh'; allowed: en, fr\); mend them, or name the"):
+    with pytest.raises(UserError, match=r"a.jsonl:1: no field .zh.; allowed: en, fr\); mend them"):
         evaluation_samples(Translation(train=(str(tmp_path / "a.jsonl"),)))

@@ -45,7 +45,9 @@ class Noted(dict):
     @property
     def unread(self) -> list[str]:
         """The names of fields that nobody read, for a warning; `ValueError` on one that cannot be left."""
-        return left_over({name: super(Noted, self).get(name) for name in sorted(self.keys() - self.read)}, named=True)
+        return left_over(
+            {name: super(Noted, self).get(name) for name in sorted(self.keys() - self.read)}, named=True
+        )
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
