@@ -54,7 +54,7 @@ class Format(NamedTuple):
       records: (where it stands, value) of each record of a file, where its ending does not say it.
       columns: names of a table's columns where its first line names none.
       suffixes: endings of the files.
-      is_record: whether a value is one record, for documents that hold several; None means that it has a shape.
+      is_record: whether a value is one record, not several; None means whether it has a shape.
       mend: what to do about bad records.
     """
 
