@@ -16,8 +16,9 @@ def text_at(record: Any, name: str, empty: bool = False) -> str:
       ValueError: there is none, with a short reason; an empty one too, unless `empty` allows it.
     """
     value = field_of(as_object(record), name)
-    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    if not check_text(text, name).strip() and not empty:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = str(value) if is_number else check_text(value, name)
+    if not text.strip() and not empty:
         raise ValueError(f"field {name!r} is empty")
     return text
 
