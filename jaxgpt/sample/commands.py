@@ -16,16 +16,13 @@ import tyro
 
 from jaxgpt.config import ONE_DEVICE, Mesh, load_run
 from jaxgpt.config.bounds import Bounds, Rows, Seed, Tokens, bounded
-from jaxgpt.errors import NotFinite, UserError, require
-from jaxgpt.files import to_json
+from jaxgpt.errors import UserError, require
+from jaxgpt.sample.output import note, noting, require_finite, show, show_best, show_json, write
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Verify
 
 if TYPE_CHECKING:
-    from jaxgpt.sample.generate import Generator, Token
+    from jaxgpt.sample.generate import Generator
     from jaxgpt.sample.judge import Judge
-
-SEPARATOR = "---"
-"""A line of its own between completions, when there are several."""
 
 FLAT = tyro.conf.arg(name="")
 """Gives a group's fields as flags without a prefix."""
@@ -121,12 +118,12 @@ def sample(
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     calls = [_part(asked, part) | settings for part in parts]
     if judge:
-        failed = _show_best(generator, calls, [_turns(text, system) for text in texts], judge, json)
+        failed = show_best(generator, calls, [_turns(text, system) for text in texts], judge, json)
     elif json:
-        failed = _show_json(generator, calls, [(texts or [""])[i] for i, _ in rows])
+        failed = show_json(generator, calls, [(texts or [""])[i] for i, _ in rows])
     else:
-        failed = _show(generator, calls)
-    _require_finite(failed, f"{failed} of {len(rows)} completions")
+        failed = show(generator, calls)
+    require_finite(failed, f"{failed} of {len(rows)} completions")
 
 
 def _part(asked: dict[str, Any], rows: list[tuple[int, int]]) -> dict[str, Any]:
@@ -137,83 +134,10 @@ def _part(asked: dict[str, Any], rows: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def _show_json(generator: Generator, calls: list[dict[str, Any]], prompts: list[str]) -> int:
-    """Write a line for each completion; returns how many failed."""
-    failed, texts = 0, iter(prompts)
-    for call in calls:
-        for completion in generator.generate(**call):
-            _write(to_json({"prompt": next(texts), "text": completion.text} | vars(completion)) + "\n")
-            failed += completion.finish_reason == "error"
-    return failed
-
-
 def _judge(folder: str, mesh: Mesh, verify: bool) -> Judge:
     from jaxgpt.sample.judge import Judge
 
     return Judge.load(folder, mesh=mesh, verify=verify)
-
-
-def _show_best(
-    generator: Generator,
-    calls: list[dict[str, Any]],
-    asked: list[list[dict[str, str]]],
-    judge: Judge,
-    json: bool,
-) -> int:
-    """Write the completion of each prompt that a judge likes best; returns how many failed."""
-    made = [completion for call in calls for completion in generator.generate(**call)]
-    for i, (turns, best, reward) in enumerate(judge.best(asked, made)):
-        if json:
-            told = {"prompt": turns[-1]["content"], "text": best.text, "reward": reward}
-            _write(to_json(told | vars(best)) + "\n")
-        else:
-            _write((f"{SEPARATOR}\n" if i else "") + best.text + "\n")
-    return sum(completion.finish_reason == "error" for completion in made)
-
-
-def _show(generator: Generator, calls: list[dict[str, Any]]) -> int:
-    """Write the completions as they are made; returns how many failed."""
-    failed: list[int] = []
-    streams = (_noting(generator.stream(**call), failed) for call in calls)
-    for piece in _in_order(streams, [len(call["prompts"]) for call in calls]):
-        _write(piece)
-    return len(failed)
-
-
-def _noting(stream: Iterable[Token], failed: list[int]) -> Iterator[Token]:
-    """The tokens; the rows that end with an error are added to `failed`."""
-    for token in stream:
-        failed += [token.row] if token.finish_reason == "error" else []
-        yield token
-
-
-def _require_finite(failed: int, what: str) -> None:
-    if failed:
-        raise NotFinite(f"{what} ended early, where logits were")
-
-
-def _in_order(streams: Iterable[Iterable[Token]], sizes: list[int]) -> Iterator[str]:
-    """Text of the first unfinished row as it comes; later rows wait for their turn.
-
-    Args:
-      streams: tokens of one batch of rows after another.
-      sizes: rows of each batch.
-    """
-    rows, first, current = sum(sizes), 0, 0
-    waiting, finished = [""] * rows, [False] * rows
-    for stream, size in zip(streams, sizes, strict=True):
-        for token in stream:
-            waiting[first + token.row] += token.text
-            finished[first + token.row] = token.finish_reason is not None
-            while current < rows:
-                if waiting[current]:
-                    yield waiting[current]
-                    waiting[current] = ""
-                if not finished[current]:
-                    break
-                current += 1
-                yield f"\n{SEPARATOR}\n" if current < rows else "\n"
-        first += size
 
 
 @bounded
@@ -253,11 +177,11 @@ def chat(
         "without the launcher of the cluster.",
     )
     if not load_run(run).templated:
-        _note("this run was not tuned on dialogues, so its answers may make no sense")
+        note("this run was not tuned on dialogues, so its answers may make no sense")
     require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     generator = _load(run, checkpoint, mesh, verify)
-    _note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
+    note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
     settings = {
         "decoding": sampling.settle(generator.tokenizer.sampling, CHAT_DEFAULT),
         "stop_strings": stop,
@@ -267,14 +191,14 @@ def chat(
     for count, line in enumerate(_read_turns()):
         if line == "/reset":
             turns = []
-            _note("the dialogue is forgotten")
+            note("the dialogue is forgotten")
             continue
         try:
             turns, asked = _fit(
                 generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens
             )
         except UserError as error:
-            _note(str(error))
+            note(str(error))
             continue
         call = asked | settings | {"seeds": [(seed + count) % 2**32]}
         answer = _answer(generator, call, max_new_tokens)
@@ -286,13 +210,13 @@ def _answer(generator: Generator, call: dict[str, Any], max_new_tokens: int) -> 
     answer, most = "", min(max_new_tokens, generator.context - len(call["prompts"][0]))
     failed: list[int] = []
     try:
-        for token in _noting(generator.stream(**call, max_new_tokens=most), failed):
+        for token in noting(generator.stream(**call, max_new_tokens=most), failed):
             answer += token.text
-            _write(token.text)
+            write(token.text)
     except KeyboardInterrupt:
-        _note("stopped")
-    _write("\n")
-    _require_finite(len(failed), "the answer")
+        note("stopped")
+    write("\n")
+    require_finite(len(failed), "the answer")
     return answer
 
 
@@ -324,7 +248,7 @@ def _fit(
         f"this turn makes a prompt of {len(ids)} tokens but the model's context is {context}; shorten it.",
     )
     if cut:
-        _note(f"the dialogue is longer than the context: the oldest {cut} turns are forgotten")
+        note(f"the dialogue is longer than the context: the oldest {cut} turns are forgotten")
     return turns[cut:], asked
 
 
@@ -343,10 +267,10 @@ def _read_turns() -> Iterator[str]:
                 if not line:
                     return
         except EOFError:
-            _write("\n")
+            write("\n")
             return
         except KeyboardInterrupt:
-            _note("/quit or Ctrl-D ends the dialogue")
+            note("/quit or Ctrl-D ends the dialogue")
             continue
         line = line.strip()
         if line == "/quit":
@@ -387,12 +311,3 @@ def _lines(path: str) -> list[str]:
     kept = [line for line in lines if line.strip()]
     require(bool(kept), f"prompt file {path!r} holds no prompt; write one per line.")
     return kept
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

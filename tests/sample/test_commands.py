@@ -16,7 +16,7 @@ from tiny_models import RECITED
 from jaxgpt.cli import main
 from jaxgpt.config import Chat, Run, Text
 from jaxgpt.errors import UserError
-from jaxgpt.sample import commands
+from jaxgpt.sample import commands, output
 from jaxgpt.sample.generate import Generator, Token
 from jaxgpt.sample.settings import Asked, Sampling
 from jaxgpt.text.chat import render_plain
@@ -107,7 +107,7 @@ def test_the_first_unfinished_row_streams_and_later_ones_wait() -> None:
         return Token(row, 0, 0.0, "stop" if last else None, text)
 
     first = [token(0, "a"), token(1, "X"), token(1, "Y", last=True), token(0, "b", last=True)]
-    pieces = list(commands._in_order([first, [token(0, "Z", last=True)]], [2, 1]))
+    pieces = list(output.in_order([first, [token(0, "Z", last=True)]], [2, 1]))
     assert pieces == ["a", "b", "\n---\n", "XY", "\n---\n", "Z", "\n"]
 
 
