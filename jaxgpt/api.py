@@ -25,6 +25,7 @@ from jaxgpt.config import ONE_DEVICE, Classifier, Headed, Mesh, Run, code
 from jaxgpt.config import load as load_config
 from jaxgpt.convert.load import load_model
 from jaxgpt.errors import NotFinite, nearest, require, require_known
+from jaxgpt.evals.during import task_scores
 from jaxgpt.evals.features import Pooling, Wanted, observe, reading_ids
 from jaxgpt.evals.predict import Label, Span, predict
 from jaxgpt.evals.scoring import Scorer
@@ -119,7 +120,7 @@ def fit(config: Run | str | Path, *, progress: bool = True, verify: bool = True)
     """
     _set_up()
     run, source = (config, None) if isinstance(config, Run) else (load_config(config), Path(config))
-    result = train(run, progress=progress, verify=verify, source=source)
+    result = train(run, progress=progress, verify=verify, source=source, scores=task_scores)
     if result.reason not in ("finished", "patience"):
         raise KeyboardInterrupt(f"{run.folder}: {result.reason} at step {result.step}, saved")
     return load(run.folder, mesh=_own_devices(run), verify=verify)

@@ -42,7 +42,7 @@ COMMANDS = {
     "data prepare": Command("jaxgpt.data.prepare", "prepare", "turn text files into shards of token ids"),
     "data show": Command("jaxgpt.data.show", "show", "print what a config trains on, loss mask in colour"),
     "info": Command("jaxgpt.plan", "info", "parameters, FLOPs and memory of a config", jax=True, config=True),
-    "train": Command("jaxgpt.train.command", "train", "train a config, or resume it", jax=True, config=True),
+    "train": Command("jaxgpt.train_command", "train", "train a config, or resume it", jax=True, config=True),
     "sweep": Command(
         "jaxgpt.sweep", "sweep", "train the runs of a config's sweep(), compare them", jax=True, config=True
     ),

@@ -198,12 +198,13 @@ def _train(run: Run, source: Path) -> Row:
     import jax
 
     from jaxgpt.checkpoint import SaveError
+    from jaxgpt.evals.during import task_scores
     from jaxgpt.models import parameter_counts
     from jaxgpt.train import loop
 
     row: Row = {"parameters": parameter_counts(run.model)["total"]}
     try:
-        result = loop.train(run, source=source)
+        result = loop.train(run, source=source, scores=task_scores)
     except (UserError, loop.Diverged, SaveError, jax.errors.JaxRuntimeError) as error:  # last: no memory
         reason = str(error).strip().split("\n")[0]
         log.error("%s failed: %s", run.folder, reason)

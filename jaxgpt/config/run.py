@@ -31,7 +31,7 @@ from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, Transfor
 from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
 from jaxgpt.config.tasks import Task
 from jaxgpt.config.tune import Full, Tune, keeps_base
-from jaxgpt.errors import UserError, require, shown
+from jaxgpt.errors import UserError, require, require_known, shown
 from jaxgpt.files import read_json
 
 
@@ -175,9 +175,13 @@ class Train:
     """Steps between checkpoints; the best and the last are always saved."""
     keep: Steps = 2
     """Number of newest checkpoints to keep, besides the best."""
-    best_by: Literal["loss", "error"] = "loss"
-    """What makes a checkpoint the best: the lowest validation loss, or error rate (suits labels); of GRPO it
-    is the highest mean reward, whatever this says."""
+    eval_examples: StepsOr0 = 0
+    """Validation samples of each task that are answered and scored by its metrics at each evaluation; 0 turns
+    it off. It holds the parameters once more."""
+    best_by: str = "loss"
+    """What makes a checkpoint the best: the lowest validation loss or error (rate; suits labels), or
+    SOURCE:METRIC, a metric of a task, with eval_examples; of GRPO it is the highest mean reward, whatever
+    this says."""
     best_holds: Literal["all", "params"] = "all"
     """What the best checkpoint holds: the whole state, or only the parameters (a third of the size)."""
     noise_scale: bool = False
@@ -201,6 +205,16 @@ class Train:
             not self.noise_scale or self.accumulate > 1,
             "train.noise_scale is True but train.accumulate is 1, and it is found by comparing microbatches; "
             "set accumulate to 2 or more.",
+        )
+        require(
+            self.best_by in ("loss", "error") or ":" in self.best_by,
+            f"train.best_by is {self.best_by!r}; allowed: loss, error, or SOURCE:METRIC of a task.",
+        )
+        require(
+            ":" not in self.best_by or self.eval_examples > 0,
+            f"train.best_by is {self.best_by!r} but train.eval_examples is 0, so nothing is answered; set it "
+            "to "
+            "the number of samples to answer, such as 200.",
         )
         names = self.track or ()
         require(len(set(names)) == len(names), f"train.track is {names}; name every tracker once.")
@@ -258,6 +272,7 @@ class Run:
         )
         self._check_tune()
         self._check_task()
+        self._check_scores()
         require(
             self.optim.warmup_steps <= self.train.steps or self.train.epochs is not None,
             f"optim.warmup_steps {self.optim.warmup_steps} is more than train.steps {self.train.steps}; "
@@ -359,6 +374,21 @@ class Run:
             "with a template.",
         )
 
+    def _check_scores(self) -> None:
+        """Refuse scores of tasks where there are none, or a metric that no task has."""
+        if not self.train.eval_examples:
+            return
+        require(
+            bool(self.tasks),
+            f"train.eval_examples is {self.train.eval_examples} but data hold no task; set it to 0, or data "
+            "to a "
+            "task (docs/tasks.md).",
+        )
+        by = self.train.best_by
+        known = [f"{name}:{metric}" for name, task in self.tasks.items() for metric in task.metrics]
+        if ":" in by:
+            require_known(by, known, f"train.best_by is {by!r}")
+
     def _check_preferences(self) -> None:
         """Refuse preferences and an objective that do not belong together, and one without its reference."""
         data, objective = self.data, self.objective
@@ -433,6 +463,14 @@ class Run:
     def sources(self) -> tuple[Text | Chat | Prompts | Pairs | Rated | Tagged | Labelled | Task, ...]:
         """What is mixed, or the one source of the data."""
         return self.data.sources if isinstance(self.data, Mix) else (self.data,)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks among the sources, by their names."""
+        if isinstance(self.data, Mix):
+            pairs = zip(self.data.source_names, self.data.sources, strict=True)
+            return {name: source for name, source in pairs if isinstance(source, Task)}
+        return {self.data.name: self.data} if isinstance(self.data, Task) else {}
 
     @property
     def typed(self) -> bool:

@@ -93,6 +93,15 @@ class Evaluation(TypedDict):
     confusion: NotRequired[tuple[list[str], list[list[Count]]]]
 
 
+class Best(TypedDict):
+    """What training leaves in best.json."""
+
+    by: str
+    higher_is_better: bool
+    value: float
+    step: Count
+
+
 def read_metrics(path: str | Path) -> list[Record]:
     """The records of a `metrics.jsonl` that have a step.
 
@@ -134,11 +143,19 @@ def curves(records: Sequence[Record], metric: str = "loss") -> Html:
         own = {name.removeprefix("val_loss/"): _real(points(records, name)) for name in sources}
         whole += [Html(STYLE), lines_chart({k: v for k, v in own.items() if v}, over="steps")]
     parts = ['<div class="pair">']
-    for name, (title, factor, zero) in PANELS.items():
+    scores = dict.fromkeys(n for r in records for n in r if n.startswith("val_") and "/" in n)
+    scores = {n: (_title(n), 1, False) for n in scores if not n.startswith(("val_loss/", "val_accuracy/"))}
+    for name, (title, factor, zero) in (scores | PANELS).items():
         line = points(records, name, factor)
         lines = {"raw": line, "mean": smooth(line, len(line) // 40)}
         parts.append(figure(title, "", chart(title, lines, zero)) if line else "")
     return Html("".join([*whole, *parts]) + "</div>")
+
+
+def _title(name: str) -> str:
+    """What `val_METRIC/SOURCE` is."""
+    metric, _, source = name.removeprefix("val_").partition("/")
+    return f"{metric} of {source} (validation)"
 
 
 def _real(line: Sequence[Point]) -> list[Point]:
@@ -174,7 +191,10 @@ def run_page(folder: Path) -> str:
         words = f"jaxgpt chat {place}"
     elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
         words = f"jaxgpt eval {place}"
-    sections: list[Any] = [("Key figures", facts(_figures(records, config))), ("Curves", curves(records))]
+    sections: list[Any] = [
+        ("Key figures", facts(_best(folder) | _figures(records, config))),
+        ("Curves", curves(records)),
+    ]
     if made := _samples(folder):
         sections.append(("Samples during training", made))
     if tables := _evaluations(folder):
@@ -261,6 +281,15 @@ def _evaluations(folder: Path) -> list[Html]:
         elif labels:
             tables.append(confusion_picture(labels, np.asarray(counts)))
     return tables
+
+
+def _best(folder: Path) -> dict[str, Any]:
+    """By which metric of a task the best checkpoint was chosen, if by one."""
+    found = _left_out_if_damaged(folder / "best.json", Best) if (folder / "best.json").exists() else None
+    if found is None or ":" not in found["by"]:
+        return {}
+    way = "highest" if found["higher_is_better"] else "lowest"
+    return {f"Best {found['by']}": (found["value"], f"the {way}, at step {found['step']:,}")}
 
 
 def _left_out_if_damaged(path: Path, kind: type[T]) -> T | None:

@@ -6,9 +6,10 @@ import errno
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxgpt import config
-from jaxgpt.config import GRPO, Run
+from jaxgpt.config import Run
 from jaxgpt.errors import UserError, system_fix
 
 NO_VERIFY, SELF_CONTAINED = "--no-verify", "--self-contained"
@@ -33,19 +34,24 @@ def read_args(args: list[str], command: str, description: str | None = None) -> 
     )
 
 
-def train(args: list[str]) -> int:
+def train(args: list[str], scores: Any = None) -> int:
     """Train a config, or resume it. Exit codes: 0 done, 2 a user error, 3 diverged or not saved,
     4 another process ended, 75 stopped by a signal with everything saved.
+
+    `scores` is for `loop.train`.
     """
     verify, self_contained = NO_VERIFY not in args, SELF_CONTAINED in args
     args = [word for word in args if word not in (NO_VERIFY, SELF_CONTAINED)]
     run = read_args(args, "train", HELP)
     from jaxgpt.checkpoint import SaveError
     from jaxgpt.train import loop
+    from jaxgpt.train.hooks import best_of
     from jaxgpt.train.signals import STOPPED_BY_SIGNAL
 
     try:
-        result = loop.train(run, verify=verify, source=Path(args[0]), self_contained=self_contained)
+        result = loop.train(
+            run, verify=verify, source=Path(args[0]), self_contained=self_contained, scores=scores
+        )
     except (loop.Diverged, SaveError) as error:
         print(f"jaxgpt: {error}", file=sys.stderr)
         return 3
@@ -63,9 +69,7 @@ def train(args: list[str]) -> int:
     test = " --split test" if getattr(run.data, "test", ()) else ""
     then = "run the same command to go on" if stopped else f"try `jaxgpt {talk} {run.folder}{test}`"
     measured = math.isfinite(result.best)
-    by, score = run.train.best_by, result.best
-    if isinstance(run.objective, GRPO):
-        by, score = "reward", -result.best
-    best = f", best validation {by} {score:.4f}" if measured else ""
+    found = best_of(run.folder) if measured else None
+    best = f", best validation {found['by']} {found['value']:.4f} at step {found['step']}" if found else ""
     print(f"{run.folder}: {result.reason} at step {result.step}{best}; {then}")
     return STOPPED_BY_SIGNAL if stopped else 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,8 +16,9 @@ from jaxgpt.checkpoint import Checkpoints, load_params
 from jaxgpt.checkpoint.whole import FILE, Base, find_base, load_base, note_base, params_digest
 from jaxgpt.config import Full, Run, code, load, load_run, to_json
 from jaxgpt.errors import require
-from jaxgpt.files import write_json
+from jaxgpt.files import read_json, write_json
 from jaxgpt.lock import LOCK, owned
+from jaxgpt.report.run import Best
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.train.changes import Changes, changes, set_apart
@@ -28,6 +29,38 @@ log = logging.getLogger(__name__)
 
 MADE_FROM = "made_from.json"
 """In the folder of a run that was not trained (merged, or an adapter imported): what it was made from."""
+
+
+class Score(NamedTuple):
+    """A metric of a task: its value, and which way is better."""
+
+    value: float
+    higher_is_better: bool
+
+
+Scores = Callable[[dict], dict[str, Score]]
+"""From the whole model's parameters to the metrics of tasks, by SOURCE:METRIC."""
+MakeScores = Callable[[Run, Tokenizer, jax.sharding.Mesh], Scores | None]
+"""What a command gives the loop, which itself knows nothing of evaluation; None where a run asks for none."""
+BEST = "best.json"
+"""In a run's folder: by what its best checkpoint is the best, and how good it is."""
+
+
+def best_of(folder: Path) -> Best | None:
+    """By what a run's best checkpoint is the best; None where none was chosen yet."""
+    path = folder / BEST
+    return (
+        read_json(path, Best, "remove it; the next best checkpoint writes it anew")
+        if path.is_file()
+        else None
+    )
+
+
+def note_best(run: Run, by: str, score: Score, step: int) -> None:
+    """Leave in the run's folder what its best checkpoint was chosen by; on the first process."""
+    if jax.process_index() == 0:
+        record = {"by": by, "higher_is_better": score.higher_is_better, "value": score.value, "step": step}
+        write_json(run.folder / BEST, record)
 
 
 class Claim:
@@ -69,6 +102,8 @@ class Claim:
         if jax.process_index() == 0:
             later = [s for s in checkpoints.steps() if self.changes.until is not None and s > step]
             if later:
+                if (best := best_of(self.folder)) and best["step"] > step:
+                    (self.folder / BEST).unlink()
                 apart = set_apart(self.folder, later)
                 log.warning("going on from step %d; what came after it is now the run %s", step, apart)
             if self.changes.fields:

@@ -32,7 +32,7 @@ from jaxgpt.runtime import memory_errors, require_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
-from jaxgpt.train.hooks import Claim, Patience, claimed, claimed_base
+from jaxgpt.train.hooks import Claim, MakeScores, Patience, Score, Scores, claimed, claimed_base, note_best
 from jaxgpt.train.host import Host, Memory
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.noise import SQUARE, NoiseScale
@@ -79,6 +79,7 @@ def train(
     verify: bool = True,
     source: Path | None = None,
     self_contained: bool = False,
+    scores: MakeScores | None = None,
 ) -> Result:
     """Train a run to its end, from where its folder stands.
 
@@ -87,6 +88,7 @@ def train(
       progress: show a progress line on standard error.
       verify: compare the checksums of what is loaded.
       source: the config file, to be kept with the run.
+      scores: makes what tasks are scored by at each evaluation (`evals.during.task_scores`).
       self_contained: keep a copy of the parameters that are tuned, not only their place.
 
     Raises:
@@ -112,6 +114,12 @@ def train(
     run = run.with_steps(data.epoch_rows)
 
     chosen(run)  # what it names is installed
+    scored = scores(run, tokenizer, mesh) if scores else None
+    require(
+        scored is not None or not run.train.eval_examples,
+        "train.eval_examples is set, but this call of train() was given no scores; pass "
+        "evals.during.task_scores.",
+    )
     text = tokenizer.encode(run.tune.text) if isinstance(run.tune, PromptTuning) else ()
     program = make_program(run, mesh, text=text)
     check_base(run, tokenizer)
@@ -128,6 +136,7 @@ def train(
                     add_reference(run, mesh, splits, base, verify=verify, progress=progress)
                 state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until, base)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
+                loop.scores = scored
                 loop.base = freeze(program, whole_model(run, base)) if base and program.base else None
                 if isinstance(data, Rollouts):
                     data.begin(program, loop.base, whole_model(run, base) if base else None)
@@ -185,6 +194,10 @@ class Loop:
     base: dict | None
     """The frozen part of the model, where not all of it is trained."""
     memory_fn: Callable[[], Any]
+    score: Score
+    """Of the last evaluation, what makes a checkpoint the best."""
+    scores: Scores | None = None
+    """Of tasks, at each evaluation."""
 
     def __init__(
         self,
@@ -203,6 +216,7 @@ class Loop:
         if run.train.noise_scale:
             sizes = run.train.batch_size, run.train.accumulate
             self.noise = NoiseScale(*sizes, memory.get("noise", (0.0, 0.0)))
+        self.by = "reward" if isinstance(run.objective, GRPO) else run.train.best_by
         self.branching = branching_step(run)
         self.layout = batch_sharding(program.mesh)
         self.part = process_rows(self.layout, run.train.batch_size)
@@ -296,6 +310,8 @@ class Loop:
                 self.require_finite(step, state)
             score = self.evaluate(step, state) if evaluating else None
             best = score is not None and self.patience.update(score)
+            if best:
+                note_best(self.run, self.by, self.score, step)
             reason = self.ended(step) or (stop.name or "another process's signal" if stopping else "")
             # In the middle of bad steps the parameters may be what is bad: keep those before.
             whole = bool(reason) or (saving and self.bad == 0)
@@ -397,15 +413,24 @@ class Loop:
                 of_source = loss_means(sums)
                 record |= {f"val_{key}/{name}": of_source[key] for key in ("loss", "accuracy")}
                 words += f", {name} {of_source['loss']:.4f}"
+        found = self.scores(self.whole(state.params)) if self.scores else {}
+        for name, score in found.items():
+            source, _, metric = name.rpartition(":")
+            record[f"val_{metric}/{source}"] = score.value
+            words += f", {name} {score.value:.2f}"
         self.note_evaluation(step, state, words, record)
-        loss = means["loss"]
-        by_loss = run.train.best_by == "loss" or not math.isfinite(loss)
-        return loss if by_loss else 1 - means["accuracy"]
+        loss, by = means["loss"], run.train.best_by
+        if not math.isfinite(loss):
+            return loss
+        chosen = {"loss": Score(loss, False), "error": Score(1 - means.get("accuracy", 0.0), False)} | found
+        self.score = chosen[by]
+        return -self.score.value if self.score.higher_is_better else self.score.value
 
     def evaluate_rewards(self, rollouts: Rollouts, step: int, state: State) -> float:
         """Minus the mean reward of completions of the validation prompts."""
         rollouts.use(step, state.params)
         found = rollouts.evaluate(self.run.train.eval_batches)
+        self.score = Score(found["reward"], True)
         words = f"step {step}: validation reward {found['reward']:.4f}"
         self.note_evaluation(step, state, words, {f"val_{name}": value for name, value in found.items()})
         return -found["reward"]
