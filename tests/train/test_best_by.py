@@ -26,7 +26,8 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "pairs.tsv").write_text("".join(f"{w}\t{w}{w}\n" for w in string.printable[:62]))
     task = Translation(
         train=(str(tmp_path / "pairs.tsv"),), validation=(str(tmp_path / "pairs.tsv"),), into="two",
-        prompts=("{text}",), held_out="{text}", tokenizer="byte", max_new_tokens=4, metrics=("exact_match", "chrf"),
+        prompts=("{text}",), held_out="{text}", tokenizer="byte", max_new_tokens=4,
+        metrics=("exact_match", "chrf"),
     )  # fmt: skip
     fields = vars(TRAIN) | {
         "steps": 6,
