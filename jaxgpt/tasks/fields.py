@@ -8,6 +8,9 @@ from typing import Any
 from jaxgpt.data.lines import as_object, check_text, field_of, kind_name
 from jaxgpt.data.readers.dialogues import has_field
 
+MARKS = " \t\r\n.,;:!?\"'\u3002\uff0c\uff1b\uff1a\uff01\uff1f\u201c\u201d"
+"""What may stand around a short answer and says nothing: space and punctuation, Chinese too."""
+
 
 def text_at(record: Any, name: str, empty: bool = False) -> str:
     """The text in a field, or where a path such as `a.b[0]` leads; a number as it is written.
@@ -35,6 +38,30 @@ def texts_at(record: Any, name: str) -> tuple[str, ...]:
     if not value:
         raise ValueError(f"field {name!r} is an empty list")
     return tuple(text_at({name: one}, name) for one in value)
+
+
+def answers_in(value: Any, name: str) -> tuple[str, ...]:
+    """The different answers of a value, in order, without empty ones: a text, a list of texts or of objects
+    with `text`, an object with `text` (SQuAD) or with `value` and `aliases` (TriviaQA); null is none.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    if isinstance(value, dict):
+        parts = [part for part in ("value", "text", "aliases") if part in value]
+        if not parts:
+            raise ValueError(
+                f"field {name!r} has neither text nor value but {', '.join(map(str, value)):.100}"
+            )
+        held = [one for part in parts for one in _several(value[part])]
+    else:
+        held = [one.get("text") if isinstance(one, dict) else one for one in _several(value)]
+    found = (text_at({name: one}, name, empty=True).strip() for one in held)
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def named(record: Any, given: str, usual: Sequence[str], what: str) -> str:

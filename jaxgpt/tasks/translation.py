@@ -62,7 +62,9 @@ class Translation(Task):
         if not given.strip() or not written.strip():
             raise ValueError("a side of the pair is empty")
         languages = {"source": _name(self.source), "target": _name(self.into)}
-        yield Sample({"text": given, **languages}, (written,))
+        # By one side in both directions: no pair is held out in the one and trained in the other.
+        side = given if self.source < self.into else written
+        yield Sample({"text": given, **languages}, (written,), together=side)
 
 
 def _name(field: str) -> str:

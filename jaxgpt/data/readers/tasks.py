@@ -41,13 +41,17 @@ class Noted(dict):
     def __init__(self, record: dict[str, Any]) -> None:
         super().__init__(record)
         self.read: set[str] = set()
+        self._left: list[str] = []
+
+    def leave(self, names: list[str]) -> None:
+        """Say what was left unread, of a record that was read as a whole."""
+        self.read, self._left = set(self), names
 
     @property
     def unread(self) -> list[str]:
         """The names of fields that nobody read, for a warning; `ValueError` on one that cannot be left."""
-        return left_over(
-            {name: super(Noted, self).get(name) for name in sorted(self.keys() - self.read)}, named=True
-        )
+        rest = {name: super(Noted, self).get(name) for name in sorted(self.keys() - self.read)}
+        return self._left + left_over(rest, named=True)
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
