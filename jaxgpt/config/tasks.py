@@ -31,8 +31,8 @@ class Sample:
       choices: where the answer is one of these; their likelihoods are measured too.
       facts: what metrics need beside these, such as the group of a candidate; plain JSON values.
       learned: what is learned, where that is not the first answer itself, such as a worked solution.
-      together: samples of which this is the same are held out together, such as those of one passage; of
-        other samples those that ask the same.
+      together: names, such as that of a passage; samples with a common one are held out together. Empty
+        means those that ask the same.
     """
 
     values: dict[str, str]
@@ -41,7 +41,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     learned: str = ""
-    together: str = ""
+    together: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

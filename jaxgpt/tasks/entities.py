@@ -28,7 +28,7 @@ class Entities(Task):
     joiner: str = " "
     """What stands between words; empty where every character is a word, as in Chinese files."""
     types: tuple[str, ...] = ()
-    """Types of entities that are asked for and named in the prompt; others are left out. Empty asks for all."""
+    """Types of entities that are asked for, by name; others are left out. Empty asks for all."""
     words: str = "tokens"
     """Field of the words, of files of records."""
     tags: str = "ner_tags"

@@ -59,7 +59,7 @@ class ExtractiveQA(Task):
         values = {"passage": passage, "question": question, "no_answer": self.silence}
         answers = self._answers(as_object(record))
         learned = answers[0] or self.silence
-        yield Sample(values, answers, learned=learned, together=passage)
+        yield Sample(values, answers, learned=learned, together=(passage,))
 
     def _answers(self, record: dict[str, Any]) -> tuple[str, ...]:
         """The different answers; one empty text where there is none."""

@@ -48,7 +48,7 @@ class OpenQA(Task):
         answers = answers_in(field_of(as_object(record), name), name)
         if not answers:
             raise ValueError(f"field {name!r} holds no answer")
-        yield Sample(values, answers, together=values["question"])
+        yield Sample(values, answers, together=(values["question"],))
 
     def _context(self, record: dict[str, Any]) -> str:
         """The passages by number, with an empty line after each."""

@@ -53,7 +53,7 @@ class QuerySummarization(Task):
         text = document(field_of(record, source), source)
         values = {"document": text, "query": text_at(record, self.query)}
         for summary in texts_at(record, named(record, self.summary, SUMMARIES, "summary")):
-            yield Sample(values, (summary,), together=text)
+            yield Sample(values, (summary,), together=(text,))
 
     def _meeting(self, record: dict[str, Any]) -> Iterator[Sample]:
         turns = record["meeting_transcripts"]
@@ -64,7 +64,7 @@ class QuerySummarization(Task):
             for asked in record.get(name) or []:
                 about = self._about(as_object(asked), turns) or whole
                 values = {"document": about, "query": text_at(asked, "query")}
-                yield Sample(values, (text_at(asked, "answer"),), together=whole)
+                yield Sample(values, (text_at(asked, "answer"),), together=(whole,))
 
     def _about(self, asked: dict[str, Any], turns: list[Any]) -> str:
         """The turns that a query is about, or nothing where it is about all."""

@@ -113,7 +113,9 @@ class Recommendation(Task):
         values = {"history": "\n".join(history), "candidate": self._called(text_at(record, self.candidate))}
         choices = {"en": ("yes", "no"), "zh": ("是", "否")}[self.language]
         facts = {"group": user, "click": clicked}
-        yield Sample(values, (choices[1 - clicked],), choices=choices, facts=facts, together=f"user {user}")
+        yield Sample(
+            values, (choices[1 - clicked],), choices=choices, facts=facts, together=(f"user {user}",)
+        )
 
     def _called(self, item: str) -> str:
         if not self.items:

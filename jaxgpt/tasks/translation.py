@@ -61,10 +61,10 @@ class Translation(Task):
         given, written = (check_text(field_of(record, name), name) for name in (self.source, self.into))
         if not given.strip() or not written.strip():
             raise ValueError("a side of the pair is empty")
+        # Alike in both directions, so that no pair is held out in the one and trained in the other.
+        sides = f"{self.source}: {given}", f"{self.into}: {written}"
         languages = {"source": _name(self.source), "target": _name(self.into)}
-        # By one side in both directions: no pair is held out in the one and trained in the other.
-        side = given if self.source < self.into else written
-        yield Sample({"text": given, **languages}, (written,), together=side)
+        yield Sample({"text": given, **languages}, (written,), together=sides)
 
 
 def _name(field: str) -> str:

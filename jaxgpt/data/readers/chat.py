@@ -263,8 +263,11 @@ def _read_items(
 def hold_out(
     dialogues: list[Placed], share: float, key: Callable[[Any], Any] = lambda dialogue: dialogue
 ) -> tuple[list[Placed], list[Placed]]:
-    """(kept, held out): the held-out dialogues are chosen by a hash, and those of one key stay together."""
-    keys = [hashlib.sha256(repr(key(d.dialogue)).encode("utf-8")).digest() for d in dialogues]
+    """(kept, held out): the held-out dialogues are chosen by a hash, and those of one key stay together, of
+    keys that are sets those with a common member.
+    """
+    common = _connected([key(d.dialogue) for d in dialogues])
+    keys = [hashlib.sha256(repr(one).encode("utf-8")).digest() for one in common]
     order = sorted(set(keys))
     require(
         len(order) >= 2,
@@ -275,6 +278,24 @@ def hold_out(
     chosen = set(order[:count])
     kept = [d for d, key in zip(dialogues, keys, strict=True) if key not in chosen]
     return kept, [d for d, key in zip(dialogues, keys, strict=True) if key in chosen]
+
+
+def _connected(keys: list[Any]) -> list[Any]:
+    """Of each set the first name of all sets that common names connect with it; other keys as they are."""
+    if not all(isinstance(key, frozenset) for key in keys):
+        return keys
+    parents: dict[str, str] = {}
+
+    def first(name: str) -> str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = parents[parent]
+            name = parent
+        return name
+
+    for key in keys:
+        low, *others = sorted(map(first, key))
+        parents |= dict.fromkeys(others, low)
+    return [first(min(key)) for key in keys]
 
 
 def _render(

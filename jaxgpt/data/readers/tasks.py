@@ -124,8 +124,8 @@ def _write(asked: Asked, task: Task, tokenizer: Tokenizer) -> Example:
     return write_dialogue([*asked.turns, answer], task, tokenizer)
 
 
-def _key(samples: list[Sample]) -> str:
-    return samples[0].together or samples[0].key
+def _key(samples: list[Sample]) -> frozenset[str]:
+    return frozenset(name for sample in samples for name in sample.together or (sample.key,))
 
 
 _rows = rows_of_kind(Kind(_format, _key, _prepare, _write, fit_dialogues))
