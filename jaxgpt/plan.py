@@ -25,6 +25,7 @@ from jaxgpt.models import (
     trainable,
 )
 from jaxgpt.objectives import extra_columns, make_objective
+from jaxgpt.objectives.measures import measured, measured_optimizer
 from jaxgpt.optim import join, make_optimizer, split_trainable
 from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
@@ -79,6 +80,7 @@ def cost(run: Run) -> Cost:
     params = nnx.to_pure_dict(model)
     chosen, tuning = trainable(run.model), _tuning(run)
     optimizer = make_optimizer(run.optim, run.train.steps, tuning.learned, chosen)
+    optimizer = measured_optimizer(run.measures, optimizer, tuning.learned)
     saved = nnx.to_pure_dict(tuning.learned)
     learned, _ = split_trainable(saved, tuning.learned, chosen)
     frozen = jax.eval_shape(tuning.freeze, params)
@@ -114,7 +116,8 @@ def _residual_bytes(run: Run, params: dict, base: dict, rows: int) -> int:
     compute: Compute = dataclasses.replace(run.compute, attention="xla", unroll=1)
     target = Target.of()
     graphdef, _ = abstract_model(run.model, compute, target)
-    objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
+    vocabulary = Vocabulary.plain(run.model.vocab_size)
+    objective = measured(run.measures, make_objective(run.objective, vocabulary), vocabulary)
     memory = jax.eval_shape(lambda: init_memory(run.model, compute, target, rows))
     batch = Batch.abstract(rows, run.length, types=run.typed, extra=extra_columns(run, computed=True))
     batch = dataclasses.replace(batch, memory=memory)

@@ -23,6 +23,7 @@ from jaxgpt.config import GRPO, Compute, Run
 from jaxgpt.layers.cache import cache_axes
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import extra_columns, make_objective
+from jaxgpt.objectives.measures import measured
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import Controls, Features
@@ -124,13 +125,15 @@ def _program(
         parts = make_program(run, mesh, target)
         if program == "checksum":
             return jit_measure(mesh), (jax.tree.leaves(parts.abstract.params),)
-        objective = make_objective(run.objective, Vocabulary.plain(run.model.vocab_size))
+        vocabulary = Vocabulary.plain(run.model.vocab_size)
+        objective = make_objective(run.objective, vocabulary)
         base = [parts.base] if parts.base else []  # the frozen part of a model that is tuned
         layout = batch_sharding(mesh)
         columns: dict[str, Any] = {"types": run.typed, "extra": extra_columns(run)}
         batch = Batch.abstract(run.train.batch_size, run.length, layout, **columns)
         if program == "train":
-            return jit_train_step(run, parts, objective), (parts.abstract, batch, *base)
+            learned = measured(run.measures, objective, vocabulary)
+            return jit_train_step(run, parts, learned), (parts.abstract, batch, *base)
         memory = jax.eval_shape(
             lambda: init_memory(run.model, run.compute, target, run.train.batch_size, evaluation=True)
         )

@@ -11,6 +11,7 @@ from jaxgpt.config.decoding import MBR, Beam, BestOf, Contrastive, Decoding, Sam
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.load import load, load_module, load_run, load_suite, load_sweep, override, parse_args
+from jaxgpt.config.measures import EWC, L2SP, Measure
 from jaxgpt.config.models import Bert, Classifier, Headed, Model, RewardModel, TransformerXL
 from jaxgpt.config.objectives import (
     DPO,
@@ -49,11 +50,13 @@ from jaxgpt.config.tune import (
 
 __all__ = [
     "DPO",
+    "EWC",
     "GPT",
     "GRPO",
     "IA3",
     "IPO",
     "KTO",
+    "L2SP",
     "MBR",
     "ONE_DEVICE",
     "ORPO",
@@ -80,6 +83,7 @@ __all__ = [
     "LastLayers",
     "LoRA",
     "MaskedLM",
+    "Measure",
     "Mesh",
     "Mix",
     "MoE",

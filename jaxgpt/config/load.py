@@ -20,6 +20,7 @@ from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.data import Data
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
+from jaxgpt.config.measures import Measure
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
 from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
@@ -30,7 +31,16 @@ from jaxgpt.glossary import answer, look_up
 
 KINDS = (
     *(GPT, Bert, TransformerXL, Classifier, RewardModel, MoE, RopeScaling),
-    *(*typing.get_args(Data), *typing.get_args(Objective), Compute, Optim, Mesh, Train, Run),
+    *(
+        *typing.get_args(Data),
+        *typing.get_args(Objective),
+        *typing.get_args(Measure),
+        Compute,
+        Optim,
+        Mesh,
+        Train,
+        Run,
+    ),
 )
 """What a config file can build."""
 MOST_RUNS = 10_000

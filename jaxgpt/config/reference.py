@@ -45,10 +45,16 @@ def _walk(kind: Any, path: str) -> Iterator[tuple[Any, str]]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         where = f"{path}.{field.name}" if path else field.name
-        for option in typing.get_args(hints[field.name]) or (hints[field.name],):
+        for option in _options(hints[field.name]):
             if dataclasses.is_dataclass(option):
                 yield option, where
                 yield from _walk(option, where)
+
+
+def _options(hint: Any) -> Iterator[Any]:
+    """The classes in a hint, of a tuple's entries too."""
+    for part in typing.get_args(hint) or (hint,):
+        yield from _options(part) if typing.get_args(part) else (part,)
 
 
 def _section(kind: Any, path: str) -> str:

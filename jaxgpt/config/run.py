@@ -27,6 +27,7 @@ from jaxgpt.config.check import check_types, from_json
 from jaxgpt.config.data import Chat, Data, Dialogues, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
 from jaxgpt.config.gpt import GPT
 from jaxgpt.config.grpo import check_rewarded
+from jaxgpt.config.measures import Measure, check_measures
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
 from jaxgpt.config.tasks import Task
@@ -237,6 +238,8 @@ class Run:
     """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
     chooses."""
     objective: Objective = field(default_factory=CausalLM)
+    measures: tuple[Measure, ...] = ()
+    """What is done against overfitting and forgetting; see docs/measures.md."""
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
@@ -273,6 +276,7 @@ class Run:
         self._check_tune()
         self._check_task()
         self._check_scores()
+        check_measures(self)
         require(
             self.optim.warmup_steps <= self.train.steps or self.train.epochs is not None,
             f"optim.warmup_steps {self.optim.warmup_steps} is more than train.steps {self.train.steps}; "

@@ -26,12 +26,14 @@ from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator,
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
 from jaxgpt.models import flops_per_token, init_memory, parameter_counts
-from jaxgpt.objectives import Objective, make_objective
+from jaxgpt.objectives import make_objective
+from jaxgpt.objectives.measures import measured
 from jaxgpt.optim import schedule
 from jaxgpt.runtime import memory_errors, require_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
+from jaxgpt.train.fisher import remember
 from jaxgpt.train.hooks import Claim, MakeScores, Patience, Score, Scores, claimed, claimed_base, note_best
 from jaxgpt.train.host import Host, Memory
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
@@ -138,6 +140,8 @@ def train(
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
                 loop.scores = scored
                 loop.base = freeze(program, whole_model(run, base)) if base and program.base else None
+                if step == 0:
+                    state = remember(run, program, state, loop.base, tokenizer)
                 if isinstance(data, Rollouts):
                     data.begin(program, loop.base, whole_model(run, base) if base else None)
                 del base
@@ -150,7 +154,7 @@ def train(
                         metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
                     asked = [p.ids for p in data.held_out.prompts] if isinstance(data, Rollouts) else ()
                     loop.samples.begin(tokenizer, step, asked)
-                    loop.compile(state, make_objective(run.objective, Vocabulary.of(tokenizer)))
+                    loop.compile(state, Vocabulary.of(tokenizer))
                     stop.begin()
                     return loop.run_steps(state, stop, claim)
     except Interrupted:
@@ -235,10 +239,12 @@ class Loop:
         rows = self.run.train.batch_size
         return jax.tree.map(lambda a: place_rows(self.layout, rows, self.part, a), batch)
 
-    def compile(self, state: State, objective: Objective) -> None:
+    def compile(self, state: State, vocabulary: Vocabulary) -> None:
         """Compile the training step ahead of time; record trace, lowering and compile seconds."""
         train, program = self.run.train, self.program
-        step = jit_train_step(self.run, program, objective)
+        objective = make_objective(self.run.objective, vocabulary)
+        learned = measured(self.run.measures, objective, vocabulary)
+        step = jit_train_step(self.run, program, learned)
         times = [time.perf_counter()]
         columns = {"types": self.run.typed, "extra": self.data.extra}
         batch = Batch.abstract(train.batch_size, self.run.length, self.layout, **columns)

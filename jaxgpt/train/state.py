@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgpt.checkpoint import State
 from jaxgpt.config import Full, Run
 from jaxgpt.models import abstract_model, assemble, init_memory, init_params, trainable
+from jaxgpt.objectives.measures import measured_optimizer
 from jaxgpt.optim import make_optimizer, split_trainable, state_shardings
 from jaxgpt.sharding import param_shardings, replicated, spec
 from jaxgpt.target import Target
@@ -76,6 +77,7 @@ def make_program(
     model = tuning.learned
     chosen, params = trainable(run.model), nnx.to_pure_dict(model)
     optimizer = make_optimizer(run.optim, run.train.steps, model, chosen)
+    optimizer = measured_optimizer(run.measures, optimizer, model)
 
     def split(params: Any) -> tuple[Any, Any]:
         return split_trainable(params, model, chosen)
