@@ -121,6 +121,7 @@ class Result(NamedTuple):
       classes: precision, recall, f1 and support of each label.
       titles: names in full of figures that `NAMES` has not.
       signatures: what a published figure must name beside its metric.
+      reliability: bins of confidence by what they are of, see `report.reliability`.
       digest: of what the predictions depend on, where they can be used again.
     """
 
@@ -134,6 +135,7 @@ class Result(NamedTuple):
     classes: Sequence[dict[str, Any]] = ()
     titles: Mapping[str, str] = {}
     signatures: Mapping[str, str] = {}
+    reliability: Mapping[str, Sequence[Sequence[float]]] = {}
     digest: str = ""
 
 
@@ -150,6 +152,8 @@ def evaluate(
     suite: str = "",
     against: str = "",
     robust: Switch = False,
+    calibration: Switch = False,
+    fit_temperature: Switch = False,
     checkpoint: str = "best",
     verify: Verify = True,
     limit: Limit = 0,
@@ -177,6 +181,9 @@ def evaluate(
       suite: file with `def config() -> Suite`: tasks on which the run's answers are scored, with intervals;
         every prediction is saved (docs/tasks.md).
       against: another run, which is scored on the same suite: differences with intervals and p.
+      calibration: calibration errors and a reliability plot of labels, or of next tokens, before and after
+        the temperature that suits the validation data best.
+      fit_temperature: the same, and store that temperature with the run, for the confidences of `predict`.
       robust: what a tagger or classifier loses under typos, other case, dropped or swapped words and
         sentences put before the text, on its own data.
       checkpoint: `best` on validation data, `newest`, or a step number.
@@ -204,7 +211,13 @@ def evaluate(
     first = jax.process_index() == 0  # every process finds the same
     if first:
         require_writable(trained.folder / "eval")
-    if robust:
+    if calibration or fit_temperature:
+        others = bool(text or names or suite or robust)
+        require(
+            not others, "--calibration is of the run's own data; drop it, or what else is to be measured."
+        )
+        results = iter([_calibration(trained, settings, fit_temperature)])
+    elif robust:
         require(not (text or names), "--robust is of the run's own data; drop it, or --text and --tasks.")
         results = iter([_robust(trained, settings)])
     elif asked is not None:
@@ -378,6 +391,47 @@ def _own_prompts(trained: Trained, settings: Settings) -> Result:
     return Result(_named("validation", settings), "The run's own validation prompts", figures)
 
 
+def _calibration(trained: Trained, settings: Settings, fit: bool) -> Result:
+    """Calibration errors of labels or of next tokens; after the best temperature too, which may be stored."""
+    from jaxgpt.evals import calibration as parts
+    from jaxgpt.evals.temperature import save_temperature, sharpened
+
+    if trained.run.task is not None:
+        p_NC, gold_N = parts.label_probabilities(trained, "validation", settings.batch_size)
+        temperature, of = parts.fit_temperature(p_NC, gold_N), "labels"
+        if settings.split != "validation":
+            p_NC, gold_N = parts.label_probabilities(trained, settings.split, settings.batch_size)
+        before = parts.calibration(p_NC, gold_N)
+        after = parts.calibration(sharpened(p_NC, temperature), gold_N)
+    else:
+        _no_test(settings)
+        require(
+            trained.run.writes,
+            f"--calibration is of labels and of next tokens, and {trained.folder} predicts neither.",
+        )
+        before, after, temperature = parts.token_calibration(trained, settings.batch_size, settings.limit)
+        of = "tokens"
+    if fit:
+        saved = save_temperature(trained, temperature, of)
+        print(f"temperature {temperature:.3f}, fitted on validation {of}, stored in {saved}", file=sys.stderr)
+    titles = {"ece": "Expected calibration error", "ece_mass": "The same, bins of equal mass"}
+    titles |= {"brier": "Brier score", "nll": "Negative log-likelihood (nats)"}
+    titles |= {"accuracy": "Accuracy", "confidence": "Mean confidence"}
+    figures = {key: Figure(value) for key in titles if (value := getattr(before, key)) is not None}
+    later = ("ece", "ece_mass", "brier", "nll", "confidence")
+    figures["temperature"] = Figure(temperature)
+    figures |= {f"{k}_after": Figure(v) for k in later if (v := getattr(after, k)) is not None}
+    titles["temperature"] = "Best temperature (on validation data)"
+    titles |= {f"{key}_after": f"{titles[key]}, at that temperature" for key in later}
+    pictures = {
+        f"Reliability of {of}": before.bins,
+        f"Reliability of {of} at temperature {temperature:.2f}": after.bins,
+    }
+    name = _named(f"calibration-{settings.split}", settings)
+    title = f"Calibration of {of} ({settings.split})"
+    return Result(name, title, figures, titles=titles, reliability=pictures)
+
+
 def _suite(path: str, limit: int, others: bool) -> Suite:
     require(not others, "--suite is scored by itself; drop it, or --text, --tasks and --robust.")
     found = load_suite(path)
@@ -545,6 +599,8 @@ def _record(trained: Trained, result: Result, settings: Settings) -> dict[str, A
     }
     made = {"step": trained.step, "settings": asdict(settings), "truncated_contexts": result.truncated}
     more: dict[str, Any] = {"digest": result.digest} if result.digest else {}
+    if result.reliability:
+        more["reliability"] = result.reliability
     if result.report:
         more |= {"report": result.report, "confusion": result.confusion, "classes": list(result.classes)}
     return {"title": result.title, **made, "figures": figures, **more}

@@ -28,6 +28,7 @@ from jaxgpt.data.readers.tagging import TaggedSentence, align, asked_token, to_b
 from jaxgpt.errors import NotFinite, UserError, require
 from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import progress
+from jaxgpt.evals.temperature import sharpened, temperature_of
 from jaxgpt.models import abstract_model, assemble
 from jaxgpt.sample.load import Trained
 from jaxgpt.sharding import row_shards
@@ -133,7 +134,8 @@ def tag(
         align(_untagged(words, task), trained.tokenizer, task.labels, trained.run.length, data.joiner, at)
         for words in sentences
     ]
-    made = iter(probabilities(trained, [item for group in groups for item in group], batch_size, about))
+    flat = [item for group in groups for item in group]
+    made = iter(probabilities(trained, flat, batch_size, about, temperature_of(trained)))
     tagged: list[list[Word]] = []
     for found, group in zip(places, groups, strict=True):
         rows = [p_C for _ in group for p_C in next(made)]
@@ -249,7 +251,8 @@ def classify(
             "%d of %d texts are longer than %d tokens; their ends are not read",
             cut, len(texts), trained.run.length,
         )  # fmt: skip
-    return [label_of(rows[0], task.labels) for rows in probabilities(trained, items, batch_size, about)]
+    found = probabilities(trained, items, batch_size, about, temperature_of(trained))
+    return [label_of(rows[0], task.labels) for rows in found]
 
 
 def _tokens(trained: Trained, text: str | Sequence[str]) -> int:
@@ -274,7 +277,11 @@ def label_record(text: str, pair: str | None, found: Label, gold: str | None = N
 
 
 def probabilities(
-    trained: Trained, items: Sequence[Item], batch_size: int = BATCH, about: str = ""
+    trained: Trained,
+    items: Sequence[Item],
+    batch_size: int = BATCH,
+    about: str = "",
+    temperature: float = 1.0,
 ) -> list[np.ndarray]:
     """Float32 probabilities [W, C] of the labels at the W weighted tokens of each item, in order.
 
@@ -286,6 +293,7 @@ def probabilities(
       items: of encoded texts.
       batch_size: rows at a time.
       about: what the progress line says; nothing for none.
+      temperature: divides the logits; see `temperature_of`.
     """
     if not items:
         return []
@@ -304,7 +312,8 @@ def probabilities(
                 at = 0
                 for number in numbers:
                     weights = np.asarray(items[number].weights)
-                    found[number] = p_TC[at : at + len(weights)][weights > 0]
+                    own_WC = p_TC[at : at + len(weights)][weights > 0]
+                    found[number] = own_WC if temperature == 1 else sharpened(own_WC, temperature)
                     at += len(weights)
                     if not np.isfinite(found[number]).all():
                         raise NotFinite("logits of labels are")

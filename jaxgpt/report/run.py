@@ -22,6 +22,7 @@ from jaxgpt.report.confusion import confusion_picture
 from jaxgpt.report.lines import STYLE
 from jaxgpt.report.lines import chart as lines_chart
 from jaxgpt.report.page import Html, commands, drawable, escaped, facts, figure, render, shown, table, text
+from jaxgpt.report.reliability import reliability_picture
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -90,6 +91,7 @@ class Evaluation(TypedDict):
     figures: dict[str, Figure]
     report: NotRequired[str]
     classes: NotRequired[list[Class]]
+    reliability: NotRequired[dict[str, list[tuple[Count, float, float]]]]
     confusion: NotRequired[tuple[list[str], list[list[Count]]]]
 
 
@@ -275,6 +277,7 @@ def _evaluations(folder: Path) -> list[Html]:
             tables.append(table(rows, "Each label", shares=("Precision", "Recall", "F1")))
         elif report := found.get("report"):  # of an older version
             tables.append(Html(f'<pre class="card" tabindex="0">{escaped(report)}</pre>'))
+        tables += [reliability_picture(t, bins) for t, bins in found.get("reliability", {}).items()]
         labels, counts = found.get("confusion", ([], []))
         if [len(row) for row in counts] != [len(labels)] * len(labels):
             log.warning("%s has no row and column of counts for each label; the picture is left out", path)
