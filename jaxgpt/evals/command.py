@@ -602,7 +602,9 @@ def _record(trained: Trained, result: Result, settings: Settings) -> dict[str, A
     if result.reliability:
         more["reliability"] = result.reliability
     if result.report:
-        more |= {"report": result.report, "confusion": result.confusion, "classes": list(result.classes)}
+        more["report"] = result.report
+    if result.confusion:
+        more |= {"confusion": result.confusion, "classes": list(result.classes)}
     return {"title": result.title, **made, "figures": figures, **more}
 
 
