@@ -60,6 +60,12 @@ COMMANDS = {
         "label new texts with a trained tagger or classifier",
         jax=True,
     ),
+    "label": Command(
+        "jaxgpt.evals.few_labels_command", "label", "label texts that a trained run is sure of", jax=True
+    ),
+    "select": Command(
+        "jaxgpt.evals.few_labels_command", "select", "find the texts that a person should label", jax=True
+    ),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),

@@ -70,7 +70,7 @@ def predict(
     data = load_run(run).data
     if not isinstance(data, Tagged | Labelled):
         raise UserError(f"{run} tells no labels apart; give the run of a Classifier, or use `jaxgpt sample`.")
-    with _named(file) as path:
+    with named_file(file) as path:
         source = read_source(path, data, None if input == "auto" else input, field)
         require(
             not out or Path(out).resolve() != Path(path).resolve(), f"--out is the input {out}; name another."
@@ -83,7 +83,7 @@ def predict(
 
     trained = load_trained(run, which=checkpoint, mesh=mesh, verify=verify)
     with alive("predicting"):
-        records = _predicted(trained, source, batch_size)
+        records = predicted(trained, source, batch_size)
     if jax.process_index() > 0:
         return
     own = format == "own" or (format == "auto" and out and _ending(out) == _ending(file))
@@ -100,7 +100,7 @@ def _ending(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _named(file: str) -> Iterator[str]:
+def named_file(file: str) -> Iterator[str]:
     """The path of the one file that is meant; of standard input, a copy of it."""
     if file != "-":
         found = expand([file], ("",))
@@ -113,7 +113,7 @@ def _named(file: str) -> Iterator[str]:
         yield str(path)
 
 
-def _predicted(trained: Trained, source: Source, batch_size: int) -> list[dict[str, Any]]:
+def predicted(trained: Trained, source: Source, batch_size: int) -> list[dict[str, Any]]:
     """What was predicted of each text, as JSON."""
     from jaxgpt.evals.predict import classify, label_record, tag, tagging_record
 

@@ -1,0 +1,102 @@
+"""Self-training and active selection: what is taken and why, and that a next run can read it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgpt.config import Labelled
+from jaxgpt.data.readers.labelled import read_labelled
+from jaxgpt.data.readers.tagging import read_conll
+from jaxgpt.errors import UserError
+from jaxgpt.evals.few_labels import (
+    column_lines,
+    confidence,
+    known_texts,
+    most_uncertain,
+    take_confident,
+    uncertainty,
+    written,
+)
+from jaxgpt.files import write_jsonl, write_text
+
+
+def said(label: str, p: float) -> dict:
+    other = {"yes": "no", "no": "yes"}[label]
+    return {"label": label, "score": p, "scores": {label: p, other: 1 - p}}
+
+
+KEYS = list("abcdefg")
+RECORDS = [said("yes", p) for p in (0.99, 0.97, 0.95, 0.6)] + [said("no", p) for p in (0.96, 0.55, 0.92)]
+
+
+def test_the_surest_are_taken_and_every_other_is_accounted_for():
+    found = take_confident(KEYS + ["a"], [*RECORDS, RECORDS[0]], 0.9, 3, False, {"b"})
+    assert found.places == [0, 2, 4]  # the three surest of a, c, e, g
+    assert (found.unsure, found.known, found.repeated, found.over) == (2, 1, 1, 1)
+    assert found.counts == {"yes": 2, "no": 1}
+
+
+def test_balance_takes_as_many_of_each_label():
+    found = take_confident(KEYS, RECORDS, 0.9, 0, True, set())
+    assert found.places == [0, 1, 4, 6] and found.counts == {"yes": 2, "no": 2}
+    assert take_confident(KEYS, RECORDS, 0.9, 2, True, set()).places == [0, 4]
+
+
+def test_measures_by_hand():
+    record = {"label": "a", "score": 0.5, "scores": {"a": 0.5, "b": 0.3, "c": 0.2}}
+    assert uncertainty(record, "least-confidence") == pytest.approx(0.5)
+    assert uncertainty(record, "margin") == pytest.approx(0.8)
+    expected = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
+    assert uncertainty(record, "entropy") == pytest.approx(expected)
+    sentence = {"tags": ["O", "B-X"], "scores": [0.9, 0.6]}
+    assert confidence(sentence) == 0.6 and uncertainty(sentence, "least-confidence") == pytest.approx(0.4)
+    with pytest.raises(UserError, match="use least-confidence"):
+        uncertainty(sentence, "entropy")
+
+
+def test_the_least_certain_come_first_and_known_ones_never():
+    assert most_uncertain(KEYS, RECORDS, "entropy", 3, set()) == [5, 3, 6]
+    assert most_uncertain(KEYS, RECORDS, "entropy", 3, {"f"}) == [3, 6, 2]
+    assert most_uncertain(["a", "a", "b"], RECORDS[:3], "margin", 3, set()) == [2, 0]
+
+
+def test_diverse_texts_are_not_near_duplicates():
+    """The two least certain lie together; the second to be chosen is the one far from the first."""
+    x = {5: [1.0, 0.0], 3: [1.0, 0.01], 6: [0.0, 1.0]}
+    features = lambda places: np.array([x.get(i, [1.0, 0.1]) for i in places])  # noqa: E731
+    assert most_uncertain(KEYS, RECORDS, "entropy", 2, set(), features, pool=2) == [5, 6]
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".jsonl"])
+def test_what_is_written_is_training_data_of_a_next_run(tmp_path: Path, ending):
+    data = Labelled(train=("t.tsv",), validation=("v.tsv",), text="review", label="mood")
+    records, lines = written(data, ["a b", "c"], [RECORDS[0], RECORDS[4]], ending, asks=False)
+    path = tmp_path / f"more{ending}"
+    write_jsonl(path, records) if records else write_text(path, "\n".join(lines) + "\n")
+    assert [(e.text, e.label) for e in read_labelled([path], "review", "", "mood")] == [
+        ("a b", "yes"),
+        ("c", "no"),
+    ]
+    records, _ = written(data, ["a b"], [RECORDS[0]], ".jsonl", asks=True)
+    assert records[0]["mood"] == "" and records[0]["predicted"] == "yes"
+    with pytest.raises(UserError, match="tab"):
+        written(data, ["a\tb"], [RECORDS[0]], ".tsv", asks=False)
+
+
+def test_sentences_are_written_as_column_files(tmp_path: Path):
+    lines = column_lines([{"tags": ["O", "B-X"]}, {"tags": ["O"]}], [["in", "Rome"], ["so"]])
+    write_text(tmp_path / "a.bio", "\n".join(lines) + "\n")
+    assert [(s.words, s.tags) for s in read_conll([tmp_path / "a.bio"])] == [
+        (("in", "Rome"), ("O", "B-X")),
+        (("so",), ("O",)),
+    ]
+
+
+def test_texts_of_the_runs_own_files_are_known(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text("good  film\t1\nbad\t0\n")
+    files = (str(tmp_path / "a.tsv"),)
+    assert known_texts(Labelled(train=files, validation=files)) == {"good film", "bad"}
