@@ -174,6 +174,14 @@ MODULES = {
     "tensorboardX": "tensorboardX",
     "wandb": "wandb",
     "qwix": "qwix",
+    "sacrebleu": "sacrebleu",
+    "rouge-score": "rouge_score",
+    "bm25s": "bm25s",
+    "llguidance": "llguidance",
+    "datasketch": "datasketch",
+    "py3langid": "py3langid",
+    "presidio-analyzer": "presidio_analyzer",
+    "alt-profanity-check": "profanity_check",
 }
 """What is imported of a package that an extra declares."""
 NO_IMPORT = {

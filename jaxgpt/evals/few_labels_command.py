@@ -46,9 +46,9 @@ def label(
 ) -> None:
     """Let a trained tagger or classifier label unlabelled texts, and keep those that it is sure of.
 
-    The next run names the file in `data.train` beside the labelled one (self-training: Lee 2013). Texts of the
-    run's own files and repeated ones are left out. Confidence is the probability of the label, of a sentence
-    the lowest of its tags; `jaxgpt eval RUN --fit-temperature` makes it mean what it says.
+    The next run names the file in `data.train` beside the labelled one (self-training: Lee 2013). Texts of
+    the run's own files and repeated ones are left out. Confidence is the probability of the label, of a
+    sentence the lowest of its tags; `jaxgpt eval RUN --fit-temperature` makes it mean what it says.
 
     Args:
       run: folder of the run.

@@ -34,7 +34,7 @@ RECORDS = [said("yes", p) for p in (0.99, 0.97, 0.95, 0.6)] + [said("no", p) for
 
 
 def test_the_surest_are_taken_and_every_other_is_accounted_for():
-    found = take_confident(KEYS + ["a"], [*RECORDS, RECORDS[0]], 0.9, 3, False, {"b"})
+    found = take_confident([*KEYS, "a"], [*RECORDS, RECORDS[0]], 0.9, 3, False, {"b"})
     assert found.places == [0, 2, 4]  # the three surest of a, c, e, g
     assert (found.unsure, found.known, found.repeated, found.over) == (2, 1, 1, 1)
     assert found.counts == {"yes": 2, "no": 1}
