@@ -25,6 +25,7 @@ from jaxgpt.config.objectives import (
     MaskedLM,
     SimPO,
 )
+from jaxgpt.config.replay import Replay
 from jaxgpt.config.run import (
     ONE_DEVICE,
     ROW_AXES,
@@ -94,6 +95,7 @@ __all__ = [
     "PromptTuning",
     "Prompts",
     "Rated",
+    "Replay",
     "RewardModel",
     "RopeScaling",
     "Run",

@@ -23,6 +23,7 @@ from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.measures import Measure
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
+from jaxgpt.config.replay import Replay
 from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
 from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Task
@@ -35,6 +36,7 @@ KINDS = (
         *typing.get_args(Data),
         *typing.get_args(Objective),
         *typing.get_args(Measure),
+        Replay,
         Compute,
         Optim,
         Mesh,

@@ -30,6 +30,7 @@ from jaxgpt.config.grpo import check_rewarded
 from jaxgpt.config.measures import Measure, check_measures
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
+from jaxgpt.config.replay import Replay, replayed
 from jaxgpt.config.tasks import Task
 from jaxgpt.config.tune import Full, Tune, keeps_base
 from jaxgpt.errors import UserError, require, require_known, shown
@@ -234,6 +235,8 @@ class Run:
     """The architecture; unspecified means that of the run named by init_from, else GPT-2 124M. The
     backbone of a Classifier or RewardModel may be left out in the same way."""
     data: Data = field(default_factory=lambda: Text(path="data/text"))
+    replay: Replay | None = None
+    """Earlier data to be mixed in against forgetting; it becomes part of data."""
     tune: Tune = field(default_factory=Full)
     """What of the model that init_from names is trained: all, or what a parameter-efficient method adds or
     chooses."""
@@ -257,6 +260,7 @@ class Run:
         object.__setattr__(self, "inherits", left)
         object.__setattr__(self, "model", self._resolved_model())
         check_types(self, "")
+        self._resolve_replay()
         require(
             self.name not in ("", ".", "..")
             and len(self.name.encode()) <= MOST_NAME
@@ -296,6 +300,16 @@ class Run:
             return GPT()
         base: Any = read_run(Path(self.init_from) / "config.json", f"init_from {self.init_from!r}").model
         return base if given is None else replace(given, backbone=getattr(base, "backbone", base))
+
+    def _resolve_replay(self) -> None:
+        """Make the data the mixture that `replay` asks for."""
+        if self.replay is None:
+            return
+        name = self.replay.run
+        path, where = Path(name) / "config.json", f"replay.run {name!r}"
+        earlier = self.replay.data or read_run(path, where).data
+        object.__setattr__(self, "data", replayed(self.data, earlier, self.replay.share))
+        object.__setattr__(self, "replay", None)
 
     def _check_tune(self) -> None:
         """Refuse a method without a model to tune."""

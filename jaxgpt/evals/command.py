@@ -154,6 +154,7 @@ def evaluate(
     robust: Switch = False,
     calibration: Switch = False,
     fit_temperature: Switch = False,
+    forgetting: str = "",
     checkpoint: str = "best",
     verify: Verify = True,
     limit: Limit = 0,
@@ -186,6 +187,7 @@ def evaluate(
       fit_temperature: the same, and store that temperature with the run, for the confidences of `predict`.
       robust: what a tagger or classifier loses under typos, other case, dropped or swapped words and
         sentences put before the text, on its own data.
+      forgetting: an earlier run, as that named by init_from: what of its validation data and tasks was lost.
       checkpoint: `best` on validation data, `newest`, or a step number.
       limit: number of records per task, documents of text or batches of the run's own data; 0 means all.
       batch_size: rows per batch; 0 means that of training for the run's own data (what masked LM hides
@@ -220,6 +222,10 @@ def evaluate(
     elif robust:
         require(not (text or names), "--robust is of the run's own data; drop it, or --text and --tasks.")
         results = iter([_robust(trained, settings)])
+    elif forgetting:
+        others = bool(text or names or suite)
+        require(not others, "--forgetting is by itself; drop it, or --text, --tasks and --suite.")
+        results = _forgetting(trained, settings, forgetting, partial(_load, mesh=mesh, verify=verify))
     elif asked is not None:
         results = suite_results(trained, asked, settings, against, partial(_load, mesh=mesh, verify=verify))
     else:
@@ -494,6 +500,26 @@ def _robust(trained: Trained, settings: Settings) -> Result:
     title = f"{found.metric} of disturbed texts ({settings.split}, {found.examples} examples)"
     name = _named(f"robust-{settings.split}", settings)
     return Result(name, title, figures, report=found.table(), predictions=drops)
+
+
+def _forgetting(
+    trained: Trained, settings: Settings, base: str, load: Callable[..., Trained]
+) -> Iterator[Result]:
+    """A table for each source of an earlier run's data, and of its tasks what the answers score."""
+    from jaxgpt.evals.forgetting import Forgotten, forgotten
+
+    earlier = load(base, "best", settings=settings)
+    of = f"forgetting-{Path(base).name}"
+    for found in forgotten(trained, earlier, settings.batch_size, settings.limit):
+        name = _named(f"{of}-{found.name}" if found.name else of, settings)
+        what = f"Validation data of {base}" + (f", {found.name}" if found.name else "")
+        figures = {key: Figure(value) for key, value in found.figures().items()}
+        yield Result(name, what, figures, titles=Forgotten.titles())
+    tasks = tuple(source for source in earlier.run.sources if isinstance(source, Task))
+    del earlier
+    if tasks:
+        suite = Suite(name=of, tasks=tasks, limit=settings.limit)
+        yield from suite_results(trained, suite, settings, base, load)
 
 
 OWN_DATA: dict[type, Callable[[Trained, Settings], Result]] = {
