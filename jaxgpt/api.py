@@ -21,8 +21,9 @@ import numpy as np
 
 from jaxgpt import runtime
 from jaxgpt.checkpoint.whole import find_base, params_digest
-from jaxgpt.config import ONE_DEVICE, Classifier, Headed, Mesh, Run, code
+from jaxgpt.config import ONE_DEVICE, Classifier, Decoding, Headed, Mesh, Run, code
 from jaxgpt.config import load as load_config
+from jaxgpt.config.decoding import draws
 from jaxgpt.convert.load import load_model
 from jaxgpt.errors import NotFinite, nearest, require, require_known
 from jaxgpt.evals.during import task_scores
@@ -50,7 +51,7 @@ MOST_TOKENS = 2048
 DType = Literal["float32", "bfloat16"]
 
 
-class Decoding(TypedDict, total=False):
+class Settings(TypedDict, total=False):
     """How tokens are chosen; what is left out is as the model's generation_config.json says, else as
     `jaxgpt sample` and `chat` do (see `jaxgpt.sample.settings.Asked`).
     """
@@ -59,7 +60,9 @@ class Decoding(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
     repetition_penalty: float
+    no_repeat_ngram: int
 
 
 def load(
@@ -211,12 +214,13 @@ class Model:
     @overload
     def generate(
         self, prompts: str, *, max_new_tokens: int = ..., seed: int = ..., stop: Sequence[str] = ...,
-        adapter: Names = ..., **decoding: Unpack[Decoding],
+        adapter: Names = ..., decoding: Decoding | None = ..., **sampling: Unpack[Settings],
     ) -> Completion: ...  # fmt: skip
     @overload
     def generate(
         self, prompts: Sequence[Text], *, max_new_tokens: int = ..., seed: int = ...,
-        stop: Sequence[str] = ..., adapter: Names = ..., **decoding: Unpack[Decoding],
+        stop: Sequence[str] = ..., adapter: Names = ..., decoding: Decoding | None = ...,
+        **sampling: Unpack[Settings],
     ) -> list[Completion]: ...  # fmt: skip
 
     def generate(
@@ -227,20 +231,23 @@ class Model:
         seed: int = 0,
         stop: Sequence[str] = (),
         adapter: Names = None,
-        **decoding: Unpack[Decoding],
+        decoding: Decoding | None = None,
+        **sampling: Unpack[Settings],
     ) -> Completion | list[Completion]:
         """Go on with texts, in one compiled program. A dialogue is answered by `chat`.
 
         Args:
           prompts: a text, or a list of texts (or of token ids); repeat one for several completions.
           max_new_tokens: maximum number of tokens in a completion.
-          seed: completion i has seed + i; the same seed gives the same text, in any company.
+          seed: sample i has seed + i; the same seed gives the same text, in any company.
           stop: texts that end a completion and are not part of it.
           adapter: name of one from `load_adapter`, for all prompts or one each; None means this model alone.
-          **decoding: see `Decoding`; `temperature=0` takes the likeliest token.
+          decoding: another way of decoding, as `jaxgpt.config.Beam(beams=4)`; None samples.
+          **sampling: see `Settings`; `temperature=0` takes the likeliest token.
 
         Returns:
-          A `Completion` (text, ids, logprobs, finish_reason, seed), or a list of them.
+          A `Completion` (text, ids, logprobs, finish_reason, seed; where a `decoding` chooses among several
+          also score and candidates), or a list of them.
 
         Raises:
           UserError: a model that writes no text, a bad setting, or a prompt that fills the context.
@@ -248,18 +255,22 @@ class Model:
         """
         one = isinstance(prompts, str)
         asked = self._continued([prompts] if one else list(prompts)) | _choice(adapter)
-        made = self._complete(asked, max_new_tokens, seed, stop, self._sampling(decoding, SAMPLE_DEFAULT))
+        made = self._complete(
+            asked, max_new_tokens, seed, stop, self._how(decoding, sampling, SAMPLE_DEFAULT)
+        )
         return made[0] if one else made
 
     @overload
     def chat(
         self, messages: str | Dialogue, *, max_new_tokens: int = ..., seed: int = ...,
-        stop: Sequence[str] = ..., adapter: Names = ..., **decoding: Unpack[Decoding],
+        stop: Sequence[str] = ..., adapter: Names = ..., decoding: Decoding | None = ...,
+        **sampling: Unpack[Settings],
     ) -> Completion: ...  # fmt: skip
     @overload
     def chat(
         self, messages: Sequence[str | Dialogue], *, max_new_tokens: int = ..., seed: int = ...,
-        stop: Sequence[str] = ..., adapter: Names = ..., **decoding: Unpack[Decoding],
+        stop: Sequence[str] = ..., adapter: Names = ..., decoding: Decoding | None = ...,
+        **sampling: Unpack[Settings],
     ) -> list[Completion]: ...  # fmt: skip
 
     def chat(
@@ -270,18 +281,19 @@ class Model:
         seed: int = 0,
         stop: Sequence[str] = (),
         adapter: Names = None,
-        **decoding: Unpack[Decoding],
+        decoding: Decoding | None = None,
+        **sampling: Unpack[Settings],
     ) -> Completion | list[Completion]:
         """Answer a dialogue, or several.
 
         Args:
           messages: what a user says, or a list of `{"role": ..., "content": ...}`; or a list of such.
-          max_new_tokens, seed, stop, adapter, **decoding: as in `generate`.
+          max_new_tokens, seed, stop, adapter, decoding, **sampling: as in `generate`.
         """
         one = isinstance(messages, str) or bool(messages and isinstance(messages[0], Mapping))
         dialogues: Any = [messages] if one else messages
         asked = self._dialogues(dialogues) | _choice(adapter)
-        made = self._complete(asked, max_new_tokens, seed, stop, self._sampling(decoding, CHAT_DEFAULT))
+        made = self._complete(asked, max_new_tokens, seed, stop, self._how(decoding, sampling, CHAT_DEFAULT))
         return made[0] if one else made
 
     def stream(
@@ -291,7 +303,7 @@ class Model:
         max_new_tokens: int = 512,
         seed: int = 0,
         stop: Sequence[str] = (),
-        **decoding: Unpack[Decoding],
+        **sampling: Unpack[Settings],
     ) -> Iterator[Token]:
         """As `generate` of a text, or `chat` of a list of messages, token by token as they are made.
 
@@ -300,34 +312,37 @@ class Model:
 
         Args:
           prompt: a text to go on with, or messages to answer.
-          max_new_tokens, seed, stop, **decoding: as in `generate`.
+          max_new_tokens, seed, stop, **sampling: as in `generate`.
         """
         text = isinstance(prompt, str)
         asked = self._continued([prompt]) if text else self._dialogues([prompt])
-        sampling = self._sampling(decoding, SAMPLE_DEFAULT if text else CHAT_DEFAULT)
+        how = self._how(None, sampling, SAMPLE_DEFAULT if text else CHAT_DEFAULT)
         strings = [stop] if isinstance(stop, str) else list(stop)
         call = asked | {"max_new_tokens": max_new_tokens, "seeds": [seed], "stop_strings": strings}
-        for token in self.generator.stream(decoding=sampling, **call):
+        for token in self.generator.stream(decoding=how, **call):
             if token.finish_reason == "error":
                 raise NotFinite("the completion ended early, where logits were")
             yield token
 
     def _complete(
-        self, asked: dict[str, Any], most: int, seed: int, stop: Sequence[str], sampling: Sampling
+        self, asked: dict[str, Any], most: int, seed: int, stop: Sequence[str], how: Decoding
     ) -> list[Completion]:
         strings = [stop] if isinstance(stop, str) else list(stop)
         made: list[Completion] = []
-        count, size = len(asked["prompts"]), 64
-        require(0 <= seed <= 2**32 - max(count, 1), f"seed is {seed}; it must be between 0 and 2**32 - 1.")
+        count, size, each = len(asked["prompts"]), max(1, 64 // how.rows), draws(how)
+        require(
+            0 <= seed <= 2**32 - max(count, 1) * each,
+            f"seed is {seed}; it must be between 0 and 2**32 - 1.",
+        )
         for start in range(0, count, size):
             part = {k: v[start : start + size] if isinstance(v, list) else v for k, v in asked.items()}
-            seeds = range(seed + start, seed + start + len(part["prompts"]))
+            seeds = [seed + i * each for i in range(start, start + len(part["prompts"]))]
             call: dict[str, Any] = part | {
                 "max_new_tokens": most,
-                "seeds": list(seeds),
+                "seeds": seeds,
                 "stop_strings": strings,
             }
-            made += self.generator.generate(decoding=sampling, **call)
+            made += self.generator.generate(decoding=how, **call)
         failed = sum(completion.finish_reason == "error" for completion in made)
         if failed:
             raise NotFinite(f"{failed} of {count} completions ended early, where logits were")
@@ -348,11 +363,18 @@ class Model:
             [[{"role": "user", "content": d}] if isinstance(d, str) else list(d) for d in dialogues]
         )
 
-    def _sampling(self, decoding: Mapping[str, Any], default: Sampling) -> Sampling:
+    def _how(self, decoding: Decoding | None, sampling: Mapping[str, Any], default: Sampling) -> Decoding:
+        """How a call decodes: as its `decoding` says, else by sampling, as its other arguments say."""
         known = [field.name for field in dataclasses.fields(Asked)]
-        for name in decoding:
+        for name in sampling:
             require_known(name, known, f"generating has no setting {name!r}")
-        return Asked(**decoding).settle(self.tokenizer.sampling, default)
+        if decoding is None:
+            return Asked(**sampling).settle(self.tokenizer.sampling, default)
+        require(
+            not sampling,
+            f"{next(iter(sampling), '')} is given beside decoding; put it into the decoding, or drop one.",
+        )
+        return decoding
 
     # ------------------------------------------------------------------------------------- scoring
 

@@ -64,6 +64,11 @@ class Sampling:
             require(least <= value <= most, f"{name} is {value!s:.24}; it must be between {words}.")
 
     @property
+    def rows(self) -> int:
+        """Rows of a batch that a prompt takes."""
+        return 1
+
+    @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken without chance."""
         return self.temperature < GREEDY_BELOW
@@ -102,6 +107,11 @@ class Beam:
             f"beams is {self.beams} and groups {self.groups}; make beams a multiple of groups.",
         )
 
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that a prompt takes."""
+        return self.beams
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive:
@@ -117,6 +127,11 @@ class Contrastive:
 
     def __post_init__(self) -> None:
         check_types(self, "")
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that a prompt takes."""
+        return self.k
 
 
 OWN = Sampling()
@@ -140,6 +155,11 @@ class BestOf:
         object.__setattr__(self, "scorer", code.references((self.scorer,), "scorer")[0])
         check_types(self, "")
 
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that a prompt takes."""
+        return self.n
+
 
 @dataclass(frozen=True, kw_only=True)
 class MBR:
@@ -158,6 +178,16 @@ class MBR:
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", code.references((self.metric,), "metric")[0])
         check_types(self, "")
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that a prompt takes."""
+        return self.n
+
+
+def draws(decoding: object) -> int:
+    """Samples of a prompt, each with a seed of its own."""
+    return decoding.n if isinstance(decoding, BestOf | MBR) else 1
 
 
 Decoding = Sampling | Beam | Contrastive | BestOf | MBR

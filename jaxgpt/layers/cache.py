@@ -195,3 +195,31 @@ def cached_layers(
 
     carry, _ = jax.lax.scan(body, (x_BTD, cache), jnp.arange(0, whole, period))
     return turn(carry, whole, layers - whole)
+
+
+def reorder(cache: Cache, parent_BW: jax.Array) -> Cache:
+    """The cache where row w of each W rows in turn goes on from row `parent_BW[b, w]` of the same W."""
+    rows = cache_axes(cache).index("batch")
+
+    def one(x: jax.Array) -> jax.Array:
+        apart = x.reshape(*x.shape[:rows], *parent_BW.shape, *x.shape[rows + 1 :])
+        take = jax.vmap(lambda x, parent_W: jnp.take(x, parent_W, rows), (rows, 0), rows)
+        return take(apart, parent_BW).reshape(x.shape)
+
+    return jax.tree.map(one, cache)
+
+
+def spread_slot(cache: Cache, slot_B: jax.Array, parent_BW: jax.Array) -> Cache:
+    """As `reorder`, of the slot `slot_B` of each row alone: where the rows differ in nothing else."""
+    axes = cache_axes(cache)
+    rows, length = axes.index("batch"), axes.index("length") - 1  # of an array without rows
+
+    def get(x: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, slot, 1, length)
+
+    def put(x: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, slot, length)
+
+    new = jax.tree.map(lambda x: jax.vmap(get, (rows, 0), rows)(x, slot_B), cache)
+    put_all = jax.vmap(put, (rows, rows, 0), rows)
+    return jax.tree.map(lambda x, new: put_all(x, new, slot_B), cache, reorder(new, parent_BW))

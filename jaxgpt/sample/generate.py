@@ -11,64 +11,58 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxgpt.config import GPT, ONE_DEVICE, Compute, Decoding, Mesh, Model, load_run
-from jaxgpt.config.decoding import OWN
+from jaxgpt.config import (
+    GPT,
+    MBR,
+    ONE_DEVICE,
+    Beam,
+    BestOf,
+    Compute,
+    Contrastive,
+    Decoding,
+    Mesh,
+    Model,
+    Sampling,
+    load_run,
+)
+from jaxgpt.config.decoding import OWN, draws
 from jaxgpt.errors import UserError, require
 from jaxgpt.models import context_of
-from jaxgpt.sample.adapters import Adapters, Names
+from jaxgpt.sample import beam, contrastive, select
+from jaxgpt.sample.adapters import Adapters
+from jaxgpt.sample.completion import (
+    Asking,
+    Call,
+    Completion,
+    Maker,
+    Token,
+    Waiting,
+    completions,
+    each_row,
+    token_of,
+)
+from jaxgpt.sample.judge import Judge
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
-from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import controls_of, features_of, host
-from jaxgpt.sample.writer import Reason, Writer
+from jaxgpt.sample.writer import Writer
 from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
 from jaxgpt.text.chat import Dialogue, prefix_length, prompt_ids
 from jaxgpt.text.tokenizer import Tokenizer, before_text, text_ids
 
+__all__ = ["Completion", "Generator", "Token"]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What one row produced."""
-
-    ids: list[int]
-    """Every token made; where `finish_reason` is "stop" the last is the stop token, or completes the stop
-    string."""
-    logprobs: list[float]
-    """Log-probability of each id under the model itself (see `strategies.choose`)."""
-    finish_reason: Reason
-    text: str
-    """What the ids add to the prompt's text, without the stop token and up to a stop string."""
-    seed: int
-
-    def __repr__(self) -> str:
-        return f"Completion({self.text!r}, {len(self.ids)} tokens, {self.finish_reason!r}, seed {self.seed})"
-
-
-class Token(NamedTuple):
-    """One token of a stream."""
-
-    row: int
-    id: int
-    """-1 where `finish_reason` is "error": none was made."""
-    logprob: float
-    finish_reason: Reason | None
-    """None until the row's last token."""
-    text: str
-    """Characters this token completes: joined over a row, they are `Completion.text`."""
 
 
 class Generator:
@@ -109,6 +103,8 @@ class Generator:
         """Ids that end a row unless a call says otherwise."""
         self.bos = tokenizer.adds_bos if bos is None else bos
         self._told = False
+        self.judges: dict[str, Judge] = {}
+        """Reward models of `BestOf` by their folders, once they are loaded."""
         self.context = context_of(model, params)
         """Most tokens of a row."""
         self.update(params)
@@ -116,14 +112,14 @@ class Generator:
     def update(self, params: dict) -> None:
         """Use other parameters (of the training form) from now on; adapters loaded over them are dropped."""
         self.adapters: Adapters | None = None
-        with self._on_mesh():
+        with self.on_mesh():
             self.params = prepare(self.model, self.compute, self.target, params)
 
     def make_slots(self, slots: int = 8, rank: int = 16) -> None:
         """Make room for `slots` LoRA adapters of at most this rank, which rows choose from by name."""
         require(self.adapters is None, "there are slots already; load adapters into them.")
         self.adapters = Adapters(self.model, self.compute, self.target, slots, rank)
-        with self._on_mesh():
+        with self.on_mesh():
             self.params = self.adapters.make(self.params)
 
     def load_adapter(self, name: str, folder: str | Path, *, which: str = "best") -> None:
@@ -142,7 +138,7 @@ class Generator:
         if self.adapters is None:
             self.make_slots()
         assert self.adapters is not None
-        with self._on_mesh():
+        with self.on_mesh():
             self.params = self.adapters.load(self.params, name, folder, which, self.mesh)
 
     @classmethod
@@ -167,36 +163,30 @@ class Generator:
         parts = (run.model, run.compute, trained.params, trained.tokenizer)
         return cls(*parts, mesh=trained.mesh, bos=trained.bos)
 
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, programs run on the generator's devices."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def _call(
-        self,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding | Sequence[Sampling],
-        max_new_tokens: int,
-        seeds: Sequence[int],
-        stop: Sequence[int] | None,
-        prefix: Sequence[int] | None = None,
-        adapters: Names = None,
-    ) -> tuple[Program, Rows]:
-        """Check a call and turn it into arrays, with empty rows up to what the mesh divides."""
-        context, vocab = self.context, self.tokenizer.vocab_size
-        require(max_new_tokens >= 1, f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    def program(self, call: Call, settings: Sequence[Sampling], group: int = 1) -> tuple[Program, Rows]:
+        """Check a call and turn it into arrays, with empty rows up to what the mesh divides.
+
+        Args:
+          call: what is asked.
+          settings: of each row.
+          group: rows in turn that have the same prompt.
+        """
+        prompts, context, most = call.prompts, self.context, call.max_new_tokens
+        require(most >= 1, f"max_new_tokens is {most}; it must be at least 1.")
         self.check_prompts(prompts)
-        if not self._told and max(map(len, prompts)) + max_new_tokens > context:
+        if not self._told and max(map(len, prompts)) + most > context:
             self._told = True
             log.warning("max_new_tokens is cut to what the context of %s leaves", context)
-        ends = [min(len(p) + max_new_tokens, context) for p in prompts]
-        if not isinstance(decoding, Sampling | Sequence):
-            raise UserError(f"decoding is {type(decoding).__name__}, which is not made yet; use Sampling.")
-        settings = [decoding] * len(prompts) if isinstance(decoding, Sampling) else list(decoding)
-        prefix = [*map(len, prompts)] if prefix is None else prefix
-        for name, given in (("decoding", settings), ("seeds", seeds), ("prefix", prefix)):
-            require(
-                len(given) == len(prompts),
-                f"{name} has {len(given)} entries for {len(prompts)} prompts; give one per prompt.",
-            )
+        ends = [min(len(p) + most, context) for p in prompts]
+        prefix = [*map(len, prompts)] if call.prefix is None else call.prefix
+        require(
+            len(settings) == len(prompts),
+            f"decoding has {len(settings)} entries for {len(prompts)} prompts; give one per prompt.",
+        )
         for i, (size, prompt) in enumerate(zip(prefix, prompts, strict=True)):
             require(
                 0 <= size <= len(prompt),
@@ -204,14 +194,14 @@ class Generator:
             )
         program = Program(
             *(self.model, self.compute, self.target),
-            *(bucket(max(ends), context), vocab, features_of(settings)),
+            *(bucket(max(ends), context), self.tokenizer.vocab_size, features_of(settings), group),
         )
-        stops = self.stop if stop is None else tuple(stop)
-        extra = 0 if self.mesh is None else -len(prompts) % row_shards(self.mesh)
+        extra = 0 if self.mesh is None else -len(prompts) % (group * row_shards(self.mesh))
         T = bucket(max(map(len, prompts)), context)
         tokens_BT = np.zeros((len(prompts) + extra, T), np.int32)
         for i, prompt in enumerate(prompts):
             tokens_BT[i, : len(prompt)] = prompt
+        stops = [*dict.fromkeys(call.stop)]
         stop_N = np.full(8 * -(-len(stops) // 8), -1, np.int32)
         stop_N[: len(stops)] = stops
         rows = Rows(
@@ -220,14 +210,14 @@ class Generator:
             host([*prefix, *[1] * extra], np.int32),
             host([*ends, *[1] * extra], np.int32),
             host([stop_N] * len(tokens_BT), np.int32),
-            controls_of(settings + [Sampling()] * extra, [*seeds, *[0] * extra]),
+            controls_of([*settings, *[Sampling()] * extra], [*call.seeds, *[0] * extra]),
         )
         require(
-            adapters is None or self.adapters is not None,
-            f"adapters is {adapters!r} but none is loaded; load one with load_adapter(name, folder).",
+            call.adapters is None or self.adapters is not None,
+            f"adapters is {call.adapters!r} but none is loaded; load one with load_adapter(name, folder).",
         )
         if self.adapters is not None:
-            slots = self.adapters.of_rows(adapters, len(prompts))
+            slots = self.adapters.of_rows(call.adapters, len(prompts))
             rows = rows._replace(adapter_B=host([*slots, *[0] * extra], np.int32))
         return program, self._place(rows)
 
@@ -246,11 +236,11 @@ class Generator:
                     raise UserError(f"prompt {i} holds the id {token}; the tokenizer's are 0 to {vocab - 1}.")
 
     def dialogues(self, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-        """What `generate` and `stream` take to answer dialogues: `prompts`, `apart`, and `prefix` of a
-        prefix LM.
+        """What `generate` and `stream` take to answer dialogues: `prompts`, `apart`, `turns`, and `prefix` of
+        a prefix LM.
         """
         prompts = [prompt_ids(turns, self.tokenizer) for turns in dialogues]
-        call: dict[str, Any] = {"prompts": prompts, "apart": True}
+        call: dict[str, Any] = {"prompts": prompts, "apart": True, "turns": [*dialogues]}
         if isinstance(self.model, GPT) and self.model.prefix:
             call["prefix"] = [prefix_length(turns, self.tokenizer) for turns in dialogues]
         return call
@@ -279,27 +269,37 @@ class Generator:
             return jax.tree.map(jnp.asarray, rows)
         return jax.device_put(rows, NamedSharding(self.mesh, spec(("batch",))))
 
+    def asked(self, prompts: Sequence[Sequence[int]], decoding: Any, given: Asking) -> Call:
+        """A call with what it leaves out."""
+        seeds, stop, rows = given.get("seeds"), given.get("stop"), len(prompts)
+        return Call(
+            prompts=prompts,
+            max_new_tokens=given.get("max_new_tokens", 256),
+            seeds=[i * draws(decoding) for i in range(rows)] if seeds is None else [*seeds],
+            stop=self.stop if stop is None else stop,
+            stop_strings=each_row(given.get("stop_strings", ()), rows),
+            prefix=given.get("prefix"),
+            apart=given.get("apart", False),
+            adapters=given.get("adapters"),
+            turns=given.get("turns", ()),
+        )
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         decoding: Decoding | Sequence[Sampling] = OWN,
-        *,
-        max_new_tokens: int = 256,
-        seeds: Sequence[int] | None = None,
-        stop: Sequence[int] | None = None,
-        stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
-        prefix: Sequence[int] | None = None,
-        apart: bool = False,
-        adapters: Names = None,
+        **call: Unpack[Asking],
     ) -> list[Completion]:
         """Complete every prompt, in one call of one program.
 
         Args:
           prompts: token ids, of any lengths below the context.
           decoding: for all rows; of samplings also one each.
-          max_new_tokens: most tokens per row makes; cut to what the context leaves (said once).
+          **call: as follows.
+          max_new_tokens: most tokens per row makes (256); cut to what the context leaves (said once).
           seeds: one per row; None numbers them. A row's output is a function of its prompt,
-            sampling and seed: not of the other rows, nor of padding.
+            sampling and seed: not of the other rows, nor of padding. Where several samples of a prompt are
+            drawn, these have the seed and those that follow it.
           stop: ids that end a row; None means `self.stop`.
           stop_strings: texts that end a row where they are completed, for all rows or a list each. They
             are found on the host, so that the rows are made as by `stream`.
@@ -308,147 +308,102 @@ class Generator:
           apart: whether what is made is a text of its own, as an answer is, and no more of the prompt's: the
             space that SentencePiece puts before a text is then dropped.
           adapters: name of a loaded adapter, for all rows or one each; None means the base alone.
+          turns: the dialogues that the prompts were made of, which a reward model judges by (`BestOf`).
 
         Raises:
           UserError: an empty prompt or stop string, a prompt that fills the context, or lists of
             different lengths.
         """
-        if not prompts:
-            return []
-        seeds = list(range(len(prompts)) if seeds is None else seeds)
-        if stop_strings:
-            tokens = self.stream(
-                prompts, decoding, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop,
-                stop_strings=stop_strings, prefix=prefix, apart=apart, adapters=adapters, chunk=16,
-            )  # fmt: skip
-            return _completions(tokens, seeds)
-        return self.begin(
-            prompts, decoding, max_new_tokens=max_new_tokens, seeds=seeds, stop=stop, prefix=prefix,
-            apart=apart, adapters=adapters,
-        )()  # fmt: skip
+        return self.begin(prompts, decoding, **call)()
 
     def begin(
         self,
         prompts: Sequence[Sequence[int]],
         decoding: Decoding | Sequence[Sampling] = OWN,
-        *,
-        max_new_tokens: int = 256,
-        seeds: Sequence[int] | None = None,
-        stop: Sequence[int] | None = None,
-        prefix: Sequence[int] | None = None,
-        apart: bool = False,
-        adapters: Names = None,
-    ) -> Callable[[], list[Completion]]:
+        **call: Unpack[Asking],
+    ) -> Waiting:
         """Dispatch what `generate` does and return before it is done; what is returned waits for the result.
 
         So the next call can be dispatched before this one's result is read.
         """
-        seeds = list(range(len(prompts)) if seeds is None else seeds)
-        with self._on_mesh():
-            program, rows = self._call(prompts, decoding, max_new_tokens, seeds, stop, prefix, adapters)
+        if not prompts:
+            return list
+        asked = self.asked(prompts, decoding, call)
+        way = WAYS.get(type(decoding))
+        return way(self, decoding, asked) if way else self.draw(asked, self._samplings(decoding, asked))
+
+    def _samplings(self, decoding: Any, call: Call) -> list[Sampling]:
+        """The sampling of each row."""
+        name = type(decoding).__name__
+        require(type(decoding) not in WAYS, f"{name} shows no token before its text is found; use generate.")
+        return [decoding] * len(call.prompts) if isinstance(decoding, Sampling) else [*decoding]
+
+    def draw(self, call: Call, settings: Sequence[Sampling], group: int = 1) -> Waiting:
+        """Dispatch the sampling of every row; each `group` rows in turn have one prompt, run once."""
+        if any(call.stop_strings):
+            return lambda: completions(self._stream(call, settings, 16, group), call.seeds)
+        with self.on_mesh():
+            program, rows = self.program(call, settings, group)
             running = generate(program, self.params, rows)
-        stops = set(self.stop if stop is None else stop)
-        heads = [() if apart else prompt for prompt in prompts]
 
         def result() -> list[Completion]:
-            made, starts = jax.device_get(running), map(len, prompts)
-            parts = zip(count(), starts, heads, seeds, strict=False)
-            return [self._completion(made, *row, stops) for row in parts]
+            made = jax.device_get(running)
+            return [call.completion(self.tokenizer, made, row) for row in range(len(call.prompts))]
 
         return result
-
-    def _completion(
-        self, made: Made, i: int, start: int, after: Sequence[int], seed: int, stops: set[int]
-    ) -> Completion:
-        span = slice(start, int(made.length_B[i]))
-        ids, logprobs = made.tokens_BS[i, span].tolist(), made.logprobs_BS[i, span].tolist()
-        stopped = bool(ids) and ids[-1] in stops
-        text = self.tokenizer.decode(ids[: len(ids) - stopped], after)
-        reason: Reason = "error" if made.failed_B[i] else "stop" if stopped else "length"
-        return Completion(ids, logprobs, reason, text, seed)
 
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
         decoding: Decoding | Sequence[Sampling] = OWN,
         *,
-        max_new_tokens: int = 256,
-        seeds: Sequence[int] | None = None,
-        stop: Sequence[int] | None = None,
-        stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
-        prefix: Sequence[int] | None = None,
-        apart: bool = False,
-        adapters: Names = None,
         chunk: int = 4,
+        **call: Unpack[Asking],
     ) -> Iterator[Token]:
         """As `generate`, yielding tokens as they are made: the first alone, then `chunk` at a time.
 
         Tokens of one row come in order; rows alternate. The device works on the next chunk while
         the caller handles this one.
+
+        Raises:
+          UserError: as `generate`; or the decoding is not by `Sampling`.
         """
-        if not prompts:
-            return
-        seeds = list(range(len(prompts)) if seeds is None else seeds)
-        stops = set(self.stop if stop is None else stop)
-        shown = [len(prompt) for prompt in prompts]
-        strings = _each(stop_strings, len(prompts))
-        heads = [() if apart else prompt for prompt in prompts]
-        writers = [Writer(self.tokenizer, h, s) for h, s in zip(heads, strings, strict=True)]
-        with self._on_mesh():
-            program, rows = self._call(prompts, decoding, max_new_tokens, seeds, stop, prefix, adapters)
+        if prompts:
+            asked = self.asked(prompts, decoding, call)
+            yield from self._stream(asked, self._samplings(decoding, asked), chunk)
+
+    def _stream(
+        self, call: Call, settings: Sequence[Sampling], chunk: int, group: int = 1
+    ) -> Iterator[Token]:
+        shown = [len(prompt) for prompt in call.prompts]
+        writers = [Writer(self.tokenizer, h, s) for h, s in zip(call.heads, call.stop_strings, strict=True)]
+        with self.on_mesh():
+            program, rows = self.program(call, settings, group)
             state, made = prefill(program, self.params, rows)
-        open_rows = set(range(len(prompts)))
+        open_rows = set(range(len(shown)))
         while open_rows:
             now: Made = jax.tree.map(np.array, made)
             if not now.done_B.all():
-                with self._on_mesh():
+                with self.on_mesh():
                     state, made = decode(program, self.params, rows, state, np.int32(chunk))
             for slot in range(min(shown), int(now.length_B.max())):
                 for row in sorted(open_rows):
                     if shown[row] <= slot < now.length_B[row]:
-                        yield (token := _token(now, row, slot, stops, writers[row]))
+                        yield (token := token_of(now, row, slot, call.stop, writers[row]))
                         open_rows -= {row} if token.finish_reason else set()
             for row in sorted(open_rows):
-                if now.failed_B[row]:
-                    yield Token(row, -1, 0.0, "error", writers[row].flush())
-            open_rows -= set(np.flatnonzero(now.failed_B).tolist())
+                if now.done_B[row]:  # with no more token: logits were not finite, or nothing could follow
+                    yield Token(
+                        row, -1, 0.0, "error" if now.failed_B[row] else "length", writers[row].flush()
+                    )
+            open_rows -= set(np.flatnonzero(now.done_B).tolist())
             shown = [max(s, int(n)) for s, n in zip(shown, now.length_B, strict=False)]
 
 
-def _token(made: Made, row: int, slot: int, stops: set[int], writer: Writer) -> Token:
-    token = int(made.tokens_BS[row, slot])
-    reason: Reason | None = None
-    if made.done_B[row] and not made.failed_B[row] and slot == made.length_B[row] - 1:
-        reason = "stop" if token in stops else "length"
-    text = "" if token in stops else writer.feed(token)
-    text += writer.flush() if reason else ""
-    return Token(row, token, float(made.logprobs_BS[row, slot]), "stop" if writer.stopped else reason, text)
-
-
-def _completions(tokens: Iterable[Token], seeds: Sequence[int]) -> list[Completion]:
-    """What the tokens of a stream amount to, a completion for each row."""
-    mine: list[list[Token]] = [[] for _ in seeds]
-    for token in tokens:
-        mine[token.row].append(token)
-    return [
-        Completion(
-            [t.id for t in row if t.id >= 0],
-            [t.logprob for t in row if t.id >= 0],
-            row[-1].finish_reason or "length",
-            "".join(t.text for t in row),
-            seed,
-        )
-        for row, seed in zip(mine, seeds, strict=True)
-    ]
-
-
-def _each(strings: Sequence[str] | Sequence[Sequence[str]], rows: int) -> list[list[str]]:
-    """Stop strings of every row."""
-    alike = [s for s in strings if isinstance(s, str)]
-    if isinstance(strings, str) or len(alike) == len(strings):
-        return [[strings] if isinstance(strings, str) else alike] * rows
-    require(
-        not alike and len(strings) == rows,
-        f"stop_strings has {len(strings)} entries for {rows} prompts; give strings, or lists of them.",
-    )
-    return [list(s) for s in strings]
+WAYS: dict[Any, Callable[[Maker, Any, Call], Waiting]] = {
+    Beam: beam.find,
+    Contrastive: contrastive.find,
+    BestOf: select.best,
+    MBR: select.consensus,
+}
+"""From a config's class to what it does; `Sampling` is the generator's own."""

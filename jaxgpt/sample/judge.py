@@ -5,7 +5,8 @@ Shapes: B rows, T tokens per row, N dialogues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +22,41 @@ from jaxgpt.config.data import Dialogues
 from jaxgpt.data.loader import ValidationBatches
 from jaxgpt.data.packing import Item, PackedExamples
 from jaxgpt.data.readers.chat import write_dialogue
-from jaxgpt.errors import NotFinite, require
+from jaxgpt.errors import NotFinite, UserError, require, shown
 from jaxgpt.models import abstract_model, assemble
-from jaxgpt.sample.generate import Completion
+from jaxgpt.sample.completion import Completion
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
 from jaxgpt.text.chat import Dialogue
 
 BATCH = 32
+
+
+def judged(where: str, name: str, function: Callable[..., Any], values: tuple[Any, ...], at: str) -> float:
+    """The number that a user's function gives for a completion.
+
+    Args:
+      where: the field that names it.
+      name: of it, as FILE.py:NAME.
+      function: it.
+      values: its arguments.
+      at: what they are, in words.
+
+    Raises:
+      UserError: it raises an error, or returns what is no finite number.
+    """
+    file, _, own = name.rpartition(":")
+    where = f"{where}: {own}() of {file}"
+    try:
+        value = function(*values)
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"{where} raised {why} {at}; return a number for every completion.") from error
+    number = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        raise UserError(f"{where} returned {shown(value)} {at}; it must return a finite number.")
+    return float(number)
 
 
 class Judge:

@@ -22,7 +22,7 @@ def show_json(generator: Generator, calls: list[dict[str, Any]], prompts: list[s
     failed, texts = 0, iter(prompts)
     for call in calls:
         for completion in generator.generate(**call):
-            write(to_json({"prompt": next(texts), "text": completion.text} | vars(completion)) + "\n")
+            write(to_json({"prompt": next(texts), "text": completion.text} | completion.record) + "\n")
             failed += completion.finish_reason == "error"
     return failed
 
@@ -39,7 +39,7 @@ def show_best(
     for i, (turns, best, reward) in enumerate(judge.best(asked, made)):
         if json:
             told = {"prompt": turns[-1]["content"], "text": best.text, "reward": reward}
-            write(to_json(told | vars(best)) + "\n")
+            write(to_json(told | best.record) + "\n")
         else:
             write((f"{SEPARATOR}\n" if i else "") + best.text + "\n")
     return sum(completion.finish_reason == "error" for completion in made)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgpt.config import Compute, Model
 from jaxgpt.layers.cache import Cache, TokenCache, cache_axes, constrain_cache, init_cache
 from jaxgpt.models import abstract_model, assemble, backbone, caches_keys, decoding_params, unstacks
-from jaxgpt.sample.strategies import Controls, Features, choose
+from jaxgpt.sample.strategies import Chosen, Controls, Features, choose, repeats
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
 from jaxgpt.tune.base import flatten, unflatten
@@ -35,6 +35,9 @@ def bucket(length: int, limit: int) -> int:
     """A length rounded up so that few programs are compiled, at most `limit`."""
     power = max(SMALLEST, 1 << (length - 1).bit_length())
     return min(power if length <= STRIDE else STRIDE * -(-length // STRIDE), limit)
+
+
+T = TypeVar("T")
 
 
 class Rows(NamedTuple):
@@ -71,6 +74,29 @@ class Made(NamedTuple):
     failed_B: jax.Array
     """Rows that ended because their logits were not finite; the token drawn from these is not kept."""
 
+    def put(self, chosen: Chosen, end_B: jax.Array, stop_BN: jax.Array) -> Made:
+        """With the next token of the rows that are not done.
+
+        A NaN or an infinity among the logits makes the log-probability one, so that no pass over them is
+        needed to find it.
+        """
+        ids_B, logprobs_B, kept_B, stuck_B = chosen
+        row_B = jnp.arange(ids_B.shape[0])
+        done_B = self.done_B if stuck_B is None else self.done_B | stuck_B
+        failed_B = ~done_B & ~jnp.isfinite(logprobs_B)
+        ended_B = done_B | failed_B
+        slot_B = jnp.where(ended_B, self.tokens_BS.shape[1], self.length_B)  # beyond the row: dropped
+        length_B = self.length_B + ~ended_B
+        stopped_B = jnp.any(ids_B[:, None] == stop_BN, axis=-1)
+        return Made(
+            self.tokens_BS.at[row_B, slot_B].set(ids_B, mode="drop"),
+            self.logprobs_BS.at[row_B, slot_B].set(logprobs_B, mode="drop"),
+            None if self.kept_BS is None else self.kept_BS.at[row_B, slot_B].set(kept_B, mode="drop"),
+            length_B,
+            ended_B | stopped_B | (length_B >= end_B),
+            self.failed_B | failed_B,
+        )
+
 
 class State(NamedTuple):
     """The loop's state. A row's last token is in `made` but not yet in the cache."""
@@ -104,7 +130,8 @@ class Program:
         lies behind the row's own tokens, hidden by causality until they overwrite it.
         """
         (B, T), seen_BV = rows.tokens_BT.shape, None
-        cache, logits_BV = self._read(params, rows)
+        cache, logits_PV, _ = self.read(params, rows)
+        logits_BV = jnp.repeat(logits_PV, self.group, 0) if self.group > 1 else logits_PV
         if self.features.penalty:
             inside_BT = jnp.arange(T) < rows.length_B[:, None]
             at_BT = jnp.where(inside_BT, rows.tokens_BT, self.model.vocab_size)
@@ -119,8 +146,13 @@ class Program:
         made = Made(tokens_BS, blank_BS, kept_BS, rows.length_B, done_B, failed_B)
         return self.put(rows, State(made, seen_BV, cache), logits_BV)
 
-    def _read(self, params: dict, rows: Rows) -> tuple[Cache, jax.Array]:
-        """The cache of the prompts, each group's read once, and the logits at the last place of each row."""
+    def read(self, params: dict, rows: Rows) -> tuple[Cache, jax.Array, jax.Array]:
+        """Run the first prompt of each group.
+
+        Returns:
+          The cache of all rows, and of the P prompts run the logits at their last places [P, V] and their
+          features [P, T, D].
+        """
         model, dtype = self.merge(params), jnp.dtype(self.compute.dtype)
         tokens_PT, length_P, prefix_P = (x[:: self.group] for x in rows[:3])
         if caches_keys(self.model):
@@ -135,35 +167,26 @@ class Program:
         if self.group > 1:
             axis = cache_axes(cache).index("batch")
             cache = jax.tree.map(lambda x: jnp.repeat(x, self.group, axis), cache)
-            logits_PV = jnp.repeat(logits_PV, self.group, 0)
-        return constrain_cache(cache), logits_PV
+        return constrain_cache(cache), logits_PV, x_PTD
+
+    def allowed(self, tokens_BS: jax.Array, length_B: jax.Array, controls: Controls) -> jax.Array | None:
+        """Where a token completes no n-gram that its row must not repeat [B, V]; None where all may come."""
+        if controls.ngram_B is None:
+            return None
+        size = self.model.vocab_size
+        return ~repeats(tokens_BS, length_B, controls.ngram_B, self.features.ngram, size)
 
     def put(self, rows: Rows, state: State, logits_BV: jax.Array) -> State:
-        """Choose the next token of the rows that are not done and write it down.
-
-        A NaN or an infinity among the logits makes the log-probability one, so that no pass over them is
-        needed to find it.
-        """
-        made, seen_BV, logits_BV = _as_batch(state.made), state.seen_BV, _by_rows(logits_BV)
-        chosen = choose(logits_BV, seen_BV, made.length_B, rows.controls, self.features, self.vocab)
-        ids_B, logprobs_B, kept_B = _as_batch(chosen)
-        row_B = jnp.arange(ids_B.shape[0])
-        failed_B = ~made.done_B & ~jnp.isfinite(logprobs_B)
-        ended_B = made.done_B | failed_B
-        slot_B = jnp.where(ended_B, self.slots, made.length_B)  # beyond the row: dropped
-        length_B = made.length_B + ~ended_B
-        stopped_B = jnp.any(ids_B[:, None] == rows.stop_BN, axis=-1)
-        made = Made(
-            made.tokens_BS.at[row_B, slot_B].set(ids_B, mode="drop"),
-            made.logprobs_BS.at[row_B, slot_B].set(logprobs_B, mode="drop"),
-            None if made.kept_BS is None else made.kept_BS.at[row_B, slot_B].set(kept_B, mode="drop"),
-            length_B,
-            ended_B | stopped_B | (length_B >= rows.end_B),
-            made.failed_B | failed_B,
-        )
+        """Choose the next token of the rows that are not done and write it down."""
+        made, seen_BV, logits_BV = as_batch(state.made), state.seen_BV, by_rows(logits_BV)
+        allowed_BV = self.allowed(made.tokens_BS, made.length_B, rows.controls)
+        how = (rows.controls, self.features, self.vocab, allowed_BV)
+        chosen = choose(logits_BV, seen_BV, made.length_B, *how)
+        chosen = as_batch(chosen)
+        made = made.put(chosen, rows.end_B, rows.stop_BN)
         if seen_BV is not None:
-            seen_BV = seen_BV.at[row_B, ids_B].set(True)
-        return State(_as_batch(made), seen_BV, state.cache)
+            seen_BV = seen_BV.at[jnp.arange(len(chosen.ids_B)), chosen.ids_B].set(True)
+        return State(as_batch(made), seen_BV, state.cache)
 
     def run(self, params: dict, rows: Rows, state: State, steps: jax.Array | int) -> State:
         """Decode until every row is done, `steps` tokens at most."""
@@ -183,7 +206,7 @@ class Program:
         return jax.lax.while_loop(going, step, (jnp.int32(0), state))[1]
 
 
-def _by_rows(logits_BV: jax.Array) -> jax.Array:
+def by_rows(logits_BV: jax.Array) -> jax.Array:
     """Logits with whole rows on a device: sent once, instead of a sum for each of the searches in them.
 
     They are first made where the projection lies, or the devices would send each other its parts. Rows
@@ -194,12 +217,12 @@ def _by_rows(logits_BV: jax.Array) -> jax.Array:
     return constrain(constrain(logits_BV, "batch", "vocab"), rows, "features")
 
 
-def _as_batch(tree: Any) -> Any:
+def as_batch(tree: Any) -> Any:
     """Arrays of rows laid out as a batch, so that what is spread further stays in `choose`."""
     return jax.tree.map(lambda x: constrain(x, "batch"), tree)
 
 
-def _everywhere(made: Made) -> Made:
+def everywhere(made: T) -> T:
     """Results whole on every device, so that each process of a cluster can read them."""
     if jax.sharding.get_abstract_mesh().empty:
         return made
@@ -215,21 +238,21 @@ def decoder(model: Model, compute: Compute, target: Target) -> tuple[nnx.GraphDe
 def generate(program: Program, params: dict, rows: Rows) -> Made:
     """Prefill and decode until every row is done, as one program."""
     state = program.prefill(params, rows)
-    return _everywhere(program.run(params, rows, state, program.slots).made)
+    return everywhere(program.run(params, rows, state, program.slots).made)
 
 
 @partial(jax.jit, static_argnums=0)
 def prefill(program: Program, params: dict, rows: Rows) -> tuple[State, Made]:
     """The state after the first token, and what to show of it."""
     state = program.prefill(params, rows)
-    return state, _everywhere(state.made)
+    return state, everywhere(state.made)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.Array) -> tuple[State, Made]:
     """Up to `steps` more tokens per row. The state's memory is reused: do not touch it again."""
     state = program.run(params, rows, state, steps)
-    return state, _everywhere(state.made)
+    return state, everywhere(state.made)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

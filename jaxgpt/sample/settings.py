@@ -46,8 +46,12 @@ class Asked:
     """Keep the fewest likeliest tokens that hold this mass of what top-k left; 1 keeps all."""
     min_p: float | None = None
     """Keep tokens at least this share as likely as the likeliest; 0 keeps all."""
+    typical_p: float | None = None
+    """Keep the tokens whose surprisal is nearest the distribution's entropy, with this mass; 1 keeps all."""
     repetition_penalty: float | None = None
     """Of tokens in the prompt or made before; above 1 discourages them, 1 is off."""
+    no_repeat_ngram: int | None = None
+    """No so many tokens in a row come twice, the prompt included; 0 is off."""
 
     def __post_init__(self) -> None:
         Sampling(**self.given)

@@ -1,6 +1,6 @@
-"""How the next token is chosen: temperature, top-k, top-p, min-p, repetition penalty, seeds.
+"""How the next token is chosen: what may come, temperature, truncation, penalties, seeds.
 
-Shapes: B batch, V vocabulary.
+Shapes: B batch, V vocabulary, S slots per row.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class Features(NamedTuple):
     penalty: bool
     drawn: bool = False
     """Log-probabilities are those of the distribution that tokens are drawn from, for training on them."""
+    typical: bool = False
+    ngram: int = 0
+    """The longest n-gram that some row must not repeat; 0 where none must not."""
 
 
 class Controls(NamedTuple):
@@ -41,6 +44,10 @@ class Controls(NamedTuple):
     min_p_B: jax.Array
     penalty_B: jax.Array
     seed_B: jax.Array
+    typical_B: jax.Array | None = None
+    """With `Features.typical` alone."""
+    ngram_B: jax.Array | None = None
+    """With `Features.ngram` alone."""
 
 
 def features_of(rows: Sequence[Sampling], *, drawn: bool = False) -> Features:
@@ -52,6 +59,8 @@ def features_of(rows: Sequence[Sampling], *, drawn: bool = False) -> Features:
         top_p=any(row.top_p < 1 for row in chance),
         penalty=any(row.repetition_penalty != 1 for row in rows),
         drawn=drawn,
+        typical=any(row.typical_p < 1 for row in chance),
+        ngram=max(row.no_repeat_ngram for row in rows),
     )
 
 
@@ -67,6 +76,7 @@ def controls_of(rows: Sequence[Sampling], seeds: Sequence[int]) -> Controls:
     def column(name: str, dtype: type) -> Any:
         return host([getattr(row, name) for row in rows], dtype)
 
+    features = features_of(rows)
     return Controls(
         temperature_B=column("temperature", np.float32),
         top_k_B=host([min(row.top_k, 2**30) for row in rows], np.int32),
@@ -74,6 +84,8 @@ def controls_of(rows: Sequence[Sampling], seeds: Sequence[int]) -> Controls:
         min_p_B=column("min_p", np.float32),
         penalty_B=column("repetition_penalty", np.float32),
         seed_B=host(seeds, np.uint32),
+        typical_B=column("typical_p", np.float32) if features.typical else None,
+        ngram_B=column("no_repeat_ngram", np.int32) if features.ngram else None,
     )
 
 
@@ -90,11 +102,13 @@ class Chosen(NamedTuple):
       logprobs_B: the log-probability that the model itself gives it: of the distribution before penalty,
         temperature and truncation, over all V. With `Features.drawn` that of the distribution drawn from.
       kept_B: with `Features.drawn` and truncation, how many tokens it leaves; else None.
+      stuck_B: where something is not allowed, whether nothing is; the id then means nothing.
     """
 
     ids_B: jax.Array
     logprobs_B: jax.Array
     kept_B: jax.Array | None = None
+    stuck_B: jax.Array | None = None
 
 
 def choose(
@@ -104,6 +118,7 @@ def choose(
     controls: Controls,
     features: Features,
     vocab: int | None = None,
+    allowed_BV: jax.Array | None = None,
 ) -> Chosen:
     """The next token of every row, and its log-probability.
 
@@ -115,6 +130,7 @@ def choose(
       controls: settings of every row.
       features: which of them are on in any row (static).
       vocab: ids from here on are never chosen (rows that pad the embedding); static.
+      allowed_BV: False where a token must not come; None allows all.
     """
     scores_BV = logits_BV
     if vocab is not None and vocab < logits_BV.shape[-1]:
@@ -122,6 +138,10 @@ def choose(
     if features.penalty:
         assert seen_BV is not None
         scores_BV = penalize(scores_BV, seen_BV, controls.penalty_B)
+    stuck_B = None
+    if allowed_BV is not None:
+        scores_BV = jnp.where(allowed_BV, scores_BV, -jnp.inf)
+        stuck_B = jnp.max(scores_BV, axis=-1) == -jnp.inf
     ids_B, of_BV, kept_B = argmax(scores_BV), logits_BV, None
     if features.random:
         kept_BV = truncate(scores_BV, controls, features)
@@ -132,7 +152,7 @@ def choose(
         if features.drawn and (features.top_k or features.top_p):
             kept_B = jnp.sum(kept_BV > -jnp.inf, axis=-1, dtype=jnp.int32)
     taken_B = jnp.take_along_axis(of_BV, ids_B[:, None], axis=-1)[:, 0]
-    return Chosen(ids_B, taken_B - jax.nn.logsumexp(of_BV, axis=-1), kept_B)
+    return Chosen(ids_B, taken_B - jax.nn.logsumexp(of_BV, axis=-1), kept_B, stuck_B)
 
 
 def argmax(x_BV: jax.Array) -> jax.Array:
@@ -158,7 +178,7 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
 
 
 def truncate(logits_BV: jax.Array, controls: Controls, features: Features) -> jax.Array:
-    """Logits over temperature, minus the largest; -inf where top-k, top-p or min-p drop one."""
+    """Logits over temperature, minus the largest; -inf where top-k, top-p, min-p or typical-p drop one."""
     warm_B1 = jnp.maximum(controls.temperature_B, GREEDY_BELOW)[:, None]
     scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / warm_B1
     if features.top_k:
@@ -171,7 +191,38 @@ def truncate(logits_BV: jax.Array, controls: Controls, features: Features) -> ja
         off_B1 = controls.top_p_B[:, None] >= 1
         scaled_BV = jnp.where(keep_BV | off_B1, scaled_BV, -jnp.inf)
     floor_B1 = jnp.log(controls.min_p_B)[:, None]
-    return jnp.where(scaled_BV >= floor_B1, scaled_BV, -jnp.inf)
+    scaled_BV = jnp.where(scaled_BV >= floor_B1, scaled_BV, -jnp.inf)
+    if features.typical:
+        assert controls.typical_B is not None
+        logp_BV = jax.nn.log_softmax(scaled_BV, axis=-1)
+        p_BV = jnp.exp(logp_BV)
+        entropy_B1 = -jnp.sum(jnp.where(p_BV > 0, p_BV * logp_BV, 0), axis=-1, keepdims=True)
+        keep_BV = upper_set(-jnp.abs(logp_BV + entropy_B1), p_BV, controls.typical_B)
+        off_B1 = controls.typical_B[:, None] >= 1
+        scaled_BV = jnp.where(keep_BV | off_B1, scaled_BV, -jnp.inf)
+    return scaled_BV
+
+
+def repeats(
+    tokens_BS: jax.Array, length_B: jax.Array, ngram_B: jax.Array, longest: int, vocab: int
+) -> jax.Array:
+    """Where a token would be the last of n that the row holds already, [B, V].
+
+    Args:
+      tokens_BS: of the rows.
+      length_B: how many there are.
+      ngram_B: n of each row; 0 forbids nothing.
+      longest: the largest n (static).
+      vocab: V (static).
+    """
+    B, S = tokens_BS.shape
+    again_BS = (jnp.arange(S) < length_B[:, None]) & (ngram_B[:, None] > 0)  # of the n-gram that ends here
+    for i in range(1, longest):
+        last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(length_B - i, 0)[:, None], axis=1)
+        before_BS = jnp.pad(tokens_BS, ((0, 0), (i, 0)), constant_values=-1)[:, :S]
+        again_BS &= (before_BS == last_B1) | (i >= ngram_B[:, None])
+    at_BS = jnp.where(again_BS, tokens_BS, vocab)
+    return jnp.zeros((B, vocab), bool).at[jnp.arange(B)[:, None], at_BS].set(True, mode="drop")
 
 
 def noise(seed_B: jax.Array, position_B: jax.Array, size: int) -> jax.Array:

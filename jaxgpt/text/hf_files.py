@@ -31,8 +31,10 @@ KEPT = (
     *DECIDING, *MERGES, CONFIG, "special_tokens_map.json", "added_tokens.json",
     GENERATION, MODEL_CONFIG, "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-"""Of sampling, in generation_config.json."""
+SETTINGS = {
+    name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+} | {"no_repeat_ngram_size": "no_repeat_ngram"}
+"""Of sampling, in generation_config.json, and their names here."""
 _ADD_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 """Classes of transformers that add it unless told otherwise, whatever tokenizer.json says."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -164,10 +166,11 @@ def sampling(files: Files, where: str) -> dict[str, float]:
     """The settings of sampling in generation_config.json, by name; what is no number is said and left out."""
     config = parse(files, GENERATION, where)
     found: dict[str, float] = {}
-    for name in SETTINGS:
+    for name, own in SETTINGS.items():
         value = config.get(name)
-        if isinstance(value, int if name == "top_k" else int | float) and not isinstance(value, bool):
-            found[name] = value
+        whole = own in ("top_k", "no_repeat_ngram")
+        if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
+            found[own] = value
         elif value is not None:
             log.warning("%s/%s: %s is %.40r, which cannot be; left out", where, GENERATION, name, value)
     chance = config.get("do_sample")

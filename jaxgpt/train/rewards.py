@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from jaxgpt.config import GRPO, code
 from jaxgpt.data.readers.prompts import Prompt
-from jaxgpt.errors import UserError, require, shown
-from jaxgpt.sample.judge import Judge
+from jaxgpt.errors import require, shown
+from jaxgpt.sample.judge import Judge, judged
 
 Reward = Callable[[Sequence[Prompt], Sequence[str]], Any]
 """From prompts and a completion of each to its reward [N]."""
@@ -78,15 +77,5 @@ def _part(name: str) -> Reward:
 
 def _judged(name: str, function: Callable[..., Any], prompt: Prompt, completion: str) -> float:
     """What one function gives for one completion."""
-    file, _, own = name.rpartition(":")
-    where = f"objective.rewards: {own}() of {file}"
     at = f"for the prompt at {prompt.place} and the completion {shown(completion)}"
-    try:
-        value = function(prompt.text, completion, prompt.record)
-    except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"{where} raised {why} {at}; return a number for every completion.") from error
-    number = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
-    if not isinstance(number, int | float) or not math.isfinite(number):
-        raise UserError(f"{where} returned {shown(value)} {at}; it must return a finite number.")
-    return float(number)
+    return judged("objective.rewards", name, function, (prompt.text, completion, prompt.record), at)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from tiny import HERE
-from tiny_models import FLOAT32, RECITED, full_logits
+from tiny_models import FLOAT32, RECITED, full_logits, program_of
 
 from jaxgpt.config import GPT
 from jaxgpt.errors import UserError
@@ -116,7 +116,7 @@ def test_each_stop_token_ends_its_row_and_no_other(modern: Tiny) -> None:
 
 def test_the_loop_ends_with_its_last_row(modern: Tiny) -> None:
     generator = modern[2]
-    prog, rows = generator._call(PROMPTS, DRAWN, 20, [0, 1, 2], None)
+    prog, rows = program_of(generator, PROMPTS, DRAWN, 20, [0, 1, 2], None)
     state, _ = program.prefill(prog, generator.params, rows)
     rows = rows._replace(end_B=rows.length_B + np.asarray([4, 2, 3], np.int32))
     state, made = program.decode(prog, generator.params, rows, state, np.int32(50))
@@ -147,7 +147,7 @@ def test_nothing_is_compiled_again_when_only_values_change(modern: Tiny) -> None
 
 def test_the_stream_reuses_the_cache_memory(modern: Tiny) -> None:
     generator = modern[2]
-    prog, rows = generator._call(PROMPTS, DRAWN, 20, [0, 1, 2], None)
+    prog, rows = program_of(generator, PROMPTS, DRAWN, 20, [0, 1, 2], None)
     state, _ = program.prefill(prog, generator.params, rows)
     program.decode(prog, generator.params, rows, state, np.int32(2))
     assert all(x.is_deleted() for x in jax.tree.leaves(state.cache))
@@ -225,7 +225,7 @@ def test_bfloat16_keeps_weights_and_cache_in_it(modern: Tiny) -> None:
     generator = Generator(model, program.Compute(dtype="bfloat16"), params, ByteTokenizer())
     assert generator.params["embed"]["weight"].dtype == "bfloat16"
     assert generator.params["norm"]["scale"].dtype == "float32"
-    prog, rows = generator._call([[1, 2]], GREEDY, 4, [0], None)
+    prog, rows = program_of(generator, [[1, 2]], GREEDY, 4, [0], None)
     shapes = jax.eval_shape(prog.prefill, generator.params, rows)
     assert shapes.cache[0].k_BSGK.dtype == "bfloat16"
 

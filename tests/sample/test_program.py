@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import HERE, model_of
-from tiny_models import FLOAT32, MODELS, SIZE, sharp_params
+from tiny_models import FLOAT32, MODELS, SIZE, program_of, sharp_params
 
 from jaxgpt.aot import hlo
 from jaxgpt.batch import Batch
@@ -42,7 +42,7 @@ def test_scanned_layers_make_what_layers_apart_make(name: str) -> None:
     model = FORMS[name]
     params = sharp_params(model)
     apart = Generator(model, FLOAT32, params, ByteTokenizer())
-    prog, rows = apart._call(PROMPTS, DRAWN, 12, [3, 4], ())
+    prog, rows = program_of(apart, PROMPTS, DRAWN, 12, [3, 4], ())
     scanned = replace(prog, target=GPU)
     a = program.generate(prog, apart.params, rows)
     b = program.generate(scanned, prepare(model, prog.compute, GPU, params), rows)
@@ -99,7 +99,7 @@ def test_a_token_costs_two_sums_a_layer_and_three_more_and_brings_only_logits_to
     """No parameter and no part of the cache crosses devices, whatever the number of rows."""
     mesh = make_mesh({"tensor": SHARDS}, jax.devices()[:SHARDS])
     generator = Generator(WIDE, FLOAT32, sharp_params(WIDE), ByteTokenizer(), mesh=mesh)
-    prog, call = generator._call([[1, 2, 3]] * rows, DRAWN, 12, [0] * rows, ())
+    prog, call = program_of(generator, [[1, 2, 3]] * rows, DRAWN, 12, [0] * rows, ())
     prog = replace(prog, target=target)
     with jax.set_mesh(mesh):
         params = prepare(WIDE, prog.compute, target, sharp_params(WIDE))

@@ -147,7 +147,7 @@ def test_log_probability_is_the_models_own_whatever_the_settings() -> None:
     x_BV = jnp.asarray([[1.0, 2.0, -1.0, 0.5]])
     s = Sampling(temperature=0.3, top_k=2, min_p=0.1, repetition_penalty=2.0)
     seen_BV = jnp.asarray([[False, True, False, False]])
-    ids_B, logprobs_B, _ = choose(x_BV, seen_BV, jnp.asarray([0]), controls_of([s], [0]), features_of([s]))
+    ids_B, logprobs_B, *_ = choose(x_BV, seen_BV, jnp.asarray([0]), controls_of([s], [0]), features_of([s]))
     expected = jax.nn.log_softmax(x_BV)[0, ids_B[0]]
     np.testing.assert_allclose(logprobs_B[0], expected, rtol=1e-6)
 

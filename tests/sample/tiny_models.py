@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,8 +12,10 @@ import numpy as np
 from flax import nnx
 from tiny import FLOAT32, GPT2, HERE, MODERN, plain
 
-from jaxgpt.config import GPT
+from jaxgpt.config import GPT, Sampling
 from jaxgpt.models import abstract_model, init_params
+from jaxgpt.sample.generate import Generator
+from jaxgpt.sample.program import Program, Rows
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 VOCAB = ByteTokenizer().vocab_size + 2  # two padding rows, which must stay unused
@@ -39,3 +42,16 @@ def _forward(model: GPT, params: dict, tokens_BT: jax.Array) -> jax.Array:
 def full_logits(model: GPT, params: dict, ids: list[int]) -> np.ndarray:
     """Logits [T, V] of one row by the training forward pass, without cache or padding."""
     return np.asarray(_forward(model, params, jnp.asarray([ids])))[0]
+
+
+def program_of(
+    generator: Generator,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    most: int,
+    seeds: Sequence[int],
+    stop: Sequence[int] | None,
+) -> tuple[Program, Rows]:
+    """The program of a call and its arguments."""
+    call = generator.asked(prompts, sampling, {"max_new_tokens": most, "seeds": seeds, "stop": stop})
+    return generator.program(call, [sampling] * len(prompts))

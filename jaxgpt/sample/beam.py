@@ -1,0 +1,326 @@
+"""Beam search, plain or in diverse groups, as one jitted program.
+
+The beams of a prompt are neighbouring rows of a `Program`, which prefills each prompt once. Each group of
+beams is a search of its own but for what it pays for tokens that groups before it have chosen.
+
+Shapes: P prompts, G groups, R = P G searches, M beams of a search, N = R M rows; K texts, S slots,
+V vocabulary, E stop ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt.config import Beam, Sampling
+from jaxgpt.errors import require
+from jaxgpt.layers.cache import Cache, constrain_cache, reorder
+from jaxgpt.sample.completion import Call, Completion, Maker, Waiting, best_of
+from jaxgpt.sample.program import Made, Program, Rows, as_batch, by_rows, everywhere
+
+NONE = -jnp.inf
+"""The value of what is no text."""
+
+
+class Knobs(NamedTuple):
+    """Settings of `config.decoding.Beam` that are no part of the compiled program."""
+
+    length_penalty: Any
+    diversity: Any
+
+
+class Texts(NamedTuple):
+    """K texts of each search, the best first."""
+
+    tokens_RKS: jax.Array
+    """With the prompt, and 0 behind the last token."""
+    logprobs_RKS: jax.Array
+    """Of the tokens that were made, by the model itself; else 0."""
+    length_RK: jax.Array
+    value_RK: jax.Array
+    """What the search compares."""
+
+    def take(self, index_RK: jax.Array) -> Texts:
+        """Those of these numbers."""
+        return jax.tree.map(lambda x: jax.vmap(lambda x, i: x[i])(x, index_RK), self)
+
+    def best(self, count: int) -> Texts:
+        """The `count` of the largest values."""
+        return self.take(jax.lax.top_k(self.value_RK, count)[1])
+
+    def with_token(self, id_RK: jax.Array, logprob_RK: jax.Array, value_RK: jax.Array) -> Texts:
+        """Each with one more token."""
+
+        def put(row_S: jax.Array, at: jax.Array, new: jax.Array) -> jax.Array:
+            return row_S.at[at].set(new, mode="drop")
+
+        each = jax.vmap(jax.vmap(put))
+        return Texts(
+            each(self.tokens_RKS, self.length_RK, id_RK),
+            each(self.logprobs_RKS, self.length_RK, logprob_RK),
+            self.length_RK + 1,
+            value_RK,
+        )
+
+
+def joined(a: Texts, b: Texts) -> Texts:
+    """The texts of both."""
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), a, b)
+
+
+def chosen(keep_R: jax.Array, a: Texts, b: Texts) -> Texts:
+    """Those of `a` in the searches where `keep_R`, else those of `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(keep_R.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+
+
+class Beams(NamedTuple):
+    """The loop's state. The last token of an open text is not in the cache yet."""
+
+    open: Texts
+    found: Texts
+    """Finished texts; their values are scores."""
+    done_R: jax.Array
+    failed_R: jax.Array
+    cache: Cache
+
+
+class Found(NamedTuple):
+    """Texts of each prompt, the best first, as rows: as many as there are beams.
+
+    Attributes:
+      made: the rows.
+      score_N: their scores; -inf where there is no further text.
+    """
+
+    made: Made
+    score_N: jax.Array
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the compiled program depends on (hashable, static).
+
+    Attributes:
+      program: with `group` beams for each prompt.
+      groups: into which these are divided.
+      early_stopping: see `config.decoding.Beam`.
+    """
+
+    program: Program
+    groups: int
+    early_stopping: str
+
+    @property
+    def beams(self) -> int:
+        """Of one search."""
+        return self.program.group // self.groups
+
+    def begin(self, params: dict, rows: Rows, knobs: Knobs) -> Beams:
+        """Run the prompts and choose each beam's first token."""
+        cache, logits_PV, _ = self.program.read(params, rows)
+        N, T = rows.tokens_BT.shape
+        R, M = N // self.beams, self.beams
+        tokens_NS = jnp.pad(rows.tokens_BT, ((0, 0), (0, self.program.slots - T)))
+        tokens_NS = jnp.where(jnp.arange(self.program.slots) < rows.length_B[:, None], tokens_NS, 0)
+        tokens_RMS, length_RM = tokens_NS.reshape(R, M, -1), rows.length_B.reshape(R, M)
+        none_RM = jnp.full((R, M), NONE)
+        empty = Texts(tokens_RMS, jnp.zeros(tokens_RMS.shape), length_RM, none_RM)
+        one = empty._replace(value_RK=none_RM.at[:, 0].set(0.0))  # the beams are alike so far
+        done_R = length_RM[:, 0] >= rows.end_B[::M]
+        state = Beams(one, empty, done_R, jnp.zeros(R, bool), cache)
+        logits_NV = jnp.repeat(logits_PV, self.program.group, 0)
+        return self.step(rows, knobs, state, logits_NV)
+
+    def step(self, rows: Rows, knobs: Knobs, state: Beams, logits_NV: jax.Array) -> Beams:
+        """Choose the next token of all beams of the searches that are not done."""
+        R, M = state.open.value_RK.shape
+        logprobs_NV, bad_N = self._logprobs(rows, state, logits_NV)
+        live_RM = state.open.value_RK > NONE
+        failed_R = ~state.done_R & jnp.any(bad_N.reshape(R, M) & live_RM, axis=1)
+        parent_RM, opened, stopped = self._extend(rows, knobs, state, logprobs_NV)
+        # Of the M best continuations, those that end are finished texts.
+        both = joined(opened, stopped)
+        value_RM, at_RM = jax.lax.top_k(both.value_RK, M)
+        keep_R = state.done_R | failed_R | (value_RM[:, 0] == NONE)
+        length_R, end_R = opened.length_RK[:, 0], rows.end_B[::M]
+        made_R = length_R - rows.length_B[::M]
+        last_R = length_R >= end_R
+        score_RM = value_RM / per_length(made_R, knobs)[:, None]
+        ends_RM = ((at_RM >= M) | last_R[:, None]) & (value_RM > NONE) & ~keep_R[:, None]
+        new = both.take(at_RM)._replace(value_RK=jnp.where(ends_RM, score_RM, NONE))
+        found = joined(state.found, new).best(M)
+        # Is there anything left to look for?
+        ahead_R = made_R
+        if self.early_stopping == "never":
+            ahead_R = jnp.where(knobs.length_penalty > 0, end_R - rows.length_B[::M], made_R)
+        bound_R = opened.value_RK[:, 0] / per_length(ahead_R, knobs)
+        worst_R = found.value_RK[:, -1]
+        over_R = bound_R <= worst_R
+        if self.early_stopping == "full":
+            over_R = (worst_R > NONE) | (bound_R == NONE)
+        stays_RM = jnp.broadcast_to(jnp.arange(M), (R, M))
+        parent_RM = jnp.where(keep_R[:, None], stays_RM, parent_RM)
+        return Beams(
+            as_batch(chosen(keep_R, state.open, opened)),
+            as_batch(found),
+            as_batch(keep_R | last_R | over_R),
+            as_batch(state.failed_R | failed_R),
+            constrain_cache(reorder(state.cache, parent_RM)),
+        )
+
+    def _logprobs(self, rows: Rows, state: Beams, logits_NV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities, -inf where a token must not come, and which rows' are not finite."""
+        logits_NV, texts = by_rows(logits_NV), state.open
+        total_N1 = jax.nn.logsumexp(logits_NV, axis=-1, keepdims=True)
+        bad_N = ~jnp.isfinite(total_N1[:, 0])
+        may_NV = (jnp.arange(logits_NV.shape[-1]) < self.program.vocab) & ~bad_N[:, None]
+        N, S = rows.length_B.shape[0], texts.tokens_RKS.shape[-1]
+        flat = (texts.tokens_RKS.reshape(N, S), texts.length_RK.reshape(N))
+        allowed_NV = self.program.allowed(*flat, rows.controls)
+        may_NV = may_NV if allowed_NV is None else may_NV & allowed_NV
+        return jnp.where(may_NV, logits_NV - total_N1, NONE), bad_N
+
+    def _extend(
+        self, rows: Rows, knobs: Knobs, state: Beams, logprobs_NV: jax.Array
+    ) -> tuple[jax.Array, Texts, Texts]:
+        """The best continuations of each search: by tokens that do not end a text, M of them with the
+        numbers of the texts that they continue, and by those that do, at most M.
+        """
+        M, V = self.beams, logprobs_NV.shape[-1]
+        stop_NE = jnp.where(rows.stop_BN < 0, V, rows.stop_BN)
+        if not stop_NE.shape[1]:
+            stop_NE = jnp.full((len(stop_NE), 1), V)
+        row_N1 = jnp.arange(len(stop_NE))[:, None]
+        ends_NE = logprobs_NV.at[row_N1, stop_NE].get(mode="fill", fill_value=NONE)
+        goes_NV = logprobs_NV.at[row_N1, stop_NE].set(NONE, mode="drop")
+        value_NM, id_NM = self._likeliest(goes_NV, state.open.value_RK, knobs)
+        R, width = len(state.open.value_RK), value_NM.shape[-1]
+        at_RM = jax.lax.top_k(value_NM.reshape(R, M * width), M)[1]
+
+        def extend(at_RK: jax.Array, width: int, ids: jax.Array, values: jax.Array) -> tuple[Any, Texts]:
+            parent_RK, (ids, values) = at_RK // width, (x.reshape(R, M * width) for x in (ids, values))
+            id_RK, value_RK = (jnp.take_along_axis(x, at_RK, axis=1) for x in (ids, values))
+            row_RK = jnp.arange(R)[:, None] * M + parent_RK
+            new = (id_RK, logprobs_NV[row_RK, jnp.minimum(id_RK, V - 1)], value_RK)
+            return parent_RK, state.open.take(parent_RK).with_token(*new)
+
+        parent_RM, opened = extend(at_RM, width, id_NM, value_NM)
+        E = stop_NE.shape[1]
+        ended_RME = state.open.value_RK[..., None] + ends_NE.reshape(R, M, E)
+        at_RK = jax.lax.top_k(ended_RME.reshape(R, M * E), M)[1]
+        return parent_RM, opened, extend(at_RK, E, stop_NE, ended_RME)[1]
+
+    def _likeliest(
+        self, goes_NV: jax.Array, value_RM: jax.Array, knobs: Knobs
+    ) -> tuple[jax.Array, jax.Array]:
+        """The likeliest tokens of each row, as many as a search has beams: values of the texts with them, and
+        ids. A group pays for what the groups before it have chosen.
+        """
+        G, M, V = self.groups, self.beams, goes_NV.shape[-1]
+        count = min(M, V)
+        if G == 1:
+            logprob_NM, id_NM = jax.lax.top_k(goes_NV, count)
+            return value_RM.reshape(-1, 1) + logprob_NM, id_NM
+        goes_PGMV, value_PGM = goes_NV.reshape(-1, G, M, V), value_RM.reshape(-1, G, M)
+        times_PV, values, ids = jnp.zeros((len(goes_PGMV), V)), [], []
+        for g in range(G):
+            cost_P1V = knobs.diversity * times_PV[:, None]
+            logprob_PMK, id_PMK = jax.lax.top_k(goes_PGMV[:, g] - cost_P1V, count)
+            value_PMK = value_PGM[:, g, :, None] + logprob_PMK
+            values, ids = [*values, value_PMK], [*ids, id_PMK]
+            flat = (x.reshape(len(x), -1) for x in (value_PMK, id_PMK))
+            value_PK, id_PK = flat
+            best_PM, at_PM = jax.lax.top_k(value_PK, M)
+            id_PM = jnp.where(best_PM > NONE, jnp.take_along_axis(id_PK, at_PM, axis=1), V)
+            times_PV = times_PV.at[jnp.arange(len(id_PM))[:, None], id_PM].add(1.0, mode="drop")
+        value_NM, id_NM = (jnp.stack(x, axis=1).reshape(-1, count) for x in (values, ids))
+        return value_NM, id_NM
+
+    def run(self, params: dict, rows: Rows, knobs: Knobs, state: Beams) -> Beams:
+        """Search until every search is done."""
+        model, N = self.program.merge(params), rows.length_B.shape[0]
+
+        def step(state: Beams) -> Beams:
+            tokens_NS = state.open.tokens_RKS.reshape(N, -1)
+            last_N = state.open.length_RK.reshape(N) - 1
+            token_N1 = jnp.take_along_axis(tokens_NS, last_N[:, None], axis=1)
+            x_NTD, cache = model.decode(token_N1, last_N, state.cache, **rows.adapters())
+            state = state._replace(cache=constrain_cache(cache))
+            return self.step(rows, knobs, state, model.logits(x_NTD[:, 0]))
+
+        return jax.lax.while_loop(lambda state: ~jnp.all(state.done_R), step, state)
+
+    def result(self, rows: Rows, knobs: Knobs, state: Beams) -> Found:
+        """The texts of each prompt by the score of the model itself; the open ones where none is finished."""
+        found = chosen(state.found.value_RK[:, 0] == NONE, state.open, state.found)
+        there_RK = found.value_RK > NONE
+        made_RK = jnp.maximum(found.length_RK - rows.length_B.reshape(found.length_RK.shape), 1)
+        score_RK = jnp.sum(found.logprobs_RKS, axis=-1) / per_length(made_RK, knobs)
+        by_prompt = jax.tree.map(
+            lambda x: x.reshape(-1, self.program.group, *x.shape[2:]),
+            found._replace(value_RK=jnp.where(there_RK, score_RK, NONE)),
+        )
+        texts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), by_prompt.best(self.program.group))
+        failed_P = jnp.any(state.failed_R.reshape(-1, self.groups), axis=1)
+        failed_N = jnp.repeat(failed_P, self.program.group)
+        done_N = jnp.ones(failed_N.shape, bool)
+        made = Made(texts.tokens_RKS, texts.logprobs_RKS, None, texts.length_RK, done_N, failed_N)
+        return Found(made, texts.value_RK)
+
+
+def per_length(made: jax.Array, knobs: Knobs) -> jax.Array:
+    """What a log-probability of so many tokens is divided by."""
+    return made.astype(jnp.float32) ** knobs.length_penalty
+
+
+@partial(jax.jit, static_argnums=0)
+def beam_search(search: Search, params: dict, rows: Rows, knobs: Knobs) -> Found:
+    """The best texts of every prompt.
+
+    Args:
+      search: how.
+      params: in decoding form.
+      rows: each prompt as many times as it has beams.
+      knobs: settings.
+    """
+    state = search.begin(params, rows, knobs)
+    return everywhere(search.result(rows, knobs, search.run(params, rows, knobs, state)))
+
+
+def find(maker: Maker, how: Beam, call: Call) -> Waiting:
+    """The best text of each prompt, with the other ones of its beams.
+
+    Raises:
+      UserError: stop strings are given.
+    """
+    require(
+        not any(call.stop_strings),
+        "stop strings end a text while it is written, which a beam search does not; drop them.",
+    )
+    several = call.times(how.beams)
+    each = [Sampling(temperature=0, no_repeat_ngram=how.no_repeat_ngram)] * len(several.prompts)
+    knobs = Knobs(np.float32(how.length_penalty), np.float32(how.diversity))
+    with maker.on_mesh():
+        program, rows = maker.program(several, each, how.beams)
+        search = Search(program, how.groups, how.early_stopping)
+        running = beam_search(search, maker.params, rows, knobs)
+
+    def result() -> list[Completion]:
+        made, score_N = jax.device_get(running)
+
+        def text(i: int, row: int) -> Completion:
+            found = several.completion(maker.tokenizer, made, row)
+            return replace(found, score=float(score_N[row]), seed=call.seeds[i])
+
+        groups = [range(i * how.beams, (i + 1) * how.beams) for i in range(len(call.prompts))]
+        return [
+            best_of(text(i, row) for row in group if score_N[row] > NONE or row == group.start)
+            for i, group in enumerate(groups)
+        ]
+
+    return result
