@@ -67,6 +67,7 @@ COUNTS["classify_sst2"] = 4096 * 128 + 2 * (12 * 128**2 + 2 * 128) + 128 + 2 * 1
 COUNTS |= {"dpo": COUNTS["instruct_alpaca"], "reward_model": COUNTS["instruct_alpaca"] + 768}
 COUNTS |= {"mlm_zh": _ENCODER, "ner_resume": _ENCODER + 17 * 128 + 17}
 COUNTS["mixture"] = COUNTS["continual"] = 264 * 256 + 6 * (12 * 256**2 + 9 * 256 + 2 * 256) + 256
+COUNTS["multitask"] = COUNTS["mixture"] + (8192 - 264) * 256
 COUNTS |= dict.fromkeys(("quickstart_tune", "grpo_skills"), COUNTS["quickstart_pretrain"])
 # Table; norms, attention and MLP of each layer with their biases; the last norm.
 _SUMS = 264 * 96 + 3 * (12 * 96**2 + 9 * 96 + 2 * 96) + 96

@@ -83,13 +83,14 @@ def _with_code(value: Any, where: str, folder: Path | None) -> Any:
     if not isinstance(value, dict):
         return value
     parts = {k: _with_code(part, f"{where}.{k}" if where else k, folder) for k, part in value.items()}
-    if (shipped := code.shipped_class(parts.get("kind"), f"{where}.kind")) is not None:
-        del parts["kind"]
-        return _parse_dataclass(shipped, code.with_references(parts, lambda n: code.placed(n, folder)), where)
-    if not code.is_reference(parts.get("kind")):
-        return code.with_references(parts, lambda name: code.placed(name, folder))
-    kind = code.class_of(parts.pop("kind"), folder, f"{where}.kind")
-    return _parse_dataclass(kind, parts, where)
+    named = code.with_references(parts, lambda name: code.placed(name, folder))
+    kind: Any = parts.get("kind")
+    at = f"{where}.kind"
+    own = code.class_of(kind, folder, at) if code.is_reference(kind) else code.shipped_class(kind, at)
+    if own is None:
+        return named
+    del named["kind"]
+    return _parse_dataclass(own, named, where)
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:

@@ -38,14 +38,14 @@ def named_rows(path: str, report: Report, fields: Sequence[str] = ()) -> Iterato
       path: of the file.
       report: counts rows and bad rows.
       fields: names of the columns of a table without a header, that is, one whose first line has as many
-        cells and none of these names.
+        cells and fewer than half of these names (a cell of MMLU's may well be called A).
 
     Raises:
       UserError: as `table_rows`, or two columns have one name.
     """
     columns: list[str] = []
     for where, cells in table_rows(path, report):
-        if not columns and len(cells) == len(fields) and not set(fields) & set(cells):
+        if not columns and len(cells) == len(fields) > 2 * len(set(fields) & set(cells)):
             log.info("%s: its first line names no column; read as %s", path, ", ".join(fields))
             columns = list(fields)
         if not columns:

@@ -189,7 +189,8 @@ def run_page(folder: Path) -> str:
         config = _left_out_if_damaged(path, dict[str, Any]) or {}
     told, place = to_json(config), shlex.quote(str(folder))
     words = f"jaxgpt sample {place} --prompt 'Once upon a time'"
-    if ('"kind": "Chat"' in told or '"kind": "Prompts"' in told) and '"template": "none"' not in told:
+    asked = ('"kind": "Chat"', '"kind": "Prompts"', '"held_out": ')  # the last of tasks
+    if any(word in told for word in asked) and '"template": "none"' not in told:
         words = f"jaxgpt chat {place}"
     elif '"kind": "Classification"' in told or '"kind": "MaskedLM"' in told:
         words = f"jaxgpt eval {place}"
