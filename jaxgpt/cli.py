@@ -54,6 +54,9 @@ COMMANDS = {
     "report": Command("jaxgpt.watch", "report", "draw report.html of runs anew"),
     "watch": Command("jaxgpt.watch", "watch", "a run's report in the browser, while it trains"),
     "eval": Command("jaxgpt.evals.command", "evaluate", "losses, perplexities and tasks of a run", jax=True),
+    "explain": Command(
+        "jaxgpt.explain", "explain", "why a model predicts what it predicts, as a page", jax=True
+    ),
     "predict": Command(
         "jaxgpt.evals.predict_command",
         "predict",

@@ -1,10 +1,14 @@
-"""A page without network access or scripts: functions return parts as `Html`, and `write` joins them.
+"""A page without network access: functions return parts as `Html`, and `write` joins them.
+
+No script runs but those that are named to `render`, by their digests.
 
 Strings that are not `Html` are escaped, so a prompt that contains markup is shown as text.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +20,7 @@ from jaxgpt.files import write_text
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{0}</title><meta
 name="viewport" content="width=device-width,initial-scale=1"><meta http-equiv=
-"Content-Security-Policy" content="default-src 'none';style-src 'unsafe-inline'"><style>{1}</style>
+"Content-Security-Policy" content="default-src 'none';style-src 'unsafe-inline'{3}"><style>{1}</style>
 </head><body><main><h1>{0}</h1>{2}</main></body></html>\n"""
 CSS = """:root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#1b1f24;--dim:#5b6570;
 --line:#dde1e6;--c0:#2463c8;--c1:#c24a0a;--ok:#15803d;--bad:#c4262e;--mark:#c9ecd3;--bar:#d5e3fa}
@@ -159,18 +163,36 @@ def figure(title: str, words: str, svg: str) -> str:
     return f'<figure class="card"><figcaption>{title} <small>{words}</small></figcaption>{svg}</figure>'
 
 
-def render(title: str, sections: Iterable[Sequence[str]]) -> str:
-    """The page; a section is a heading and its parts."""
+def render(
+    title: str, sections: Iterable[Sequence[str]], style: str = "", scripts: Iterable[str] = ()
+) -> str:
+    """The page; a section is a heading and its parts.
+
+    Args:
+      title: of the page.
+      sections: a heading and its parts each.
+      style: more rules of CSS.
+      scripts: texts of the scripts in the parts that may run, and make functions of texts; no other one may.
+    """
     body = []
     for heading, *parts in sections:
         body.append(f"<section><h2>{escaped(heading)}</h2>")
         body += [part if isinstance(part, Html) else text(part) for part in parts]
         body.append("</section>")
-    return PAGE.format(escaped(title), CSS, "".join(body))
+    digests = [hashlib.sha256(script.encode()).digest() for script in dict.fromkeys(scripts)]
+    allowed = "".join(f" 'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    policy = f";script-src 'unsafe-eval'{allowed}" if allowed else ""
+    return PAGE.format(escaped(title), CSS + style, "".join(body), policy)
 
 
-def write(path: str | Path, title: str, sections: Iterable[Sequence[str]]) -> Path:
-    """Write the page whole or not at all; a section is a heading and its parts."""
+def write(
+    path: str | Path,
+    title: str,
+    sections: Iterable[Sequence[str]],
+    style: str = "",
+    scripts: Iterable[str] = (),
+) -> Path:
+    """Write the page whole or not at all; see `render`."""
     path = Path(path)
-    write_text(path, render(title, sections))
+    write_text(path, render(title, sections, style, scripts))
     return path
