@@ -27,13 +27,14 @@ from jaxgpt.config.decoding import draws
 from jaxgpt.convert.load import load_model
 from jaxgpt.errors import NotFinite, nearest, require, require_known
 from jaxgpt.evals.during import task_scores
-from jaxgpt.evals.features import Pooling, Wanted, observe, reading_ids
+from jaxgpt.evals.features import Wanted, observe
 from jaxgpt.evals.predict import Label, Span, predict
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.files import read_json
 from jaxgpt.models import parameter_counts
 from jaxgpt.report import points, read_metrics
 from jaxgpt.sample.adapters import Names
+from jaxgpt.sample.encode import Pooling, reading_ids
 from jaxgpt.sample.generate import Completion, Generator, Token
 from jaxgpt.sample.judge import Judge
 from jaxgpt.sample.load import Trained, load_trained

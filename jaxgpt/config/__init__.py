@@ -10,6 +10,7 @@ from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagge
 from jaxgpt.config.decoding import MBR, Beam, BestOf, Contrastive, Decoding, Sampling
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
+from jaxgpt.config.knowledge import Knowledge
 from jaxgpt.config.load import load, load_module, load_run, load_suite, load_sweep, override, parse_args
 from jaxgpt.config.measures import EWC, L2SP, Measure
 from jaxgpt.config.models import Bert, Classifier, Headed, Model, RewardModel, TransformerXL
@@ -80,6 +81,7 @@ __all__ = [
     "DoRA",
     "Full",
     "Headed",
+    "Knowledge",
     "Labelled",
     "LastLayers",
     "LoRA",

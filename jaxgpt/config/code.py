@@ -32,7 +32,7 @@ TRUST = "JAXGPT_TRUST_CODE"
 _REFERENCE = re.compile(r"(?P<file>[^\0]*\.py):(?P<name>[^\W\d]\w*)")
 SHIPPED = "jaxgpt.tasks"
 """The package whose classes are named by it: tasks live above what a config may import."""
-FIELDS = ("kind", "rewards", "metrics", "scorer", "metric")
+FIELDS = ("kind", "rewards", "metrics", "scorer", "metric", "encoder")
 """Fields whose texts may be such names: of a part's class, and of functions."""
 _EXPERIMENT = ("config", "sweep")
 """Functions of a file that are no part of what a run computes: their values are in its config."""

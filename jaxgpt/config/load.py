@@ -20,6 +20,7 @@ from jaxgpt.config import code
 from jaxgpt.config.architecture import Architecture
 from jaxgpt.config.data import Data
 from jaxgpt.config.gpt import GPT, MoE, RopeScaling
+from jaxgpt.config.knowledge import Knowledge
 from jaxgpt.config.measures import Measure
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
@@ -42,6 +43,7 @@ KINDS = (
         Mesh,
         Train,
         Run,
+        Knowledge,
     ),
 )
 """What a config file can build."""

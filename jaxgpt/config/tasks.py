@@ -15,6 +15,7 @@ from jaxgpt.config import code
 from jaxgpt.config.bounds import Tokens
 from jaxgpt.config.decoding import Decoding, Sampling
 from jaxgpt.config.dialogues import Dialogues
+from jaxgpt.config.knowledge import Knowledge
 from jaxgpt.errors import require
 
 GREEDY = Sampling(temperature=0.0)
@@ -76,6 +77,9 @@ class Task(Dialogues):
     header: tuple[str, ...] = ()
     """Names of the columns of a table whose first line names none, in their order; empty means those
     that the task reads."""
+    knowledge: Knowledge | None = None
+    """Passages and facts that are put before what is asked, in training and evaluation alike
+    (docs/knowledge.md); None for none."""
 
     abstract: ClassVar[bool] = True
     """That a config cannot hold this class itself; derived ones are not."""
@@ -98,6 +102,10 @@ class Task(Dialogues):
         for i, text in enumerate(self.prompts):
             self._check_phrasing(f"data.prompts[{i}]", text)
         self._check_phrasing("data.held_out", self.held_out)
+        require(
+            self.knowledge is None or bool(self.knowledge),
+            "data.knowledge names neither documents nor facts; name one of them.",
+        )
 
     def _check_files(self) -> None:
         given = self.train or self.validation or self.test
@@ -150,6 +158,10 @@ class Task(Dialogues):
     def records(self, path: str, report: Any) -> Iterator[tuple[str, Any]] | None:
         """(where it stands, record) of each record of a file; None means those that its ending says."""
         return None
+
+    def searched(self, sample: Sample) -> str:
+        """What `knowledge` is searched for: the value `question`, else the first."""
+        return sample.values.get("question") or next(iter(sample.values.values()))
 
     def target(self, sample: Sample) -> str:
         """What the model learns to answer."""

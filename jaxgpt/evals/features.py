@@ -23,13 +23,12 @@ from jaxgpt.evals.loss import fetch_behind
 from jaxgpt.evals.scoring import progress
 from jaxgpt.layers.tape import Tape, recording
 from jaxgpt.models import abstract_model, assemble, context_of
+from jaxgpt.sample.encode import Pooling, pooled
 from jaxgpt.sample.load import Trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sharding import row_shards, spec
 from jaxgpt.target import Target
-from jaxgpt.text.tokenizer import text_ids
 
-Pooling = Literal["mean", "first", "last"]
 MOST_BYTES = 2**28
 """Of results that are on the device at a time, unless one row has more."""
 
@@ -49,16 +48,6 @@ class Wanted(NamedTuple):
     states: tuple[int, ...] = ()
     maps: tuple[int, ...] = ()
     pooling: Pooling | Literal[""] = ""
-
-
-def reading_ids(trained: Trained, text: str) -> list[int]:
-    """The ids that a model reads for a text: as in training, between `<|bos|>` and `<|eos|>` where it sees
-    both sides.
-    """
-    if trained.run.model.causal:
-        return text_ids(trained.tokenizer, text, trained.bos)
-    control = trained.tokenizer.control
-    return [control["<|bos|>"], *trained.tokenizer.encode(text), control["<|eos|>"]]
 
 
 def observe(
@@ -164,21 +153,6 @@ def _observe(
         made["embedding"] = pooled(x_BTD.astype(jnp.float32), batch.segments_BT, wanted.pooling)
     made = jax.tree.map(lambda x: x.astype(jnp.float32), made)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), made)
-
-
-def pooled(x_BTD: jax.Array, real_BT: jax.Array, pooling: Pooling) -> jax.Array:
-    """One vector [B, D] of each row: the mean over its tokens, or its first or last token's features.
-
-    Args:
-      x_BTD: features.
-      real_BT: 1 on a row's tokens, 0 on the padding after them.
-      pooling: which.
-    """
-    count_B1 = real_BT.sum(axis=1, keepdims=True)
-    if pooling == "mean":
-        return (x_BTD * real_BT[..., None]).sum(axis=1) / count_B1
-    place_B1 = jnp.zeros_like(count_B1) if pooling == "first" else count_B1 - 1
-    return jnp.take_along_axis(x_BTD, place_B1[..., None], axis=1)[:, 0]
 
 
 _LENGTHS = {"logits": 1, "hidden": 1, "attention": 2, "embedding": 0}

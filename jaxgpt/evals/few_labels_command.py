@@ -178,7 +178,8 @@ def _keys(trained: Trained, source: Source) -> list[str]:
 def _features(trained: Trained, texts: list[Any]) -> np.ndarray:
     import numpy as np
 
-    from jaxgpt.evals.features import Wanted, observe, reading_ids
+    from jaxgpt.evals.features import Wanted, observe
+    from jaxgpt.sample.encode import reading_ids
 
     joiner = getattr(trained.run.data, "joiner", " ")
     ids = [reading_ids(trained, text if isinstance(text, str) else joiner.join(text)) for text in texts]

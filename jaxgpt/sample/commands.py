@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxgpt.config import ONE_DEVICE, Mesh, load_run
+from jaxgpt.config import ONE_DEVICE, Knowledge, Mesh, load_run
 from jaxgpt.config.bounds import Bounds, Rows, Seed, Tokens, bounded
+from jaxgpt.data.knowledge import Found
 from jaxgpt.errors import UserError, require
+from jaxgpt.sample.options import Ruled, library_of, tell, told
 from jaxgpt.sample.output import note, noting, require_finite, show, show_best, show_json, write
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Verify
 
@@ -29,7 +31,8 @@ FLAT = tyro.conf.arg(name="")
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-AS_THE_MODEL = Asked()
+Known = Annotated[Knowledge, FLAT, tyro.conf.UseAppendAction]
+AS_THE_MODEL, FREE, NOTHING = Asked(), Ruled(), Knowledge()
 
 
 @bounded
@@ -54,6 +57,8 @@ def sample(
     batch_size: Rows = 64,
     best_of: Annotated[int, Bounds(0, 2**20)] = 0,
     reward: str = "",
+    rules: Annotated[Ruled, FLAT] = FREE,
+    knowledge: Known = NOTHING,
 ) -> None:
     """Complete prompts with a trained model, printing the text as it is made.
 
@@ -80,6 +85,9 @@ def sample(
       batch_size: number of completions generated at a time.
       best_of: make that many completions per prompt and show the one with the highest reward.
       reward: folder of the reward model's run, for --best-of.
+      rules: what a completion may be.
+      knowledge: what is searched for each prompt and put before it; sources are named after the answers on
+        standard error, or in the JSON's `sources` and `facts`.
 
     Raises:
       UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
@@ -99,30 +107,42 @@ def sample(
         not (as_chat and (bos or no_bos)),
         "this run answers dialogues, which begin as its template says; add --raw, or drop the flag.",
     )
+    rule, library = rules.rule(), library_of(knowledge, verify)
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
     require(as_chat or not best_of, "--best-of judges answers, but this run continues plain text; drop it.")
     judge = _judge(reward, mesh, verify) if best_of else None
     generator = _load(run, checkpoint, mesh, verify)
+    texts = texts or [""]
+    found = [library.about(text) for text in texts] if library else [Found()] * len(texts)
+    whole = [known.text + text for known, text in zip(found, texts, strict=True)]
     if as_chat:
-        asked = _dialogues(generator, texts, system)
+        asked = _dialogues(generator, whole, system)
     else:
-        asked = generator.texts(texts or [""], bos or (False if no_bos else None))
+        asked = generator.texts(whole, bos or (False if no_bos else None))
     generator.check_prompts(asked["prompts"])  # before any is answered
     settings = {
         "decoding": sampling.settle(generator.tokenizer.sampling, SAMPLE_DEFAULT),
         "max_new_tokens": max_new_tokens,
         "stop_strings": stop,
-    }
+    } | ({"rules": rule} if rule else {})
     rows = [(i, (seed + j) % 2**32) for i in range(len(asked["prompts"])) for j in range(n)]
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     calls = [_part(asked, part) | settings for part in parts]
+    about = [
+        {"prompt": text} | (told(known) if library else {}) for text, known in zip(texts, found, strict=True)
+    ]
     if judge:
-        failed = show_best(generator, calls, [_turns(text, system) for text in texts], judge, json)
+        failed = show_best(
+            generator, calls, [_turns(text, system) for text in whole], judge, about if json else None
+        )
     elif json:
-        failed = show_json(generator, calls, [(texts or [""])[i] for i, _ in rows])
+        failed = show_json(generator, calls, [about[i] for i, _ in rows])
     else:
         failed = show(generator, calls)
+    if library and not json:
+        for known in found:
+            tell(known)
     require_finite(failed, f"{failed} of {len(rows)} completions")
 
 
@@ -152,6 +172,7 @@ def chat(
     checkpoint: str = "best",
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
+    knowledge: Known = NOTHING,
 ) -> None:
     """Talk with a trained model, one line per turn; standard input may be a pipe.
 
@@ -168,6 +189,8 @@ def chat(
       stop: text that ends an answer and is not shown; repeatable.
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
+      knowledge: what is searched for each turn and put before it, for that turn alone; sources are named
+        after the answer on standard error.
     """
     import jax
 
@@ -180,6 +203,7 @@ def chat(
         note("this run was not tuned on dialogues, so its answers may make no sense")
     require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
+    library = library_of(knowledge, verify)
     generator = _load(run, checkpoint, mesh, verify)
     note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
     settings = {
@@ -193,16 +217,19 @@ def chat(
             turns = []
             note("the dialogue is forgotten")
             continue
+        found = library.about(line) if library else Found()
         try:
             turns, asked = _fit(
-                generator, opening, [*turns, {"role": "user", "content": line}], max_new_tokens
+                generator, opening, [*turns, {"role": "user", "content": found.text + line}], max_new_tokens
             )
         except UserError as error:
             note(str(error))
             continue
         call = asked | settings | {"seeds": [(seed + count) % 2**32]}
         answer = _answer(generator, call, max_new_tokens)
-        turns.append({"role": "assistant", "content": answer})
+        turns[-1:] = [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
+        if library:
+            tell(found)
 
 
 def _answer(generator: Generator, call: dict[str, Any], max_new_tokens: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 from jaxgpt.config import Sampling
 from jaxgpt.errors import require
 from jaxgpt.sample.adapters import Names
+from jaxgpt.sample.constrained import Rule
 from jaxgpt.sample.program import Made, Program, Rows
 from jaxgpt.sample.writer import Reason, Writer
 from jaxgpt.text.chat import Dialogue
@@ -75,6 +76,7 @@ class Asking(TypedDict, total=False):
     apart: bool
     adapters: Names
     turns: Sequence[Dialogue]
+    rules: Rule | Sequence[Rule | None] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +92,11 @@ class Call:
     apart: bool
     adapters: Names
     turns: Sequence[Dialogue]
+    rules: Sequence[Rule | None] = ()
 
     def __post_init__(self) -> None:
         rows = len(self.prompts)
-        for name in ("seeds", "prefix", "turns"):
+        for name in ("seeds", "prefix", "turns", "rules"):
             given = getattr(self, name)
             require(
                 not given or len(given) == rows,
@@ -106,7 +109,7 @@ class Call:
         def take(values: Any) -> Any:
             return values if not values or isinstance(values, str) else [values[row] for row in rows]
 
-        lists = ("prompts", "seeds", "stop_strings", "prefix", "adapters", "turns")
+        lists = ("prompts", "seeds", "stop_strings", "prefix", "adapters", "turns", "rules")
         return replace(self, **{name: take(getattr(self, name)) for name in lists})
 
     def times(self, count: int) -> Call:

@@ -50,6 +50,7 @@ from jaxgpt.sample.completion import (
     each_row,
     token_of,
 )
+from jaxgpt.sample.constrained import Guide, Guides, each_rule
 from jaxgpt.sample.judge import Judge
 from jaxgpt.sample.load import load_trained
 from jaxgpt.sample.program import Made, Program, Rows, bucket, decode, generate, prefill, prepare
@@ -264,7 +265,7 @@ class Generator:
         nothing = [before_text(self.tokenizer, adds)]
         return {"prompts": [text_ids(self.tokenizer, text, adds) or nothing for text in texts]}
 
-    def _place(self, rows: Rows) -> Rows:
+    def _place(self, rows: Any) -> Any:
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, rows)
         return jax.device_put(rows, NamedSharding(self.mesh, spec(("batch",))))
@@ -282,6 +283,7 @@ class Generator:
             apart=given.get("apart", False),
             adapters=given.get("adapters"),
             turns=given.get("turns", ()),
+            rules=each_rule(given.get("rules"), rows),
         )
 
     def generate(
@@ -309,6 +311,8 @@ class Generator:
             space that SentencePiece puts before a text is then dropped.
           adapters: name of a loaded adapter, for all rows or one each; None means the base alone.
           turns: the dialogues that the prompts were made of, which a reward model judges by (`BestOf`).
+          rules: what a completion may be (`constrained`), for all rows or one each; None means anything. Rows
+            are then made as by `stream`, a token at a time; one that `max_new_tokens` cuts is unfinished.
 
         Raises:
           UserError: an empty prompt or stop string, a prompt that fills the context, or lists of
@@ -330,6 +334,10 @@ class Generator:
             return list
         asked = self.asked(prompts, decoding, call)
         way = WAYS.get(type(decoding))
+        require(
+            not any(asked.rules) or not isinstance(decoding, Beam | Contrastive),
+            f"{type(decoding).__name__} follows no rules; use Sampling, BestOf or MBR.",
+        )
         return way(self, decoding, asked) if way else self.draw(asked, self._samplings(decoding, asked))
 
     def _samplings(self, decoding: Any, call: Call) -> list[Sampling]:
@@ -340,7 +348,7 @@ class Generator:
 
     def draw(self, call: Call, settings: Sequence[Sampling], group: int = 1) -> Waiting:
         """Dispatch the sampling of every row; each `group` rows in turn have one prompt, run once."""
-        if any(call.stop_strings):
+        if any(call.stop_strings) or any(call.rules):
             return lambda: completions(self._stream(call, settings, 16, group), call.seeds)
         with self.on_mesh():
             program, rows = self.program(call, settings, group)
@@ -379,12 +387,17 @@ class Generator:
         writers = [Writer(self.tokenizer, h, s) for h, s in zip(call.heads, call.stop_strings, strict=True)]
         with self.on_mesh():
             program, rows = self.program(call, settings, group)
+            guides = self._guides(call, len(rows.length_B)) if any(call.rules) else None
+            if guides:
+                rows, chunk = rows._replace(allowed_BV=self._place(guides.first())), 1
             state, made = prefill(program, self.params, rows)
         open_rows = set(range(len(shown)))
         while open_rows:
             now: Made = jax.tree.map(np.array, made)
             if not now.done_B.all():
                 with self.on_mesh():
+                    if guides:
+                        rows = rows._replace(allowed_BV=self._place(guides.next(now)))
                     state, made = decode(program, self.params, rows, state, np.int32(chunk))
             for slot in range(min(shown), int(now.length_B.max())):
                 for row in sorted(open_rows):
@@ -398,6 +411,14 @@ class Generator:
                     )
             open_rows -= set(np.flatnonzero(now.done_B).tolist())
             shown = [max(s, int(n)) for s, n in zip(shown, now.length_B, strict=False)]
+
+    def _guides(self, call: Call, rows: int) -> Guides:
+        tokenizer, size = self.tokenizer, self.model.vocab_size
+        guides = list[Guide | None]()
+        for rule, head in zip(call.rules, call.heads, strict=True):
+            leads = tokenizer.strips_space and not tokenizer.decode(head)
+            guides.append(None if rule is None else Guide(rule, tokenizer, call.stop, size, leads))
+        return Guides(guides, (rows, size))
 
 
 WAYS: dict[Any, Callable[[Maker, Any, Call], Waiting]] = {

@@ -17,12 +17,12 @@ SEPARATOR = "---"
 """A line of its own between completions, when there are several."""
 
 
-def show_json(generator: Generator, calls: list[dict[str, Any]], prompts: list[str]) -> int:
-    """Write a line for each completion; returns how many failed."""
-    failed, texts = 0, iter(prompts)
+def show_json(generator: Generator, calls: list[dict[str, Any]], about: list[dict[str, Any]]) -> int:
+    """Write a line for each completion, with what is said about it; returns how many failed."""
+    failed, said = 0, iter(about)
     for call in calls:
         for completion in generator.generate(**call):
-            write(to_json({"prompt": next(texts), "text": completion.text} | completion.record) + "\n")
+            write(to_json(next(said) | {"text": completion.text} | completion.record) + "\n")
             failed += completion.finish_reason == "error"
     return failed
 
@@ -32,13 +32,15 @@ def show_best(
     calls: list[dict[str, Any]],
     asked: list[list[dict[str, str]]],
     judge: Judge,
-    json: bool,
+    about: list[dict[str, Any]] | None,
 ) -> int:
-    """Write the completion of each prompt that a judge likes best; returns how many failed."""
+    """Write the completion of each prompt that a judge likes best, as JSON with what is said about it if
+    that is given; returns how many failed.
+    """
     made = [completion for call in calls for completion in generator.generate(**call)]
-    for i, (turns, best, reward) in enumerate(judge.best(asked, made)):
-        if json:
-            told = {"prompt": turns[-1]["content"], "text": best.text, "reward": reward}
+    for i, (_, best, reward) in enumerate(judge.best(asked, made)):
+        if about:
+            told = about[i] | {"text": best.text, "reward": reward}
             write(to_json(told | best.record) + "\n")
         else:
             write((f"{SEPARATOR}\n" if i else "") + best.text + "\n")

@@ -56,6 +56,9 @@ class Rows(NamedTuple):
     controls: Controls
     adapter_B: jax.Array | None = None
     """Slot of each row's adapter, where the weights have slots (`tune.slots`)."""
+    allowed_BV: jax.Array | None = None
+    """False where the next token must not come, in a call of one step, where some row keeps a rule
+    (`constrained`)."""
 
     def adapters(self, every: int = 1) -> dict[str, jax.Array]:
         """What a model's `decode` is told of the adapters of the rows, or of one in `every`."""
@@ -180,6 +183,8 @@ class Program:
         """Choose the next token of the rows that are not done and write it down."""
         made, seen_BV, logits_BV = as_batch(state.made), state.seen_BV, by_rows(logits_BV)
         allowed_BV = self.allowed(made.tokens_BS, made.length_B, rows.controls)
+        if rows.allowed_BV is not None:
+            allowed_BV = rows.allowed_BV if allowed_BV is None else rows.allowed_BV & allowed_BV
         how = (rows.controls, self.features, self.vocab, allowed_BV)
         chosen = choose(logits_BV, seen_BV, made.length_B, *how)
         chosen = as_batch(chosen)

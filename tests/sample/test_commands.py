@@ -14,10 +14,11 @@ import pytest
 from tiny_models import RECITED
 
 from jaxgpt.cli import main
-from jaxgpt.config import Chat, Run, Text
+from jaxgpt.config import Chat, Knowledge, Run, Text
 from jaxgpt.errors import UserError
 from jaxgpt.sample import commands, output
 from jaxgpt.sample.generate import Generator, Token
+from jaxgpt.sample.options import Ruled
 from jaxgpt.sample.settings import Asked, Sampling
 from jaxgpt.text.chat import render_plain
 
@@ -316,3 +317,42 @@ def test_settings_come_from_flags_then_from_the_model_then_from_the_command(
     assert caplog.text.count("is not followed") == 4
     with pytest.raises(UserError, match="top_p is 7"):
         Asked(top_p=7.0)
+
+
+def test_what_is_known_stands_before_the_question_and_its_sources_after_the_answer(
+    chat_run: Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.txt").write_text("A heron.\n\nAn owl.")
+    (tmp_path / "f.tsv").write_text("owl\tis\tshy\n")
+    known = Knowledge(documents=(f"{tmp_path}/a.txt",), facts=f"{tmp_path}/f.tsv")
+    prompts = asked(monkeypatch, chat_run)
+    commands.sample("r", prompt=("owl?",), sampling=GREEDY, max_new_tokens=9, knowledge=known)
+    assert prompts.pop() == "..owl, is: shy.\n\nAn owl.\n\nowl?.."
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-2:] == ["fact: owl, is: shy.", f"source: {tmp_path}/a.txt:3"]
+    commands.sample("r", prompt=("owl?", "it?"), sampling=GREEDY, json=True, knowledge=known)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["prompt"], first["sources"]) == ("owl?", [f"{tmp_path}/a.txt:3"])
+    assert (second["prompt"], second["sources"], second["facts"]) == ("it?", [], [])
+    typed(monkeypatch, "owl?\nit?\n")
+    commands.chat("r", sampling=GREEDY, max_new_tokens=9, knowledge=known)
+    assert "An owl.\n\nowl?" in prompts[0] and "An owl" not in prompts[1] and "owl?" in prompts[1]
+    assert "nothing is known about this" in capsys.readouterr().err
+
+
+def test_a_completion_keeps_the_rule_of_its_flags(
+    chat_run: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.json").write_text('{"type": "integer", "minimum": 7, "maximum": 7}')
+    for rules, text in (
+        (Ruled(choices="no, maybe"), ("no", "maybe")),
+        (Ruled(regex="[ab]{3}"), ("aaa", "aab", "aba", "abb", "baa", "bab", "bba", "bbb")),
+        (Ruled(json_schema=str(tmp_path / "s.json")), ("7",)),
+    ):
+        commands.sample("r", prompt=("hi",), sampling=GREEDY, max_new_tokens=9, rules=rules)
+        assert capsys.readouterr().out.removesuffix("\n") in text
+    with pytest.raises(UserError, match="--choices, --regex are given"):
+        commands.sample("r", prompt=("hi",), rules=Ruled(choices="a", regex="b"))

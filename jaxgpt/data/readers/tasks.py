@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxgpt.config.tasks import Sample, Task
+from jaxgpt.data.knowledge import open_library
 from jaxgpt.data.lines import check_text
 from jaxgpt.data.packing import Rows
 from jaxgpt.data.readers.chat import (
@@ -98,8 +99,9 @@ def _checked(sample: Sample) -> Sample:
 
 
 def question(task: Task, sample: Sample, phrasing: str) -> Dialogue:
-    """The turns that ask a sample in this way, up to the answer."""
-    text = phrasing.format_map(sample.values)
+    """The turns that ask a sample in this way, after what is known about it, up to the answer."""
+    known = open_library(task.knowledge).about(task.searched(sample)).text if task.knowledge else ""
+    text = known + phrasing.format_map(sample.values)
     end = "\n" if task.template == "none" else ""  # where nothing else parts the two
     return [*sample.turns, {"role": "user", "content": text + end}]
 

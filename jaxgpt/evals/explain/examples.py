@@ -25,8 +25,8 @@ from jaxgpt.batch import Batch
 from jaxgpt.data.packing import Row, Rows
 from jaxgpt.errors import NotFinite
 from jaxgpt.evals.explain.question import ROWS, Question, Static, batch_of
-from jaxgpt.evals.features import pooled
 from jaxgpt.layers.unembedding import Head
+from jaxgpt.sample.encode import pooled
 from jaxgpt.sample.load import Trained
 from jaxgpt.sample.program import bucket
 from jaxgpt.sharding import row_shards, spec
