@@ -87,6 +87,9 @@ class Task(Dialogues):
     """Names of the values that samples have, which phrasings may use."""
     phrasings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By language, the ways to ask that the task has itself, the last of them the one held out."""
+    one_each: ClassVar[bool] = False
+    """Whether every sample counts by itself in evaluation, as labels do; else those that ask the same are
+    one, and all their answers are right."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of files that it reads, beside those of records."""
 

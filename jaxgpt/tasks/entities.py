@@ -37,6 +37,7 @@ class Entities(Task):
     """What is answered where there is no entity; empty means `none`, or `无` in Chinese."""
 
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    one_each: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("text", "types", "none")
     phrasings: ClassVar = {
         "en": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,19 @@ from jaxgpt.data.readers.dialogues import has_field
 
 MARKS = " \t\r\n.,;:!?\"'\u3002\uff0c\uff1b\uff1a\uff01\uff1f\u201c\u201d"
 """What may stand around a short answer and says nothing: space and punctuation, Chinese too."""
+
+
+_WORD = {"en": re.compile(r"\s*\S+"), "zh": re.compile(r"\s*[a-zA-Z0-9]+|\s*\S")}
+
+
+def words(text: str, language: str) -> list[str]:
+    """Words with the space before them; of Chinese its characters, words of Latin letters whole."""
+    return _WORD[language].findall(text)
+
+
+def first_words(text: str, count: int, language: str) -> str:
+    """A text up to the end of its word of this number; all of a shorter one."""
+    return "".join(words(text, language)[:count])
 
 
 def text_at(record: Any, name: str, empty: bool = False) -> str:
@@ -88,8 +102,14 @@ def named(record: Any, given: str, usual: Sequence[str], what: str) -> str:
     return found
 
 
-def document(value: Any, name: str) -> str:
+def document(value: Any, name: str, longest: int = 0, language: str = "en") -> str:
     """A text, or turns or lines of one, each on a line of its own; turns as `speaker: text`.
+
+    Args:
+      value: of the field.
+      name: of the field.
+      longest: words that are kept, the first ones; 0 keeps all.
+      language: what words are.
 
     Raises:
       ValueError: it is neither, or empty.
@@ -98,7 +118,7 @@ def document(value: Any, name: str) -> str:
     text = "\n".join(_line(line, name) for line in lines)
     if not text.strip():
         raise ValueError(f"field {name!r} is empty")
-    return text
+    return first_words(text, longest, language) if longest else text
 
 
 def _line(value: Any, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -11,9 +10,8 @@ from jaxgpt.config.bounds import Bounds
 from jaxgpt.config.decoding import Decoding, Sampling
 from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.errors import require
-from jaxgpt.tasks.fields import text_at
+from jaxgpt.tasks.fields import first_words, text_at, words
 
-_WORD = {"en": re.compile(r"\s*\S+"), "zh": re.compile(r"\s*[a-zA-Z0-9]+|\s*\S")}
 NUCLEUS = Sampling(temperature=0.8, top_p=0.95)
 
 
@@ -55,9 +53,9 @@ class Generation(Task):
             beginning, rest = text_at(record, self.prompt), text_at(record, self.completion)
         else:
             text = text_at(record, self.text)
-            ends = [word.end() for word in _WORD[self.language].finditer(text)]
-            if len(ends) < 2:
+            count = len(words(text, self.language))
+            if count < 2:
                 raise ValueError(f"field {self.text!r} is a single word, which has no rest")
-            end = ends[min(self.given, len(ends) // 2) - 1]
-            beginning, rest = text[:end], text[end:].strip()
+            beginning = first_words(text, min(self.given, count // 2), self.language)
+            rest = text[len(beginning) :].strip()
         yield Sample({"beginning": beginning}, (rest,))

@@ -38,6 +38,7 @@ class MultipleChoice(Task):
     answer_with: Literal["letter", "text"] = "letter"
     """What is learned and scored: the letter of the right choice, or its text."""
 
+    one_each: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("question", "choices")
     phrasings: ClassVar = {
         "en": (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jaxgpt.config.bounds import Limit
 from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.data.lines import as_object, field_of, kind_name
 from jaxgpt.tasks.fields import document, named, text_at, texts_at
@@ -28,6 +29,8 @@ class QuerySummarization(Task):
     """Field of the summary, or of a list of them; empty means summary, highlights or abstract."""
     spans: bool = True
     """Of QMSum's specific queries, give the turns that they are about alone, not the whole meeting."""
+    longest: Limit = 0
+    """Words of a document that are given, the first ones (of Chinese characters); 0 gives all."""
 
     names: ClassVar[tuple[str, ...]] = ("document", "query")
     phrasings: ClassVar = {
@@ -50,7 +53,7 @@ class QuerySummarization(Task):
             yield from self._meeting(record)
             return
         source = named(record, self.document, DOCUMENTS, "document")
-        text = document(field_of(record, source), source)
+        text = document(field_of(record, source), source, self.longest, self.language)
         values = {"document": text, "query": text_at(record, self.query)}
         for summary in texts_at(record, named(record, self.summary, SUMMARIES, "summary")):
             yield Sample(values, (summary,), together=(text,))
@@ -59,7 +62,7 @@ class QuerySummarization(Task):
         turns = record["meeting_transcripts"]
         if not isinstance(turns, list):
             raise ValueError(f"field 'meeting_transcripts' is {kind_name(turns)}, not a list of turns")
-        whole = document(turns, "meeting_transcripts")
+        whole = document(turns, "meeting_transcripts", self.longest, self.language)
         for name in _QUERIES:
             for asked in record.get(name) or []:
                 about = self._about(as_object(asked), turns) or whole
@@ -73,4 +76,6 @@ class QuerySummarization(Task):
             kept = [turn for first, last in spans or [] for turn in turns[int(first) : int(last) + 1]]
         except (TypeError, ValueError):
             raise ValueError("field 'relevant_text_span' is no list of [first, last] turns") from None
-        return document(kept, "meeting_transcripts") if kept else ""
+        if not kept:
+            return ""
+        return document(kept, "meeting_transcripts", self.longest, self.language)

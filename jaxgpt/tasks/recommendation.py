@@ -54,6 +54,7 @@ class Recommendation(Task):
     title: str = "title"
     """Column of its name."""
 
+    one_each: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("history", "candidate")
     phrasings: ClassVar = {
         "en": (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jaxgpt.config.bounds import Limit
 from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.data.lines import field_of
 from jaxgpt.tasks.fields import document, named, texts_at
@@ -25,6 +26,8 @@ class Summarization(Task):
     article, transcript or text."""
     summary: str = ""
     """Field of the summary, or of a list of them; empty means summary, highlights or abstract."""
+    longest: Limit = 0
+    """Words of a document that are given, the first ones (of Chinese characters); 0 gives all."""
 
     names: ClassVar[tuple[str, ...]] = ("document",)
     phrasings: ClassVar = {
@@ -39,6 +42,6 @@ class Summarization(Task):
 
     def samples(self, record: Any) -> Iterator[Sample]:
         source = named(record, self.document, DOCUMENTS, "document")
-        text = document(field_of(record, source), source)
+        text = document(field_of(record, source), source, self.longest, self.language)
         for summary in texts_at(record, named(record, self.summary, SUMMARIES, "summary")):
             yield Sample({"document": text}, (summary,))

@@ -32,6 +32,7 @@ class TextClassification(Task):
     label: str = "label"
     """Field of the label."""
 
+    one_each: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("text", "labels", "about")
     phrasings: ClassVar = {
         "en": (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 
 from jaxgpt import tasks
 from jaxgpt.config import Sample, Task
+from jaxgpt.data.readers.tagging import to_bio
 from jaxgpt.data.readers.tasks import evaluation_samples, phrasing_of, question
 from jaxgpt.errors import UserError
-from jaxgpt.evals.metrics import METRICS
+from jaxgpt.evals.metrics import METRICS, Prediction
 from jaxgpt.tasks import (
     Arithmetic,
     DataToText,
@@ -167,6 +170,13 @@ CASES: list[
         [({"document": "A: hi"}, ("s", "t"), "s")],
     ),
     (
+        Summarization,
+        {"longest": 3},
+        "a.jsonl",
+        {"article": "one two\nthree four", "highlights": "s"},
+        [({"document": "one two\nthree"}, ("s",), "s")],
+    ),
+    (
         QuerySummarization,
         {},
         "a.jsonl",
@@ -296,11 +306,11 @@ def files(folder: Path, name: str, content: Any) -> tuple[str, ...]:
     return (str(folder / name),)
 
 
-@pytest.mark.parametrize(("kind", "fields", "name", "content", "expected"), CASES)
-def test_it_reads_its_files_and_its_own_answers(kind, fields, name, content, expected, tmp_path, caplog):
+@pytest.mark.parametrize(("kind", "given", "name", "content", "expected"), CASES)
+def test_it_reads_its_files_and_its_own_answers(kind, given, name, content, expected, tmp_path, caplog):
     (tmp_path / "movies.csv").write_text(MOVIES)
-    fields = fields | ({"items": str(tmp_path / "movies.csv")} if "items" in fields else {})
-    task = kind(validation=files(tmp_path, name, content), **fields)
+    given = given | ({"items": str(tmp_path / "movies.csv")} if "items" in given else {})
+    task = kind(validation=files(tmp_path, name, content), **given)
     samples = [sample for _, sample in evaluation_samples(task)]
     assert "not read" not in caplog.text
     assert [(sample.answers, task.target(sample)) for sample in samples] == [(a, t) for _, a, t in expected]
@@ -323,15 +333,8 @@ def test_every_task_is_tested_and_documented_with_its_metrics():
         assert rows[name].split("|")[-2].split(", ") == [" " + task.metrics[0], *task.metrics[1:-1],
                                                         task.metrics[-1] + " "]  # fmt: skip
         assert task.metrics[0] in METRICS or "@" in task.metrics[0]
-        own = kind.__annotations__.keys() - {
-            "names",
-            "phrasings",
-            "suffixes",
-            "prompts",
-            "held_out",
-            "metrics",
-        }
-        said = [field for field in own - {"decoding", "max_new_tokens"} if f"`{field}" not in page]
+        own = {field.name for field in fields(kind)} - {field.name for field in fields(Task)}
+        said = [field for field in own if f"`{field}" not in page]
         assert not said, (name, said)
     assert set(METRICS) <= set(re.findall(r"`([\w@]+)`", page.replace("@K", "@10")))
 
@@ -347,6 +350,42 @@ def test_a_phrasing_is_held_out_in_every_language(kind):
             assert other.prompts == kind.phrasings["en"][:-1] and other.held_out == kind.phrasings["en"][-1]
             mine = "{" + task.names[0] + "} ?"
             assert kind(train=("a",), prompts=(mine,), language=language).prompts == (mine,)
+
+
+def test_entities_are_scored_as_seqeval_scores_tags(tmp_path):
+    """Predicted tags, written as the task writes them and read back, have the F1 of the tags themselves."""
+    from seqeval.metrics import f1_score
+
+    draw = random.Random(0)
+    letters = ["O", "B-X", "I-X", "B-Y", "I-Y"]
+    task, gold, made = Entities(test=("a",)), list[list[str]](), list[list[str]]()
+    for part in (gold, made):
+        part += [list(to_bio(draw.choices(letters, k=9), "bio")) for _ in range(40)]
+    mixed = [
+        [a if draw.random() < 0.7 else b for a, b in zip(*pair, strict=True)]
+        for pair in zip(gold, made, strict=True)
+    ]
+    made = [to_bio(tags, "bio") for tags in mixed]
+    words = [[f"w{i}-{j}" for j in range(9)] for i in range(40)]
+
+    def written(tags: list[str], i: int) -> Sample:
+        return next(task.samples({"tokens": words[i], "ner_tags": list(tags)}))
+
+    predictions = [
+        Prediction(sample, "", said, task.extract(said, sample))
+        for i in range(40)
+        for sample, said in [(written(gold[i], i), task.target(written(made[i], i)))]
+    ]
+    metric = METRICS["entity_f1"]
+    assert metric.of(metric.statistics(predictions)) == pytest.approx(100 * f1_score(gold, made))
+
+
+def test_labels_count_each_and_answers_to_one_question_together(tmp_path):
+    path = files(tmp_path, "a.tsv", "fine\t1\nfine\t1\nfine\t0\n")
+    counted = [s.answers for _, s in evaluation_samples(TextClassification(test=path), "test")]
+    assert counted == [("positive",), ("positive",), ("negative",)]
+    merged = evaluation_samples(Translation(test=path), "test")
+    assert [sample.answers for _, sample in merged] == [("1", "0")]
 
 
 SAMPLE = Sample({}, ("A",), choices=("A", "B", "C"), facts={"texts": ["red", "blue", "A cat"]})
@@ -385,7 +424,7 @@ def test_answers_are_read_from_what_is_written(task, sample, said, answer):
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "record", "words"),
+    ("kind", "given", "record", "words"),
     [
         (DataToText, {}, {"mr": "a", "reff": "b"}, "no field 'ref'; did you mean 'reff'"),
         (Summarization, {}, {"doc": "a", "summary": "b"}, "it has none of dialogue, .* but doc, summary;"),
@@ -413,8 +452,8 @@ def test_answers_are_read_from_what_is_written(task, sample, said, answer):
         (Dialogue, {}, {"text": "a"}, "no known shape"),
     ],
 )
-def test_records_that_do_not_fit_are_refused_with_a_reason(kind, fields, record, words, tmp_path):
-    task = kind(validation=files(tmp_path, "a.jsonl", record), **fields)
+def test_records_that_do_not_fit_are_refused_with_a_reason(kind, given, record, words, tmp_path):
+    task = kind(validation=files(tmp_path, "a.jsonl", record), **given)
     if words:
         with pytest.raises(UserError, match=words):
             evaluation_samples(task)

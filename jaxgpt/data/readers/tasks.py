@@ -140,7 +140,8 @@ def rows(task: Task, *args: Any) -> Rows:
 
 
 def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str, Sample]]:
-    """(where it stands, sample) of each question of a split, in order; the answers of one question as one.
+    """(where it stands, sample) of each question of a split, in order; the answers of one question as one,
+    unless the task's samples count each (`Task.one_each`).
 
     Args:
       task: whose files are read; where it names none for validation, its share of `train` is held out.
@@ -155,6 +156,8 @@ def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str,
     if not apart:
         require(len(task.train) > 0, f"the task {task.name} names no files for {split}; name some.")
         placed = hold_out(placed, task.validation_fraction, _key)[split == "validation"]
+    if task.one_each:
+        return list(_flat(placed))
     found: dict[str, tuple[str, Sample]] = {}
     for place, sample in _flat(placed):
         if (before := found.get(sample.key)) is None:
