@@ -18,16 +18,20 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
 from jaxgpt.alive import alive
+from jaxgpt.config.filters import NO_FILTERS, Filters
 from jaxgpt.data.documents import Span, read_span
+from jaxgpt.data.duplicates import key_function
 from jaxgpt.data.sources import Report
 from jaxgpt.errors import UserError
 from jaxgpt.files import Count, read_json, write_bytes, write_json
+from jaxgpt.text.filters import Filter, Pipeline, Tally, make_filters, note_drop
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 
@@ -57,6 +61,10 @@ class JobReport(TypedDict):
     train: Counts
     validation: Counts
     report: Report
+    filters: NotRequired[dict[str, Tally]]
+
+
+Stage = Literal["job", "keys"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +75,24 @@ class Job:
     validation: float
     split: str
     field: str
+    filters: Filters = NO_FILTERS
+    stage: Stage = "job"
+    """Whether it writes shards, or before that the keys that duplicates are told by."""
 
 
-def name_of(index: int) -> str:
+def name_of(index: int, stage: Stage = "job") -> str:
     """The folder of a finished job under `.work`."""
-    return f"job-{index:05d}"
+    return f"{stage}-{index:05d}"
+
+
+def keys_of(work: Path, index: int) -> Path:
+    """The file of the keys of a job's documents [D, ...]."""
+    return work / name_of(index, "keys") / "keys.npy"
+
+
+def repeated_of(work: Path, index: int) -> Path:
+    """The file that says which of a job's documents stood there before [D]."""
+    return work / name_of(index, "keys") / "repeated.npy"
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -185,16 +206,32 @@ def held_out(text: str, share: float) -> bool:
 def run_job(job: Job, index: int, spans: list[Span], tokenizer: Tokenizer, progress: Any) -> None:
     """Tokenize the spans into the folder of job `index`, which then counts as finished."""
     work = Path(job.out) / ".work"
-    part = work / f"{name_of(index)}.{os.getpid()}.part"
+    part = work / f"{name_of(index, job.stage)}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     dtype = np.dtype(np.uint32 if tokenizer.vocab_size > 1 << 16 else np.uint16)
     splits = {name: _Split(part / f"{name}.arrayrecord", dtype) for name in _SPLITS}
-    report = Report()
+    report, pipeline = Report(), Pipeline(_filters(job.filters))
+    key, keys, number = key_function(job.filters) if job.stage == "keys" else None, [], -1
+    repeated = None
+    if job.stage == "job" and job.filters.duplicates != "keep":
+        repeated, tally = np.load(repeated_of(work, index)), Pipeline([Filter("duplicates", str)]).tallies
+        pipeline.tallies |= tally
     for span in spans:
         for text in read_span(span, job.field, report):
             if progress is not None and progress.get_obj().value < 0:
                 raise InterruptedError("another job failed or the command was interrupted")
+            if (text := pipeline.clean(text)) is None:
+                continue
+            number += 1
+            if key is not None:
+                keys.append(key(text))
+                continue
+            if repeated is not None:
+                pipeline.tallies["duplicates"]["seen"] += 1
+                if repeated[number]:
+                    note_drop(pipeline.tallies["duplicates"], text)
+                    continue
             if job.split == "document":
                 splits["validation" if held_out(text, job.validation) else "train"].add(text, tokenizer)
             else:
@@ -206,8 +243,15 @@ def run_job(job: Job, index: int, spans: list[Span], tokenizer: Tokenizer, progr
             with progress.get_lock():
                 progress.value += span.size
     counts = {name: split.close() for name, split in splits.items()}
-    write_json(part / "report.json", {**counts, "report": asdict(report)})
-    os.replace(part, work / name_of(index))
+    if key is not None:
+        write_npy(part / "keys.npy", np.stack(keys) if keys else np.zeros((0, 1), np.uint64))
+    write_json(part / "report.json", {**counts, "report": asdict(report), "filters": pipeline.tallies})
+    os.replace(part, work / name_of(index, job.stage))
+
+
+@lru_cache(maxsize=1)  # once per process
+def _filters(config: Filters) -> tuple[Filter, ...]:
+    return tuple(make_filters(config))
 
 
 # ----------------------------------------------------------------------------------------- all jobs
@@ -241,20 +285,21 @@ def run_all(job: Job, plan: list[list[Span]], workers: int, max_bad: float) -> l
       UserError: from a job, or when a job is mostly bad lines (it is not worth going on then).
     """
     work = Path(job.out) / ".work"
-    for left in work.glob("job-*.part"):
+    for left in work.glob(f"{job.stage}-*.part"):
         shutil.rmtree(left, ignore_errors=True)
-    todo = [i for i in range(len(plan)) if not _whole(work, i)]
+    todo = [i for i in range(len(plan)) if not _whole(work, i, job.stage)]
     if len(todo) < len(plan):
         log.info("%d of %d jobs were finished before", len(plan) - len(todo), len(plan))
     total = sum(s.size for spans in plan for s in spans)
     done = total - sum(s.size for i in todo for s in plan[i])
-    with _bar(total, done) as show, alive("tokenizing"):
+    what = "looking for duplicates" if job.stage == "keys" else "tokenizing"
+    with _bar(total, done, what) as show, alive(what):
         useful = 1 + (total - done) // _WORTH_A_PROCESS
         finish = _finish(job, plan, todo, min(workers, len(todo), useful), show)
         with contextlib.closing(finish) as ended:  # so that an error here stops the pool
             for index in ended:
-                _check_early(_report(work, index), max_bad)
-    return [_report(work, i) for i in range(len(plan))]
+                _check_early(_report(work, index, job.stage), max_bad)
+    return [_report(work, i, job.stage) for i in range(len(plan))]
 
 
 def _finish(
@@ -290,19 +335,19 @@ def _finish(
             raise
 
 
-def _report(work: Path, index: int) -> JobReport:
-    return read_json(work / name_of(index) / "report.json", JobReport, "run the same command again")
+def _report(work: Path, index: int, stage: Stage = "job") -> JobReport:
+    return read_json(work / name_of(index, stage) / "report.json", JobReport, "run the same command again")
 
 
-def _whole(work: Path, index: int) -> bool:
+def _whole(work: Path, index: int, stage: Stage) -> bool:
     """Whether a job is finished; what is left of a damaged one is removed."""
     try:
-        if (work / name_of(index)).is_dir():
-            _report(work, index)
+        if (work / name_of(index, stage)).is_dir():
+            _report(work, index, stage)
             return True
     except UserError as error:
         log.warning("%s", error)
-        shutil.rmtree(work / name_of(index), ignore_errors=True)
+        shutil.rmtree(work / name_of(index, stage), ignore_errors=True)
     return False
 
 
@@ -313,7 +358,7 @@ def _check_early(report: JobReport, max_bad: float) -> None:
 
 
 @contextlib.contextmanager
-def _bar(total: int, done: int) -> Iterator[Any]:
+def _bar(total: int, done: int, what: str) -> Iterator[Any]:
     """A progress bar on standard error; gives a function of the bytes done since it began."""
     from rich.console import Console
     from rich.progress import (
@@ -325,6 +370,6 @@ def _bar(total: int, done: int) -> Iterator[Any]:
     )
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress("tokenizing", *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("tokenizing", total=total, completed=done)
+    with Progress(what, *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=done)
         yield lambda now: bar.update(task, completed=done + now)

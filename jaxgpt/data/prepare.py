@@ -19,18 +19,24 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
+from jaxgpt.config import changed_fields
 from jaxgpt.config.bounds import Part, Share, Workers, bounded
+from jaxgpt.config.filters import NO_FILTERS, Filters
 from jaxgpt.data import jobs
 from jaxgpt.data.corpus import read_lengths
 from jaxgpt.data.documents import Span, cut
+from jaxgpt.data.duplicates import find_duplicates
 from jaxgpt.data.sources import Report, Sources, expand
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.files import read_json, write_json
+from jaxgpt.text.filters import Tally, add_tallies, make_filters
 from jaxgpt.text.load import load_tokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer, Tokenizer
 
@@ -51,6 +57,7 @@ def prepare(
     split: Literal["document", "tail"] = "document",
     field: str = "text",
     max_bad: Share = 0.01,
+    filters: Annotated[Filters, tyro.conf.arg(name="")] = NO_FILTERS,
     workers: Workers = 0,
     overwrite: bool = False,
 ) -> None:
@@ -69,6 +76,7 @@ def prepare(
       field: the field of a JSON line or the column of a Parquet file that holds the text; a path such as
         `a.b[0].c` reaches into objects and lists.
       max_bad: maximum share of bad lines; above it, the command fails.
+      filters: what is left out or changed.
       workers: number of processes that tokenize; 0 means one per core.
       overwrite: rewrite a finished folder, if it is damaged or was made with other settings.
     """
@@ -76,7 +84,8 @@ def prepare(
     text = ByteTokenizer() if tokenizer == "byte" else load_tokenizer(tokenizer)
     files = expand(sources)
     plan = plan_jobs(files)
-    settings = _settings(files, text, validation, split, field)
+    settings = _settings(files, text, validation, split, field, filters)
+    make_filters(filters)  # what a filter needs is here
     out = Path(out)
     held = _held(out, settings, overwrite)
     if held == "all":
@@ -89,13 +98,26 @@ def prepare(
                 _discard(out)
             write_json(out / ".work" / "settings.json", settings)
             text.save(out / "tokenizer")
-            job = jobs.Job(str(out), validation, split, field)
+            job = jobs.Job(str(out), validation, split, field, filters)
+            if filters.duplicates != "keep":
+                _mark_duplicates(job, plan, workers or _cores(), max_bad)
             reports = jobs.run_all(job, plan, workers or _cores(), max_bad)
             manifest = _assemble(out, settings, plan, reports, max_bad)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"writing {out} failed ({why}); fix that and {_AGAIN}.") from None
     _say(out, manifest)
+
+
+def _mark_duplicates(job: jobs.Job, plan: list[list[Span]], workers: int, max_bad: float) -> None:
+    """Leave beside the keys of each job's documents which of them stood there before."""
+    work = Path(job.out) / ".work"
+    jobs.run_all(replace(job, stage="keys"), plan, workers, max_bad)
+    if all(jobs.repeated_of(work, i).is_file() for i in range(len(plan))):
+        return
+    found = find_duplicates([jobs.keys_of(work, i) for i in range(len(plan))], job.filters)
+    for i, repeated_D in enumerate(found):
+        jobs.write_npy(jobs.repeated_of(work, i), repeated_D)
 
 
 def _cores() -> int:
@@ -119,7 +141,7 @@ def plan_jobs(files: list[str]) -> list[list[Span]]:
 
 
 def _settings(
-    files: list[str], tokenizer: Tokenizer, validation: float, split: str, field: str
+    files: list[str], tokenizer: Tokenizer, validation: float, split: str, field: str, filters: Filters
 ) -> dict[str, Any]:
     """Everything that decides the result; a folder with other settings is not touched."""
     stats = [(f, Path(f).stat()) for f in files]
@@ -139,6 +161,8 @@ def _settings(
         "sources": [
             {"path": str(Path(f).resolve()), "bytes": s.st_size, "mtime_ns": s.st_mtime_ns} for f, s in stats
         ],
+        # Only where there are any, so that what was prepared before there were filters still counts.
+        **({"filters": changed_fields(filters)} if filters != NO_FILTERS else {}),
     }
 
 
@@ -163,7 +187,7 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
             f"(it holds {', '.join(sorted(foreign)[:3])}); name another folder.",
         )
         return "nothing"
-    changed = [k for k in settings if held.get(k) != settings[k]]
+    changed = [k for k in {**settings, "filters": None} if held.get(k) != settings.get(k)]
     whole = (out / "manifest.json").is_file()
     if not changed:
         return "part" if not whole else "other" if overwrite else "all"
@@ -182,7 +206,7 @@ def _discard(out: Path) -> None:
     (out / "manifest.json").unlink(missing_ok=True)  # first: a folder without it is not whole
     for name in ("train", "validation", "tokenizer"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for path in (out / ".work").glob("job-*"):
+    for path in [*(out / ".work").glob("job-*"), *(out / ".work").glob("keys-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -226,7 +250,10 @@ def _assemble(
         "empty": report.empty,
         "bad_examples": report.examples,
     }
-    manifest = {**settings, "splits": splits, **lines}
+    filtered: dict[str, Tally] = {}
+    for r in reports:
+        add_tallies(filtered, r.get("filters", {}))
+    manifest = {**settings, "splits": splits, **lines} | ({"filtered": filtered} if filtered else {})
     write_json(out / "manifest.json", manifest)
     shutil.rmtree(out / ".work", ignore_errors=True)
     return manifest
@@ -251,3 +278,6 @@ def _say(out: Path, manifest: dict[str, Any]) -> None:
             f"{part['bytes']:,} bytes of text",
             file=sys.stderr,
         )
+    for name, tally in manifest.get("filtered", {}).items():
+        changed = f", {tally['changed']:,} changed" if tally["changed"] else ""
+        print(f"filter {name}: {tally['dropped']:,} of {tally['seen']:,} dropped{changed}", file=sys.stderr)
