@@ -484,9 +484,12 @@ def suite_results(
 
 def _figures(found: Mapping[str, Interval]) -> dict[str, Figure]:
     """Figures with intervals; a value that there is none of (NaN) as none."""
+
+    def known(value: float | None) -> float | None:
+        return None if value is None or math.isnan(value) else value
+
     return {
-        key: Figure(None if math.isnan(one.value) else one.value, None, one.low, one.high)
-        for key, one in found.items()
+        key: Figure(known(one.value), None, known(one.low), known(one.high)) for key, one in found.items()
     }
 
 

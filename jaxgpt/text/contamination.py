@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxgpt.config.filters import Filters
 from jaxgpt.errors import UserError, require
-from jaxgpt.text.filters import words_of
+from jaxgpt.text.words import words_of
 
 SHORTEST = 8
 """Words of an evaluation text that is shorter than the n-gram and still counts, as a whole."""

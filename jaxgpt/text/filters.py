@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, TypedDict
 from jaxgpt.config.filters import Filters
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import Count
+from jaxgpt.text.contamination import contamination_filter
+from jaxgpt.text.words import words_of
 
 log = logging.getLogger(__name__)
 
-_IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+")
 _PUNCTUATION = frozenset(".,;:!?'\"()-–—…’‘“”[]/%&$，。、；：！？（）《》「」“”·")
 EXAMPLES = 3
 """Beginnings of texts that each filter keeps as examples."""
@@ -108,8 +108,6 @@ def make_filters(config: Filters) -> list[Filter]:
         own = read_patterns(config.personal_patterns) if config.personal_patterns else []
         made.append(Filter("personal data", personal_filter(config.mask_personal, own)))
     if config.decontaminate:
-        from jaxgpt.text.contamination import contamination_filter
-
         made.append(Filter("contamination", contamination_filter(config)))
     return made
 
@@ -119,11 +117,6 @@ def make_filters(config: Filters) -> list[Filter]:
 
 def _within(text: str, least: int, most: int) -> str | None:
     return text if len(text) >= least and (not most or len(text) <= most) else None
-
-
-def words_of(text: str) -> list[str]:
-    """Words in lower case, and Chinese characters one by one."""
-    return _WORD.findall(text.lower())
 
 
 def symbol_share(text: str) -> float:

@@ -68,7 +68,7 @@ def test_the_same_bytes_for_any_number_of_jobs_under_way(source, tmp_path, monke
     monkeypatch.setattr(module, "JOB_BYTES", (1000, 4000))
     prepared(source, tmp_path / "many", filters)
     corpora = [Corpus(tmp_path / name, "train") for name in ("one", "many")]
-    one, many = ([c.read(i, 0, int(c.lengths[i])).tolist() for i in range(len(c))] for c in corpora)
+    one, many = ([c.read(i, 0, int(c.lengths_D[i])).tolist() for i in range(len(c))] for c in corpora)
     assert one == many
     manifests = [read_json(tmp_path / name / "manifest.json", dict, "") for name in ("one", "many")]
     assert len(manifests[1]["splits"]["train"]["shards"]) > 1

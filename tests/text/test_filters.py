@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config.filters import Filters
@@ -85,11 +85,13 @@ def test_wrong_check_digits_are_no_id_and_own_patterns_count(tmp_path: Path):
         make_filters(Filters(personal_patterns=str(tmp_path / "own.tsv")))
 
 
+@settings(deadline=None)  # the first loads the recognisers
 @given(st.text(alphabet="abc xyz,.\n猫狗", max_size=60))
 def test_text_without_personal_data_stays(text):
     assert masked(text, personal_data(text)) == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abc \n", max_size=20), st.text(alphabet="abc \n", max_size=20))
 def test_what_stands_around_a_mask_stays(before, after):
     text = f"{before} ada@example.com {after}"

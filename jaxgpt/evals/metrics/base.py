@@ -157,5 +157,7 @@ def _drawn(count: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return math.nan, math.nan
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
