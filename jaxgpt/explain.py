@@ -17,7 +17,7 @@ from jaxgpt.alive import alive
 from jaxgpt.config import ONE_DEVICE, Labelled, Mesh, Tagged, load_run
 from jaxgpt.config.bounds import Bounds, Limit, Tokens, TokensOr0, bounded
 from jaxgpt.errors import UserError, require
-from jaxgpt.files import require_writable, to_json, write_json
+from jaxgpt.files import require_writable, to_json, write_text
 from jaxgpt.sample.settings import Verify
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def explain(
             asked = _ask_answer(trained, prompt, answer, system, raw, token, max_new_tokens)
         else:
             asked = _ask_masked(trained, prompt, token)
-        record, inside = explained(trained, asked, baseline=start, bound=error, examples=examples)
+        record = explained(trained, asked, baseline=start, bound=error, examples=examples)
     if jax.process_index() > 0:
         return
     given = {"prompt": prompt, "answer": answer, "pair": pair, "system": system, "raw": raw, "token": token}
@@ -117,8 +117,8 @@ def explain(
     }
     command = _command(run, options | {"baseline": baseline, "out": out, "checkpoint": trained.step})
     record["audit"] = _audit(trained, record, settings, command, path)
-    write_json(path.with_suffix(".json"), given | record)
-    write_explained(path, record, inside.maps_LHTT, inside.mean_LTT)
+    write_text(path.with_suffix(".json"), to_json(given | record) + "\n")
+    write_explained(path, record)
     _print(record, path)
 
 

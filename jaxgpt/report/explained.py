@@ -1,7 +1,4 @@
-"""The page of `jaxgpt explain`: one prediction, from every side, in one file that loads nothing.
-
-Shapes: L layers, H heads, T tokens.
-"""
+"""The page of `jaxgpt explain`: one prediction, from every side, in one file that loads nothing."""
 
 from __future__ import annotations
 
@@ -32,44 +29,32 @@ NAMES = {
     "leave_one_out": "Leave-one-out",
     "rollout": "Attention rollout",
 }
+METHODS = ("gradient_x_input", "integrated_gradients", "leave_one_out")
 MOST_COLUMNS = 24
 """Tokens in the table of the lens: the last ones up to the explained place."""
-WHAT = {
-    "answer": "the token of the answer",
-    "masked": "the hidden token",
-    "tag": "the tag of the word",
-    "label": "the label",
+TITLES = {
+    "answer": "Why “{output}” follows",
+    "masked": "Why “{output}” is expected",
+    "tag": "Why “{word}” is tagged {output}",
+    "label": "Why the label is {output}",
 }
 
 
-def write_explained(
-    path: Path, record: Mapping[str, Any], maps_LHTT: np.ndarray | None, mean_LTT: np.ndarray | None
-) -> Path:
-    """Write the page.
-
-    Args:
-      path: of the page.
-      record: as in the JSON beside it (`evals.explain.record`), with its `audit`.
-      maps_LHTT: attention probabilities; None where there are none, or too many.
-      mean_LTT: their mean over the heads; None where there are none.
-    """
+def write_explained(path: Path, record: Mapping[str, Any]) -> Path:
+    """Write the page of a record (`evals.explain.record`), which has its `audit` by now."""
     sections = [
         ("What is explained", *_head(record)),
         ("Predictions", *_predictions(record)),
         ("Attribution", *_attributions(record)),
     ]
-    drawn, scripts = _attention(record, maps_LHTT, mean_LTT)
+    drawn, scripts = _attention(record)
     sections.append(("Attention", *drawn))
     sections.append(("Logit lens", *_lens(record)))
     sections.append(("Training examples", *_examples(record)))
     sections.append(("Audit", *_audit(record)))
-    title = f"Why {WHAT[record['kind']]} {_quoted(record)}"
-    return write(path, title, sections, STYLE, scripts)
-
-
-def _quoted(record: Mapping[str, Any]) -> str:
     first = record["attributions"][0]["output"]
-    return f"“{_seen(first).strip()}”"
+    title = TITLES[record["kind"]].format(output=_seen(first).strip(), word=record["explained"]["word"])
+    return write(path, title, sections, STYLE, scripts)
 
 
 def _head(record: Mapping[str, Any]) -> list[Html]:
@@ -170,35 +155,32 @@ def _attributions(record: Mapping[str, Any]) -> list[str]:
         + (" (a mask stands in its place)." if record["audit"]["settings"]["left_out"] == "masked" else ".")
     ]
     for one in record["attributions"]:
-        size = f"{one['logprob']:.4g} against {one['baseline_logprob']:.4g} nats for the baseline"
+        size = f"log-probability {one['logprob']:.4g} nats, {one['baseline_logprob']:.4g} for the baseline"
         sure = (
             f"{one['steps']} steps: their sum is within {one['error']:.2%} of the difference"
             if one["reached"]
             else f"still off by {one['error']:.1%} of the difference after {one['steps']} steps: take care"
         )
         parts.append(Html(f"<h3>{escaped(_seen(one['output']))} <small>{escaped(size)}</small></h3>"))
-        for method, name in NAMES.items():
-            values = record["rollout"] if method == "rollout" else one.get(method)
-            if values is None:
-                continue
+        for method in METHODS:
             more = f" ({sure})" if method == "integrated_gradients" else ""
-            parts.append(Html(f"<p><small>{escaped(name + more)}</small></p>"))
-            parts.append(_coloured(record, values))
+            parts.append(_coloured(record, NAMES[method] + more, one[method]))
         parts.append(_folded("All numbers", _attribution_table(record, one)))
         parts.append(_agreement(one))
     return parts
 
 
-def _coloured(record: Mapping[str, Any], values: Sequence[float]) -> Html:
+def _coloured(record: Mapping[str, Any], name: str, values: Sequence[float]) -> Html:
+    """The text, coloured by these values of its tokens."""
     most = max(map(abs, values), default=0.0) or 1.0
     parts = [
         _token(
             token["text"], value / most, f"{_seen(token['text'])}  {value:.4g}",
             " frame" if token["part"] == "control" else "",
         )
-        for token, value in zip(record["tokens"], values, strict=False)
+        for token, value in zip(record["tokens"], values, strict=False)  # of an answer, up to the place
     ]  # fmt: skip
-    return _tokens(parts)
+    return Html(f"<p><small>{escaped(name)}</small></p>{_tokens(parts)}")
 
 
 def _attribution_table(record: Mapping[str, Any], one: Mapping[str, Any]) -> Html:
@@ -223,24 +205,28 @@ def _agreement(one: Mapping[str, Any]) -> Html:
     return table(rows, "Agreement of their ranks over the text's tokens (1: same order, -1: reversed)")
 
 
-def _attention(
-    record: Mapping[str, Any], maps_LHTT: np.ndarray | None, mean_LTT: np.ndarray | None
-) -> tuple[list[str], list[str]]:
-    if mean_LTT is None:
-        return ["This model shows no attention maps."], []
-    heads = maps_LHTT is not None
-    values = maps_LHTT if maps_LHTT is not None else mean_LTT[:, None]
+def _attention(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Rollout and maps, and the scripts that these need."""
+    parts: list[str] = []
+    if record["rollout"] is not None:
+        parts.append(_coloured(record, NAMES["rollout"] + ", at the explained place", record["rollout"]))
+    values = record["attention"]
+    if values is None:
+        why = "they are too many to draw" if parts else "this model's attention does not show them"
+        return [*parts, f"There are no maps of the layers: {why}."], []
     names = [f"{i} {_seen(token['text'])}" for i, token in enumerate(record["tokens"])]
-    drawn, script = maps(np.round(values, 3), ("layer", "head", "token", "attends to"), {2: names, 3: names})
+    axes = ("layer", "head", "token", "attends to")
+    drawn, script = maps(np.asarray(values["shares"], np.float32), axes, {2: names, 3: names})
     about = (
-        "What each token (row) takes from each token (column), "
-        + ("for each layer and head" if heads else "as a mean over the heads of each layer, for its size")
-        + ", counted from 0. Rows sum to one. Rollout, above, multiplies the layers, each half attention and "
-        "half the token itself (Abnar and Zuidema 2020). Attention says where a model looks, not why it "
-        "decides (Jain and Wallace 2019)."
+        "Rollout multiplies the layers, each half attention and half the token itself (Abnar and Zuidema "
+        "2020). Below is what each token (row) takes from each token (column), "
+        + ("for each layer and head" if values["of"] == "heads" else "as a mean over the heads of each layer")
+        + ", counted from 0. Attention says where a model looks, not why it decides (Jain and Wallace 2019)."
     )
-    without = Html("<noscript><p>The maps need JavaScript; their rollout is above.</p></noscript>")
-    return [about, drawn, without], [script]
+    without = Html(
+        "<noscript><p>The maps need JavaScript; their numbers are beside this page.</p></noscript>"
+    )
+    return [about, *parts, drawn, without], [script]
 
 
 def _lens(record: Mapping[str, Any]) -> list[str]:

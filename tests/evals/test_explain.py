@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny import GPT2, HERE, MODERN, ONE, mesh, model_of, plain, sharp_params
-from tiny_evals import COMPUTE, MODEL
+from tiny_evals import COMPUTE, MODEL, save_run
 
 from jaxgpt.batch import Batch, Features
 from jaxgpt.config import (
     GPT,
     Architecture,
     Bert,
+    Chat,
     Classification,
     Classifier,
     Labelled,
@@ -244,7 +245,7 @@ def test_a_hidden_token_is_predicted_without_itself() -> None:
     run, mask = trained(model), ByteTokenizer().control["<|mask|>"]
     asked = ask_masked(run, "the cat", 4)
     assert asked.question.tokens[5] == mask and asked.question.outputs == (ord("c"),)
-    record, _ = explained(run, asked, **SETTINGS)
+    record = explained(run, asked, **SETTINGS)
     whole = list(asked.targets_T)
     for place, one in zip(range(1, 8), record["predictions"], strict=True):
         ids = [*whole[:place], mask, *whole[place + 1 :]]
@@ -275,7 +276,7 @@ def labels_of(kind: str) -> Trained:
 def test_every_label_is_explained(kind: str) -> None:
     run, text = labels_of(kind), "Ada met Eve"
     asked = ask_tag(run, text, 2, 3) if kind == "tag" else ask_label(run, text, "", 2)
-    record, _ = explained(run, asked, **SETTINGS | {"examples": 5})
+    record = explained(run, asked, **SETTINGS | {"examples": 5})
     made = record["attributions"]
     shares = {one["output"]: one["probability"] for one in made}
     if kind == "tag":
@@ -314,9 +315,23 @@ def test_the_page_is_whole_and_the_same_twice(text_run: Path, tmp_path: Path) ->
     audit = record["audit"]
     assert audit["step"] == 5 and "--checkpoint 5" in audit["command"] and "--token 1" in audit["command"]
     assert len(audit["parameters"]) == 8 and audit["data"].startswith("text-")
+    shares_LHTT = np.array(record["attention"]["shares"])
+    assert shares_LHTT.shape == (1, 8, 19, 19) and record["attention"]["of"] == "heads"
+    np.testing.assert_allclose(shares_LHTT.sum(-1), 1, atol=2e-3)
     explain(str(text_run), prompt="the", max_new_tokens=2, examples=0)  # an answer of its own, greedily
     (own,) = (text_run / "explain").glob("the-*.json")
     assert json.loads(own.read_text())["predictions"][-1]["rank"] == 1
+
+
+def test_a_dialogues_answer_stands_behind_its_template(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "chat", Chat(train=("none.jsonl",), tokenizer="byte"))
+    explain(str(run), prompt="a", system="b", answer="cd", token=2, out=str(tmp_path / "a.html"))
+    record = json.loads((tmp_path / "a.json").read_text())
+    pieces = "<|bos|> <|system|> b <|end|> <|user|> a <|end|> <|assistant|> c d <|end|>".split()
+    assert [token["text"] for token in record["tokens"]] == pieces
+    assert record["attributions"][0]["output"] == "<|end|>"
+    moved = [x != 0 for x in record["attributions"][0]["leave_one_out"]]
+    assert moved == [piece in "abcd" for piece in pieces[:-1]]  # the frame stays
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from jaxgpt.models import backbone
 from jaxgpt.sample.load import Trained
 
 MOST_MAPS = 2**18
-"""Numbers of attention maps that are returned for each head; of larger ones, the mean over the heads."""
+"""Numbers of attention maps that are kept of each head; of more, the mean over the heads."""
 
 
 class Reading(NamedTuple):

@@ -19,7 +19,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.evals.explain.ask import Asked, token_name
 from jaxgpt.evals.explain.attribution import agreement, attribute
 from jaxgpt.evals.explain.examples import Example, compare_examples
-from jaxgpt.evals.explain.inside import Inside, Reading, look_inside, rollout
+from jaxgpt.evals.explain.inside import MOST_MAPS, Inside, Reading, look_inside, rollout
 from jaxgpt.evals.explain.question import answers
 from jaxgpt.sample.load import Trained
 
@@ -34,8 +34,8 @@ METHODS = ("gradient_x_input", "integrated_gradients", "leave_one_out")
 
 def explained(
     trained: Trained, asked: Asked, *, baseline: int | None, bound: float, examples: int
-) -> tuple[dict[str, Any], Inside]:
-    """The findings, and the arrays that are too large for them.
+) -> dict[str, Any]:
+    """The findings.
 
     Args:
       trained: the run, in float32.
@@ -62,6 +62,7 @@ def explained(
         "predictions": _predictions(trained, asked, inside, name),
         "attributions": [],
         "rollout": _numbers(rolled_T),
+        "attention": _attention(inside),
         "lens": [_lens(reading, asked, name) for reading in inside.lens],
     }
     for one in attribute(trained, question, baseline, bound):
@@ -81,7 +82,7 @@ def explained(
             }
         )
     record["examples"] = _examples(trained, asked, examples)
-    return record, inside
+    return record
 
 
 def _names(trained: Trained) -> Callable[[int], str]:
@@ -92,6 +93,16 @@ def _names(trained: Trained) -> Callable[[int], str]:
 
 def _numbers(x: np.ndarray | None) -> list[float] | None:
     return None if x is None else [float(f"{value:.6g}") for value in x]
+
+
+def _attention(inside: Inside) -> dict[str, Any] | None:
+    """Shares [layer, head, token, token it attends to], of each head or their mean, if not too large."""
+    maps_LHTT, mean_LTT = inside.maps_LHTT, inside.mean_LTT
+    if maps_LHTT is not None:
+        return {"of": "heads", "shares": np.round(maps_LHTT.astype(np.float64), 4).tolist()}
+    if mean_LTT is None or mean_LTT.size > MOST_MAPS:
+        return None
+    return {"of": "mean", "shares": np.round(mean_LTT[:, None].astype(np.float64), 4).tolist()}
 
 
 def _predictions(
