@@ -100,11 +100,20 @@ class Task(Dialogues):
         object.__setattr__(self, "metrics", code.references(self.metrics, "data.metrics"))
         self._follow_language()
         super().__post_init__()
+        require(
+            len(self.names) > 0,
+            f"the class {type(self).__name__} names no values; set `names: ClassVar[tuple[str, ...]]` in it.",
+        )
         require(len(self.prompts) > 0, "data.prompts is empty; give at least one way to ask.")
         require(len(self.metrics) > 0, "data.metrics is empty; name at least one.")
         for i, text in enumerate(self.prompts):
             self._check_phrasing(f"data.prompts[{i}]", text)
         self._check_phrasing("data.held_out", self.held_out)
+        require(
+            self.held_out not in self.prompts or len(self.prompts) == 1,
+            f"data.held_out is {self.held_out!r:.200}, one of data.prompts; leave it out there, so that it "
+            "is new in evaluation.",
+        )
         require(
             self.knowledge is None or bool(self.knowledge),
             "data.knowledge names neither documents nor facts; name one of them.",

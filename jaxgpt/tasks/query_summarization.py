@@ -74,7 +74,7 @@ class QuerySummarization(Task):
         spans = asked.get("relevant_text_span") if self.spans else None
         try:
             kept = [turn for first, last in spans or [] for turn in turns[int(first) : int(last) + 1]]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("field 'relevant_text_span' is no list of [first, last] turns") from None
         if not kept:
             return ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from jaxgpt.config import Mix, Run, from_json, load, to_json
+from jaxgpt.config import Mix, Run, Sample, Task, from_json, load, to_json
+from jaxgpt.config.decoding import Beam
 from jaxgpt.data.readers import rows_of
 from jaxgpt.data.readers.tasks import evaluation_samples, phrasing_of
 from jaxgpt.errors import UserError
@@ -120,6 +122,7 @@ def config():
         ({"held_out": "Say it"}, "data.held_out .* names no value"),
         ({"prompts": ("a {text",)}, "expected '}'"),
         ({"prompts": ()}, "data.prompts is empty"),
+        ({"prompts": ("{text}", "{text}?"), "held_out": "{text}"}, "one of data.prompts; leave it out there"),
         ({"source": "zh"}, "name two different fields"),
     ],
 )
@@ -132,3 +135,30 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"en": "a", "fr": "b"}\n')
     with pytest.raises(UserError, match=r"a.jsonl:1: no field .zh.; allowed: en, fr\); mend them"):
         evaluation_samples(Translation(train=(str(tmp_path / "a.jsonl"),)))
+
+
+def test_a_task_that_names_no_value_or_gives_none_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"word": "abc"}\n')
+
+    @dataclass(frozen=True, kw_only=True)
+    class Nameless(Task):
+        prompts: tuple[str, ...] = ("{word}",)
+        held_out: str = "{word}?"
+        metrics: tuple[str, ...] = ("bleu",)
+
+        def samples(self, record):
+            yield Sample({"wort": record["word"]}, ("a",))
+
+    with pytest.raises(UserError, match="class Nameless names no values; set `names"):
+        Nameless(test=("a.jsonl",))
+    Nameless.names = ("word",)
+    with pytest.raises(UserError, match="no value 'word'; did you mean 'wort'"):
+        evaluation_samples(Nameless(validation=(str(tmp_path / "a.jsonl"),)))
+    with pytest.raises(UserError, match="the task nameless names no files for validation"):
+        evaluation_samples(Nameless(test=(str(tmp_path / "a.jsonl"),)))
+
+
+def test_any_decoding_is_stored_with_a_task():
+    task = Translation(train=("a.tsv",), decoding=Beam(beams=3))
+    run = Run(name="a", data=replace(task, tokenizer="byte"))
+    assert from_json(Run, json.loads(json.dumps(to_json(run)))).data.decoding == Beam(beams=3)

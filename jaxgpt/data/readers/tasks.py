@@ -74,7 +74,7 @@ def _format(task: Task) -> Format:
     def read(record: Any, shape: Shape) -> tuple[list[Sample], list[str]]:
         noted = Noted(record) if isinstance(record, dict) else record
         try:
-            found = [_checked(sample) for sample in task.samples(noted)]
+            found = [_checked(task, sample) for sample in task.samples(noted)]
         except KeyError as error:  # of a task that takes a field without asking for it first
             raise ValueError(f"no field {error}{nearest(str(error.args[0]), map(str, record))}") from None
         except (LookupError, TypeError) as error:
@@ -89,10 +89,14 @@ def _format(task: Task) -> Format:
     return Format(lambda record: shape, read, task.wanted, fix, task.records, task.columns, **more)
 
 
-def _checked(sample: Sample) -> Sample:
+def _checked(task: Task, sample: Sample) -> Sample:
     """The sample, if it can be asked."""
+    if missing := [name for name in task.names if name not in sample.values]:
+        raise ValueError(f"samples() gives no value {missing[0]!r}{nearest(missing[0], sample.values)}")
     for name, value in sample.values.items():
         check_text(value, name)
+    for text in (*sample.answers, *sample.choices, sample.learned):
+        check_text(text, "answer")
     if not sample.answers:
         raise ValueError("it has no answer")
     return sample
@@ -152,9 +156,9 @@ def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str,
     """
     split = "validation" if split == "test" and not task.test else split
     apart = bool(getattr(task, split)) and (split != "train" or bool(task.validation))
+    require(apart or bool(task.train), f"the task {task.name} names no files for {split}; name some.")
     placed, _ = read_examples(getattr(task, split) if apart else task.train, _format(task))
     if not apart:
-        require(len(task.train) > 0, f"the task {task.name} names no files for {split}; name some.")
         placed = hold_out(placed, task.validation_fraction, _key)[split == "validation"]
     if task.one_each:
         return list(_flat(placed))
