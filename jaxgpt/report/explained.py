@@ -267,7 +267,7 @@ def _lens(record: Mapping[str, Any]) -> list[str]:
     return [
         about,
         Html(f'<div class="card" tabindex="0">{grid}</div>'),
-        table(rows, caption, ["probability"]),
+        table(rows, caption),
     ]
 
 

@@ -349,6 +349,9 @@ def test_what_cannot_be_explained_is_said(options: dict[str, Any], words: str, t
 
 
 def test_an_answers_ids_are_those_of_the_whole_text() -> None:
-    asked = ask_answer(trained(MODEL), WORDS, tuple(b" sat"), 2)
+    run = trained(MODEL)
+    asked = ask_answer(run, WORDS, tuple("ä".encode()), 0)
+    assert asked.words[-2:] == ["⟨C3⟩", "⟨A4⟩"]
+    asked = ask_answer(run, WORDS, tuple(b" sat"), 2)
     assert asked.question.tokens == tuple(b"the cat s") and asked.question.outputs == (ord("a"),)
     assert asked.whole.tokens == tuple(b"the cat sat") and asked.question.at == asked.whole.at == 8

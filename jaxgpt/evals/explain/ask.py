@@ -50,12 +50,16 @@ class Asked:
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """What an id stands for, as text."""
+    """What an id stands for, as text; bytes that are no whole characters as ⟨E4⟩."""
     if token in tokenizer.names:
         return tokenizer.names[token]
     if token >= tokenizer.vocab_size:
         return f"(id {token})"
-    return tokenizer.piece_bytes(token).decode(errors="replace")
+    piece = tokenizer.piece_bytes(token)
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "".join(f"⟨{byte:02X}⟩" for byte in piece)
 
 
 def ask_answer(trained: Trained, prompt: Sequence[int], answer: Sequence[int], token: int | None) -> Asked:
