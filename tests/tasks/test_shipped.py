@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from jaxgpt import tasks
-from jaxgpt.config import Sample, Task
+from jaxgpt.config import Chat, Sample, Task
+from jaxgpt.data.readers import rows_of
 from jaxgpt.data.readers.tagging import to_bio
 from jaxgpt.data.readers.tasks import evaluation_samples, phrasing_of, question
 from jaxgpt.errors import UserError
@@ -32,6 +33,7 @@ from jaxgpt.tasks import (
     TextClassification,
     Translation,
 )
+from jaxgpt.text.tokenizer import ByteTokenizer
 
 QA = {
     "question": "Who?",
@@ -321,6 +323,23 @@ def test_it_reads_its_files_and_its_own_answers(kind, given, name, content, expe
         for phrasing in (*task.prompts, task.held_out):
             asked = question(task, sample, phrasing)[-1]["content"]
             assert all(value in asked for name, value in sample.values.items() if f"{{{name}}}" in phrasing)
+
+
+ODD = sorted((Path(__file__).parents[1] / "odd/dialogues").iterdir())
+
+
+def test_dialogue_learns_what_chat_learns_of_every_layout():
+    def learned(kind: type[Chat | Dialogue], path: Path) -> Any:
+        data = kind(train=(str(path),), validation=(str(path),), tokenizer="byte")
+        try:
+            rows = rows_of(data, ByteTokenizer(), 4096, None, 1)
+        except UserError:
+            return None
+        return [{name: column.tolist() for name, column in rows[i].items()} for i in range(len(rows))]
+
+    found = [learned(Chat, path) for path in ODD]
+    assert sum(one is not None for one in found) > 10
+    assert [learned(Dialogue, path) for path in ODD] == found
 
 
 def test_every_task_is_tested_and_documented_with_its_metrics():
