@@ -3,7 +3,7 @@
     python -m benchmarks.multitask ../shared/data --workdir /tmp/bench [--steps 120] [--limit 100]
 
 All start from the small base of `benchmarks/base.py`. The run on all tasks sees each of them in about a
-seventh of its rows (temperature 2), so it learns every task from fewer examples than the run on that task alone.
+seventh of its rows (temperature 2), so it learns every task from fewer examples than the run on that task.
 Scores are of held-out questions asked in a way that training does not use, with 95 % intervals. Finished runs
 are kept.
 """
