@@ -85,6 +85,8 @@ class Task(Dialogues):
     """That a config cannot hold this class itself; derived ones are not."""
     names: ClassVar[tuple[str, ...]] = ()
     """Names of the values that samples have, which phrasings may use."""
+    disturbed: ClassVar[tuple[str, ...]] = ()
+    """Names of the values that may be disturbed without another answer being right (`--robust`)."""
     phrasings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By language, the ways to ask that the task has itself, the last of them the one held out."""
     one_each: ClassVar[bool] = False

@@ -45,6 +45,7 @@ from jaxgpt.sample.settings import Verify
 if TYPE_CHECKING:
     from jaxgpt.evals.metrics import Interval
     from jaxgpt.evals.perplexity import Document
+    from jaxgpt.evals.robust import Robustness
     from jaxgpt.evals.suite import Scores
     from jaxgpt.sample.load import Trained
 
@@ -185,8 +186,8 @@ def evaluate(
       calibration: calibration errors and a reliability plot of labels, or of next tokens, before and after
         the temperature that suits the validation data best.
       fit_temperature: the same, and store that temperature with the run, for the confidences of `predict`.
-      robust: what a tagger or classifier loses under typos, other case, dropped or swapped words and
-        sentences put before the text, on its own data.
+      robust: what is lost under typos, other case, dropped or swapped words and sentences put before the
+        text: of a tagger or classifier on its own data, of answers to a suite, also when asked otherwise.
       forgetting: an earlier run, as that named by init_from: what of its validation data and tasks was lost.
       checkpoint: `best` on validation data, `newest`, or a step number.
       limit: number of records per task, documents of text or batches of the run's own data; 0 means all.
@@ -204,7 +205,7 @@ def evaluate(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _check(settings, bool(text), names)
     require(bool(suite) or not against, "--against is for a suite; name one with --suite FILE.py.")
-    asked = _suite(suite, limit, bool(text or names or robust)) if suite else None
+    asked = _suite(suite, limit, bool(text or names)) if suite else None
     trained = _load(run, checkpoint, mesh, verify, settings)
     rows = batch_size or (32 if text or names or suite else trained.run.train.batch_size)
     settings = replace(settings, batch_size=rows)
@@ -220,8 +221,8 @@ def evaluate(
         )
         results = iter([_calibration(trained, settings, fit_temperature)])
     elif robust:
-        require(not (text or names), "--robust is of the run's own data; drop it, or --text and --tasks.")
-        results = iter([_robust(trained, settings)])
+        require(not (text or names), "--robust is of the run's own data or a suite; drop --text and --tasks.")
+        results = _robust(trained, settings, asked)
     elif forgetting:
         others = bool(text or names or suite)
         require(not others, "--forgetting is by itself; drop it, or --text, --tasks and --suite.")
@@ -299,6 +300,10 @@ def _results(
                 f"it has for {', '.join(kind.__name__ for kind in OWN_DATA)}."
             )
         yield OWN_DATA[kind](trained, settings)
+        if trained.run.tasks and trained.run.writes and settings.stride is None:
+            own = trained.run.tasks
+            suite = Suite(name="own", tasks=tuple(own.values()), names=tuple(own), limit=settings.limit)
+            yield from suite_results(trained, suite, settings, "", _load, "validation")
         if isinstance(data, Mix):
             yield from _own_sources(trained, settings, data)
 
@@ -439,13 +444,18 @@ def _calibration(trained: Trained, settings: Settings, fit: bool) -> Result:
 
 
 def _suite(path: str, limit: int, others: bool) -> Suite:
-    require(not others, "--suite is scored by itself; drop it, or --text, --tasks and --robust.")
+    require(not others, "--suite is scored by itself; drop it, or --text and --tasks.")
     found = load_suite(path)
     return replace(found, limit=limit) if limit else found
 
 
 def suite_results(
-    trained: Trained, suite: Suite, settings: Settings, against: str, load: Callable[..., Trained]
+    trained: Trained,
+    suite: Suite,
+    settings: Settings,
+    against: str,
+    load: Callable[..., Trained],
+    split: Literal["validation", "test"] = "test",
 ) -> Iterator[Result]:
     """A table for each task of a suite, and one for each of how another run differs."""
     from jaxgpt.evals.suite import digest, prediction_records, run_suite, saved_scores
@@ -454,8 +464,8 @@ def suite_results(
         for name, task in zip(suite.task_names, suite.tasks, strict=True):
             path = one.folder / "eval" / f"{_named(f'suite-{suite.name}-{name}', settings)}.json"
             alone = replace(suite, tasks=(task,), names=(name,))
-            known = saved_scores(path, digest(one, suite, task), name, task, suite)
-            yield known or next(run_suite(one, alone, settings.batch_size))
+            known = saved_scores(path, digest(one, suite, task, split), name, task, suite)
+            yield known or next(run_suite(one, alone, settings.batch_size, split))
 
     others = {}
     if against:
@@ -467,7 +477,7 @@ def suite_results(
         own = _named(f"suite-{suite.name}-{found.name}", settings)
         yield Result(
             own, title, _figures(found.figures), titles=found.titles, signatures=found.signatures,
-            predictions=prediction_records(found.predictions), digest=digest(trained, suite, found.task),
+            predictions=prediction_records(found.predictions), digest=digest(trained, suite, found.task, split),
         )  # fmt: skip
         if found.name in others:
             pairs = found.against(others[found.name], suite)
@@ -493,15 +503,27 @@ def _figures(found: Mapping[str, Interval]) -> dict[str, Figure]:
     }
 
 
-def _robust(trained: Trained, settings: Settings) -> Result:
-    from jaxgpt.evals.robust import label_robustness
+def _robust(trained: Trained, settings: Settings, suite: Suite | None) -> Iterator[Result]:
+    from jaxgpt.evals.robust import label_robustness, suite_robustness
 
-    found = label_robustness(trained, settings.split, settings.batch_size, limit=settings.limit)
+    if suite is None:
+        require(
+            trained.run.task is not None,
+            "--robust of a run without labels needs a suite; add --suite FILE.",
+        )
+        found = label_robustness(trained, settings.split, settings.batch_size, limit=settings.limit)
+        yield _drops(found, settings.split, settings)
+        return
+    for name, found in suite_robustness(trained, suite, settings.batch_size):
+        yield _drops(found, f"{suite.name}-{name}", settings)
+
+
+def _drops(found: Robustness, of: str, settings: Settings) -> Result:
     figures = {"clean": Figure(found.drops[0].clean)}
-    figures |= {f"drop under {drop.name}": Figure(drop.drop.value) for drop in found.drops}
+    figures |= _figures({f"drop under {drop.name}": drop.drop for drop in found.drops})
     drops = [drop._asdict() | {"drop": drop.drop._asdict()} for drop in found.drops]
-    title = f"{found.metric} of disturbed texts ({settings.split}, {found.examples} examples)"
-    name = _named(f"robust-{settings.split}", settings)
+    title = f"{found.metric} of disturbed texts ({of}, {found.examples} examples)"
+    name = _named(f"robust-{of}", settings)
     return Result(name, title, figures, report=found.table(), predictions=drops)
 
 

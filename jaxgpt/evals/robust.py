@@ -1,4 +1,4 @@
-"""How much a tagger or classifier loses when its texts are disturbed (`jaxgpt eval RUN --robust`).
+"""How much a model loses when its texts, or the ways to ask it, are disturbed (`jaxgpt eval RUN --robust`).
 
 Every perturbation is scored on the same examples as the undisturbed text: drops and their intervals are those
 of pairs.
@@ -6,19 +6,23 @@ of pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.config import Labelled, Tagged
+from jaxgpt.config import Labelled, Sample, Suite, Tagged, Task
 from jaxgpt.data.readers import encode_split
 from jaxgpt.data.readers.tagging import to_bio
+from jaxgpt.data.readers.tasks import evaluation_samples
 from jaxgpt.errors import UserError
-from jaxgpt.evals.metrics import METRICS, Interval, Metric, Prediction, compare
+from jaxgpt.evals.metrics import METRICS, Interval, Metric, Prediction, compare, metric_of
 from jaxgpt.evals.perturb import PERTURBATIONS, perturb, perturb_words
 from jaxgpt.evals.predict import BATCH, classify, labelling, tag
+from jaxgpt.evals.scoring import Scorer
+from jaxgpt.evals.suite import predict
+from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.load import Trained
 
 
@@ -154,3 +158,55 @@ def _tagged(trained: Trained, batch_size: int) -> tuple[Metric, Statistics]:
         return np.asarray(rows, np.float64), float(np.mean(changed))
 
     return METRICS["entity_f1"], statistics
+
+
+# ------------------------------------------------------------------------------------------ suites
+
+
+def suite_robustness(
+    trained: Trained, suite: Suite, batch_size: int = 32
+) -> Iterator[tuple[str, Robustness]]:
+    """For each task of a suite, the drop of its main metric when samples or questions are disturbed.
+
+    Texts are disturbed where that leaves the answer right (`Task.disturbed`). Every other way to ask
+    is tried, and the lines of the one held out in reverse order, where it has several.
+
+    Raises:
+      UserError: as `run_suite`.
+    """
+    parts = (trained.run.model, trained.run.compute, trained.params, trained.tokenizer)
+    generator, scorer = Generator(*parts, mesh=trained.mesh, bos=trained.bos), Scorer.of(trained)
+    for name, task in zip(suite.task_names, suite.tasks, strict=True):
+        samples = [sample for _, sample in evaluation_samples(task, "test")][: suite.limit or None]
+        metric = metric_of(task.metrics[0], f"the metrics of {name}")
+
+        def rows(samples: Sequence[Sample], phrasing: str, about: str, task: Task = task) -> np.ndarray:
+            made = predict(
+                generator, scorer, task, samples, batch_size=batch_size, seed=suite.seed, phrasing=phrasing,
+                about=about,
+            )  # fmt: skip
+            return metric_of(task.metrics[0]).statistics(made)
+
+        clean, drops = rows(samples, "", name), []
+        for kind, what in PERTURBATIONS.items() if task.disturbed else ():
+            changed = [_disturbed(task, sample, kind, suite.seed) for sample in samples]
+            share = np.mean([a.values != b.values for a, b in zip(changed, samples, strict=True)])
+            found = rows(changed, "", f"{name}, {kind}")
+            drops.append(drop_of(kind, what.about, metric, clean, found, float(share)))
+        for kind, about, phrasing in _phrasings(task):
+            found = rows(samples, phrasing, f"{name}, {kind}")
+            drops.append(drop_of(kind, about, metric, clean, found, 1.0))
+        yield name, Robustness(metric.title, len(samples), drops)
+
+
+def _disturbed(task: Task, sample: Sample, kind: str, seed: int) -> Sample:
+    values = {k: perturb(v, kind, seed) if k in task.disturbed else v for k, v in sample.values.items()}
+    return replace(sample, values=values)
+
+
+def _phrasings(task: Task) -> Iterator[tuple[str, str, str]]:
+    """Other ways to ask: a name, what it is, and the phrasing."""
+    for i, phrasing in enumerate(task.prompts, 1):
+        yield f"way to ask {i}", f"asked as in training: {phrasing.splitlines()[0]:.40}", phrasing
+    if len(lines := task.held_out.splitlines()) > 1:
+        yield "prompt order", "the lines of the question in reverse order", "\n".join(reversed(lines))

@@ -76,13 +76,14 @@ class Scores:
         }
 
 
-def run_suite(trained: Trained, suite: Suite, batch_size: int = 32) -> Iterator[Scores]:
+def run_suite(trained: Trained, suite: Suite, batch_size: int = 32, split: str = "test") -> Iterator[Scores]:
     """The scores of each task of a suite in turn.
 
     Args:
       trained: a run whose model writes text.
       suite: the tasks.
       batch_size: answers made at a time.
+      split: of the tasks' data: `test`, or `validation`, which it is where a task names no test files.
 
     Raises:
       UserError: the model writes no text, a task's files cannot be read, or a metric does not exist.
@@ -99,7 +100,7 @@ def run_suite(trained: Trained, suite: Suite, batch_size: int = 32) -> Iterator[
     generator = Generator(*parts, mesh=trained.mesh, bos=trained.bos)
     scorer = Scorer.of(trained)
     for name, task in zip(suite.task_names, suite.tasks, strict=True):
-        samples = [sample for _, sample in evaluation_samples(task, "test")][: suite.limit or None]
+        samples = [sample for _, sample in evaluation_samples(task, split)][: suite.limit or None]
         predictions = predict(
             generator, scorer, task, samples, batch_size=batch_size, seed=suite.seed, about=name
         )
@@ -289,11 +290,19 @@ class SavedScores(TypedDict):
     digest: NotRequired[str]
 
 
-def digest(trained: Trained, suite: Suite, task: Task) -> str:
+def digest(trained: Trained, suite: Suite, task: Task, split: str = "test") -> str:
     """Of all that predictions depend on: checkpoint, task and its files, number of samples, seed."""
     files = sorted(str(p) for p in (*task.train, *task.validation, *task.test))
     stamps = [(f, s.st_size, s.st_mtime_ns) for f in files if Path(f).is_file() for s in [Path(f).stat()]]
-    facts = [str(trained.folder.resolve()), trained.step, to_json(task), suite.limit, suite.seed, stamps]
+    facts = [
+        str(trained.folder.resolve()),
+        trained.step,
+        to_json(task),
+        suite.limit,
+        suite.seed,
+        split,
+        stamps,
+    ]
     return hashlib.sha256(to_text(facts).encode()).hexdigest()[:16]
 
 

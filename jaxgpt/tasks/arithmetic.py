@@ -32,6 +32,7 @@ class Arithmetic(Task):
     left out); False learns the number alone."""
 
     names: ClassVar[tuple[str, ...]] = ("question",)
+    disturbed: ClassVar[tuple[str, ...]] = ("question",)
     phrasings: ClassVar = {
         "en": (
             "{question}",

@@ -27,6 +27,7 @@ class Dialogue(Task):
     """Field of the answer; goes with prompt."""
 
     names: ClassVar[tuple[str, ...]] = ("message",)
+    disturbed: ClassVar[tuple[str, ...]] = ("message",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

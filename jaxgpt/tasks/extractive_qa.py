@@ -29,6 +29,7 @@ class ExtractiveQA(Task):
     `无法回答` in Chinese."""
 
     names: ClassVar[tuple[str, ...]] = ("passage", "question", "no_answer")
+    disturbed: ClassVar[tuple[str, ...]] = ("question",)
     phrasings: ClassVar = {
         "en": (
             "{passage}\n\nAnswer from the passage, or with \"{no_answer}\": {question}",

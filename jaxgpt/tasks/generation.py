@@ -32,6 +32,7 @@ class Generation(Task):
     """Field of the text that answers the prompt."""
 
     names: ClassVar[tuple[str, ...]] = ("beginning",)
+    disturbed: ClassVar[tuple[str, ...]] = ("beginning",)
     phrasings: ClassVar = {
         "en": (
             "Continue this text.\n{beginning}",

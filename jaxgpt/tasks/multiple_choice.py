@@ -40,6 +40,7 @@ class MultipleChoice(Task):
 
     one_each: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("question", "choices")
+    disturbed: ClassVar[tuple[str, ...]] = ("question",)
     phrasings: ClassVar = {
         "en": (
             "{question}\n{choices}",

@@ -28,6 +28,7 @@ class OpenQA(Task):
     """Field of passages: a text, or a list of texts or of objects with `text` and `title`; empty for none."""
 
     names: ClassVar[tuple[str, ...]] = ("context", "question")
+    disturbed: ClassVar[tuple[str, ...]] = ("question",)
     phrasings: ClassVar = {
         "en": (
             "{context}Question: {question}",

@@ -33,6 +33,7 @@ class QuerySummarization(Task):
     """Words of a document that are given, the first ones (of Chinese characters); 0 gives all."""
 
     names: ClassVar[tuple[str, ...]] = ("document", "query")
+    disturbed: ClassVar[tuple[str, ...]] = ("query",)
     phrasings: ClassVar = {
         "en": (
             "{document}\n\nSummarise what answers this: {query}",

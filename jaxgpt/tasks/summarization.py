@@ -30,6 +30,7 @@ class Summarization(Task):
     """Words of a document that are given, the first ones (of Chinese characters); 0 gives all."""
 
     names: ClassVar[tuple[str, ...]] = ("document",)
+    disturbed: ClassVar[tuple[str, ...]] = ("document",)
     phrasings: ClassVar = {
         "en": (
             "Summarise this.\n{document}",

@@ -34,6 +34,7 @@ class TextClassification(Task):
 
     one_each: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = ("text", "labels", "about")
+    disturbed: ClassVar[tuple[str, ...]] = ("text",)
     phrasings: ClassVar = {
         "en": (
             "What is the {about} of this text: {labels}?\n{text}",

@@ -34,6 +34,7 @@ class Translation(Task):
     """Field of its translation."""
 
     names: ClassVar[tuple[str, ...]] = ("text", "source", "target")
+    disturbed: ClassVar[tuple[str, ...]] = ("text",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,8 @@ from jaxgpt.data.readers.tasks import evaluation_samples, question
 from jaxgpt.errors import UserError
 from jaxgpt.evals.command import evaluate
 from jaxgpt.evals.metrics import metric_of
+from jaxgpt.evals.perturb import PERTURBATIONS
+from jaxgpt.evals.robust import suite_robustness
 from jaxgpt.evals.suite import answers, predict, run_suite
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.load import load_trained
@@ -123,3 +125,29 @@ def test_metrics_that_need_likelihoods_need_a_scorer(task):
 def test_mistakes_in_a_suite(parts, words, task):
     with pytest.raises(UserError, match=words):
         Suite(**({"name": "s", "tasks": (task,)} | parts))
+
+
+def test_a_suite_under_disturbance(run, task):
+    """Each drop is the difference of the metric of the same samples; other ways to ask are tried too."""
+    wider = replace(task, prompts=("{text}", "say {text}"), held_out="{text}\nback=", metrics=("chrf",))
+    trained = load_trained(run)
+    ((name, found),) = suite_robustness(trained, Suite(name="s", tasks=(wider,)))
+    kinds = [drop.name for drop in found.drops]
+    assert name == "en-back" and kinds == [*PERTURBATIONS, "way to ask 1", "way to ask 2", "prompt order"]
+    (scores,) = run_suite(trained, Suite(name="s", tasks=(wider,), resamples=0))
+    assert found.drops[0].clean == pytest.approx(scores.figures["chrf"].value)
+    (other,) = run_suite(
+        trained, Suite(name="s", tasks=(replace(wider, held_out="say {text}"),), resamples=0)
+    )
+    asked = found.drops[kinds.index("way to ask 2")]
+    assert asked.disturbed == pytest.approx(other.figures["chrf"].value)
+    assert asked.drop.value == pytest.approx(asked.clean - asked.disturbed)
+
+
+def test_a_run_of_tasks_is_scored_by_its_own(run, capsys):
+    evaluate(str(run), json=True, limit=3)
+    parts = [json.loads(part) for part in capsys.readouterr().out.replace("}\n{", "}\0{").split("\0")]
+    assert [part["title"].split(",")[0] for part in parts] == [
+        "The run's own validation dialogues",
+        "en-back of the suite own",
+    ]
