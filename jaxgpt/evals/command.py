@@ -477,7 +477,8 @@ def suite_results(
         own = _named(f"suite-{suite.name}-{found.name}", settings)
         yield Result(
             own, title, _figures(found.figures), titles=found.titles, signatures=found.signatures,
-            predictions=prediction_records(found.predictions), digest=digest(trained, suite, found.task, split),
+            predictions=prediction_records(found.predictions),
+            digest=digest(trained, suite, found.task, split),
         )  # fmt: skip
         if found.name in others:
             pairs = found.against(others[found.name], suite)
