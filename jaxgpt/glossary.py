@@ -34,7 +34,8 @@ _ANSWERS = {
         "(configs/reward_model.py)"
     ),
     "best_of_n rejection_sampling": (
-        "`jaxgpt sample RUN --best-of N --reward REWARD_RUN` shows the completion with the highest reward"
+        "`jaxgpt sample RUN --best-of N` shows the likeliest completion, with `--reward REWARD_RUN` the one of the "
+        "highest reward"
     ),
     "grpo dr_grpo dapo rlvr rl ppo reinforce rloo reward_fn reward_func reward_funcs reward_function": (
         "`jaxgpt train` learns from rewards, functions of yours or a reward model, with Prompts data and "
@@ -198,7 +199,13 @@ _ANSWERS = {
     "num_samples num_return_sequences n_samples": "the number of completions is `--n` of `jaxgpt sample`",
     "temp": "the temperature is `--temperature` of `jaxgpt sample`",
     "do_sample greedy": "greedy decoding is `--temperature 0` of `jaxgpt sample`",
-    "num_beams beam beams beam_search": "beam search is not here; `--temperature 0` of `jaxgpt sample` is greedy",
+    "num_beams beam beam_search beam_width beam_size": "`jaxgpt sample RUN --beams 4` searches with beams",
+    "num_beam_groups diverse_beam_search group_beam_search diversity_penalty": (
+        "`jaxgpt sample RUN --beams 6 --groups 3 --diversity 0.5` searches with diverse groups of beams"
+    ),
+    "no_repeat_ngram_size": "`--no-repeat-ngram N` of `jaxgpt sample`, no_repeat_ngram of Sampling and Beam",
+    "penalty_alpha contrastive_search": "`jaxgpt sample RUN --contrastive 0.6 --top-k 4`",
+    "minimum_bayes_risk mbr_decoding": "`jaxgpt sample RUN --mbr 16` shows the sample most like the others",
     "repeat_penalty frequency_penalty presence_penalty": (
         "repetition is discouraged by `--repetition-penalty` of `jaxgpt sample`"
     ),

@@ -20,7 +20,7 @@ from tiny import FLOAT32, HERE, T, make_run, packed, plain
 
 import jaxgpt
 from jaxgpt.cli import main
-from jaxgpt.config import CausalLM, code, load_run, to_json
+from jaxgpt.config import Beam, CausalLM, Contrastive, code, load_run, to_json
 from jaxgpt.config import load as load_config
 from jaxgpt.data.prepare import prepare
 from jaxgpt.errors import UserError
@@ -86,6 +86,10 @@ def test_the_model_of_add_a_model_is_used_by_every_command(averager: Path, tmp_p
     first = model.generate("seven", max_new_tokens=3, temperature=0)
     (again_TV,) = model.logits([model.encode("seven") + first.ids])
     assert [int(row.argmax()) for row in again_TV[-4:-1]] == first.ids  # decoding equals the full forward
+    beams = model.generate("seven", max_new_tokens=3, decoding=Beam(beams=3)).candidates
+    told = model.score(["seven"] * 3, [beam.ids for beam in beams])
+    assert [3 * (beam.score or 0) for beam in beams] == pytest.approx([total for total, _ in told], abs=1e-4)
+    assert model.generate("seven", max_new_tokens=3, decoding=Contrastive(alpha=0)).ids == first.ids
     hidden = model.hidden(["seven dogs"])
     assert sorted(hidden) == [0, 1, 2] and hidden[1][0].shape == (len(ids), 64)
     assert model.embed(["seven", "dogs"]).shape == (2, 64)

@@ -16,7 +16,7 @@ from jaxgpt.errors import UserError, near_names, nearest
 from jaxgpt.evals import command
 from jaxgpt.glossary import _ANSWERS, ANSWERS, answer, look_up
 from jaxgpt.sample import commands
-from jaxgpt.sample.settings import Asked
+from jaxgpt.sample.settings import Asked, Way
 
 PARTS = {f.name: typing.get_type_hints(Run)[f.name] for f in dataclasses.fields(Run)}
 WORDS = re.compile("`([^`]*)`")
@@ -42,7 +42,7 @@ def test_what_an_answer_names_exists(said: str) -> None:
         elif quoted.startswith("jaxgpt ") and not quoted.startswith("jaxgpt --"):
             assert {" ".join(quoted.split()[1:n]) for n in (2, 3)} & COMMANDS.keys(), quoted
     for flag in re.findall(r"--([a-z-]+)", said):
-        known = {f.name for kind in (Run, Asked) for f in dataclasses.fields(kind)} | {"version", "out"}
+        known = {f.name for kind in (Run, Asked, Way) for f in dataclasses.fields(kind)} | {"version", "out"}
         known |= {*typing.get_type_hints(commands.sample), *typing.get_type_hints(command.evaluate)}
         assert flag.replace("-", "_") in known, flag
     for file in re.findall(r"configs/\w+\.py|launch/", said):

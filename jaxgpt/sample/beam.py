@@ -22,6 +22,7 @@ from jaxgpt.errors import require
 from jaxgpt.layers.cache import Cache, constrain_cache, reorder
 from jaxgpt.sample.completion import Call, Completion, Maker, Waiting, best_of
 from jaxgpt.sample.program import Made, Program, Rows, as_batch, by_rows, everywhere
+from jaxgpt.sharding import constrain
 
 NONE = -jnp.inf
 """The value of what is no text."""
@@ -175,15 +176,15 @@ class Search:
 
     def _logprobs(self, rows: Rows, state: Beams, logits_NV: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities, -inf where a token must not come, and which rows' are not finite."""
-        logits_NV, texts = by_rows(logits_NV), state.open
+        logits_NV = by_rows(logits_NV) if self.groups == 1 else constrain(logits_NV, "batch", "features")
         total_N1 = jax.nn.logsumexp(logits_NV, axis=-1, keepdims=True)
         bad_N = ~jnp.isfinite(total_N1[:, 0])
         may_NV = (jnp.arange(logits_NV.shape[-1]) < self.program.vocab) & ~bad_N[:, None]
-        N, S = rows.length_B.shape[0], texts.tokens_RKS.shape[-1]
-        flat = (texts.tokens_RKS.reshape(N, S), texts.length_RK.reshape(N))
+        N, S = rows.length_B.shape[0], state.open.tokens_RKS.shape[-1]
+        flat = (state.open.tokens_RKS.reshape(N, S), state.open.length_RK.reshape(N))
         allowed_NV = self.program.allowed(*flat, rows.controls)
         may_NV = may_NV if allowed_NV is None else may_NV & allowed_NV
-        return jnp.where(may_NV, logits_NV - total_N1, NONE), bad_N
+        return jnp.where(may_NV, logits_NV - total_N1, NONE), as_batch(bad_N)
 
     def _extend(
         self, rows: Rows, knobs: Knobs, state: Beams, logprobs_NV: jax.Array
@@ -195,51 +196,52 @@ class Search:
         stop_NE = jnp.where(rows.stop_BN < 0, V, rows.stop_BN)
         if not stop_NE.shape[1]:
             stop_NE = jnp.full((len(stop_NE), 1), V)
-        row_N1 = jnp.arange(len(stop_NE))[:, None]
-        ends_NE = logprobs_NV.at[row_N1, stop_NE].get(mode="fill", fill_value=NONE)
-        goes_NV = logprobs_NV.at[row_N1, stop_NE].set(NONE, mode="drop")
-        value_NM, id_NM = self._likeliest(goes_NV, state.open.value_RK, knobs)
-        R, width = len(state.open.value_RK), value_NM.shape[-1]
-        at_RM = jax.lax.top_k(value_NM.reshape(R, M * width), M)[1]
+        ends_NE = jnp.take_along_axis(logprobs_NV, jnp.minimum(stop_NE, V - 1), axis=1)
+        ends_NE = jnp.where(stop_NE < V, ends_NE, NONE)
+        is_stop_NV = jnp.any(jnp.arange(V) == stop_NE[..., None], axis=1)
+        goes_NV = jnp.where(is_stop_NV, NONE, logprobs_NV)
+        R = len(state.open.value_RK)
 
-        def extend(at_RK: jax.Array, width: int, ids: jax.Array, values: jax.Array) -> tuple[Any, Texts]:
-            parent_RK, (ids, values) = at_RK // width, (x.reshape(R, M * width) for x in (ids, values))
-            id_RK, value_RK = (jnp.take_along_axis(x, at_RK, axis=1) for x in (ids, values))
-            row_RK = jnp.arange(R)[:, None] * M + parent_RK
-            new = (id_RK, logprobs_NV[row_RK, jnp.minimum(id_RK, V - 1)], value_RK)
-            return parent_RK, state.open.take(parent_RK).with_token(*new)
+        def extend(id_NK: jax.Array, logprob_NK: jax.Array, cost_NK: jax.Array | float) -> Any:
+            """The M best texts with one of K tokens more."""
+            width = id_NK.shape[-1]
+            value_RMK = state.open.value_RK[..., None] + (logprob_NK - cost_NK).reshape(R, M, width)
+            value_RM, at_RM = jax.lax.top_k(value_RMK.reshape(R, -1), M)
+            id_RM, logprob_RM = (
+                jnp.take_along_axis(x.reshape(R, -1), at_RM, axis=1) for x in (id_NK, logprob_NK)
+            )
+            parent_RM = at_RM // width
+            return parent_RM, state.open.take(parent_RM).with_token(id_RM, logprob_RM, value_RM)
 
-        parent_RM, opened = extend(at_RM, width, id_NM, value_NM)
-        E = stop_NE.shape[1]
-        ended_RME = state.open.value_RK[..., None] + ends_NE.reshape(R, M, E)
-        at_RK = jax.lax.top_k(ended_RME.reshape(R, M * E), M)[1]
-        return parent_RM, opened, extend(at_RK, E, stop_NE, ended_RME)[1]
+        parent_RM, opened = extend(*self._likeliest(goes_NV, state.open.value_RK, knobs))
+        return parent_RM, opened, extend(stop_NE, as_batch(ends_NE), 0.0)[1]
 
     def _likeliest(
         self, goes_NV: jax.Array, value_RM: jax.Array, knobs: Knobs
-    ) -> tuple[jax.Array, jax.Array]:
-        """The likeliest tokens of each row, as many as a search has beams: values of the texts with them, and
-        ids. A group pays for what the groups before it have chosen.
+    ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
+        """The likeliest tokens of each row, as many as a search has beams: their ids, log-probabilities and
+        costs. A group pays for what the groups before it have chosen.
         """
         G, M, V = self.groups, self.beams, goes_NV.shape[-1]
         count = min(M, V)
         if G == 1:
-            logprob_NM, id_NM = jax.lax.top_k(goes_NV, count)
-            return value_RM.reshape(-1, 1) + logprob_NM, id_NM
+            logprob_NK, id_NK = as_batch(jax.lax.top_k(goes_NV, count))
+            return id_NK, logprob_NK, 0.0
         goes_PGMV, value_PGM = goes_NV.reshape(-1, G, M, V), value_RM.reshape(-1, G, M)
-        times_PV, values, ids = jnp.zeros((len(goes_PGMV), V)), [], []
+        times_PV, found = jnp.zeros((len(goes_PGMV), V)), []
         for g in range(G):
-            cost_P1V = knobs.diversity * times_PV[:, None]
-            logprob_PMK, id_PMK = jax.lax.top_k(goes_PGMV[:, g] - cost_P1V, count)
-            value_PMK = value_PGM[:, g, :, None] + logprob_PMK
-            values, ids = [*values, value_PMK], [*ids, id_PMK]
-            flat = (x.reshape(len(x), -1) for x in (value_PMK, id_PMK))
-            value_PK, id_PK = flat
+            cost_PMV = jnp.broadcast_to(knobs.diversity * times_PV[:, None], (len(times_PV), M, V))
+            gain_PMK, id_PMK = jax.lax.top_k(goes_PGMV[:, g] - cost_PMV, count)
+            cost_PMK = jnp.take_along_axis(cost_PMV, id_PMK, axis=2)
+            found.append((id_PMK, gain_PMK + cost_PMK, cost_PMK))
+            value_PK = (value_PGM[:, g, :, None] + gain_PMK).reshape(len(id_PMK), -1)
             best_PM, at_PM = jax.lax.top_k(value_PK, M)
-            id_PM = jnp.where(best_PM > NONE, jnp.take_along_axis(id_PK, at_PM, axis=1), V)
-            times_PV = times_PV.at[jnp.arange(len(id_PM))[:, None], id_PM].add(1.0, mode="drop")
-        value_NM, id_NM = (jnp.stack(x, axis=1).reshape(-1, count) for x in (values, ids))
-        return value_NM, id_NM
+            id_PM = jnp.take_along_axis(id_PMK.reshape(value_PK.shape), at_PM, axis=1)
+            id_PM = jnp.where(best_PM > NONE, id_PM, V)
+            times_PV += jax.vmap(lambda id_M: jnp.zeros(V).at[id_M].add(1.0, mode="drop"))(id_PM)
+        stacked = (jnp.stack(x, axis=1).reshape(-1, count) for x in zip(*found, strict=True))
+        id_NK, logprob_NK, cost_NK = stacked
+        return id_NK, logprob_NK, cost_NK
 
     def run(self, params: dict, rows: Rows, knobs: Knobs, state: Beams) -> Beams:
         """Search until every search is done."""

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxgpt.config import ONE_DEVICE, Knowledge, Mesh, load_run
-from jaxgpt.config.bounds import Bounds, Rows, Seed, Tokens, bounded
+from jaxgpt.config import ONE_DEVICE, Knowledge, Mesh, Sampling, code, load_run
+from jaxgpt.config.bounds import Rows, Seed, Tokens, bounded
+from jaxgpt.config.decoding import draws
 from jaxgpt.data.knowledge import Found
 from jaxgpt.errors import UserError, require
 from jaxgpt.sample.options import Ruled, library_of, tell, told
 from jaxgpt.sample.output import note, noting, require_finite, show, show_best, show_json, write
-from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Verify
+from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked, Verify, Way
 
 if TYPE_CHECKING:
     from jaxgpt.sample.generate import Generator
@@ -32,7 +33,7 @@ Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Known = Annotated[Knowledge, FLAT, tyro.conf.UseAppendAction]
-AS_THE_MODEL, FREE, NOTHING = Asked(), Ruled(), Knowledge()
+AS_THE_MODEL, ONE_SAMPLE, FREE, NOTHING = Asked(), Way(), Ruled(), Knowledge()
 
 
 @bounded
@@ -55,8 +56,7 @@ def sample(
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
     batch_size: Rows = 64,
-    best_of: Annotated[int, Bounds(0, 2**20)] = 0,
-    reward: str = "",
+    way: Annotated[Way, FLAT] = ONE_SAMPLE,
     rules: Annotated[Ruled, FLAT] = FREE,
     knowledge: Known = NOTHING,
 ) -> None:
@@ -79,12 +79,11 @@ def sample(
       bos: begin the text with the beginning-of-text token; by default it begins as in training.
       no_bos: begin it without that token.
       system: system message put before the prompt of a run tuned on dialogues.
-      json: print one JSON object per completion (prompt, text, ids, logprobs, finish_reason, seed).
+      json: print one JSON object per completion (prompt, text, ids, logprobs, finish_reason, seed, score).
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
       batch_size: number of completions generated at a time.
-      best_of: make that many completions per prompt and show the one with the highest reward.
-      reward: folder of the reward model's run, for --best-of.
+      way: to decode.
       rules: what a completion may be.
       knowledge: what is searched for each prompt and put before it; sources are named after the answers on
         standard error, or in the JSON's `sources` and `facts`.
@@ -93,12 +92,16 @@ def sample(
       UserError: a bad setting, an unreadable prompt, or one longer than the model's context.
       NotFinite: a completion ended where the model's logits were not finite.
     """
+    decoding = way.settle(sampling, {}, SAMPLE_DEFAULT)
+    plain, most = isinstance(decoding, Sampling), decoding.rows
     require(
-        bool(best_of) == bool(reward) and (not best_of or n == 1),
-        f"--best-of is {best_of}, --reward {reward!r} and --n {n}; give the first two together and not --n.",
+        plain or n <= most,
+        f"--n is {n} but only {most} completions of a prompt are made; lower it.",
     )
-    n = best_of or n
-    require(0 <= seed <= 2**32 - n, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - n}.")
+    several = n if plain else draws(decoding)
+    require(
+        0 <= seed <= 2**32 - several, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - several}."
+    )
     require(all(stop), "a --stop string is empty; give at least one character.")
     require(not (bos and no_bos), "--bos and --no-bos exclude each other; drop one.")
     as_chat = load_run(run).templated and not raw
@@ -110,9 +113,9 @@ def sample(
     rule, library = rules.rule(), library_of(knowledge, verify)
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
-    require(as_chat or not best_of, "--best-of judges answers, but this run continues plain text; drop it.")
-    judge = _judge(reward, mesh, verify) if best_of else None
+    judge = _judge(way.reward, mesh, verify)
     generator = _load(run, checkpoint, mesh, verify)
+    generator.judges |= judge
     texts = texts or [""]
     found = [library.about(text) for text in texts] if library else [Found()] * len(texts)
     whole = [known.text + text for known, text in zip(found, texts, strict=True)]
@@ -122,28 +125,26 @@ def sample(
         asked = generator.texts(whole, bos or (False if no_bos else None))
     generator.check_prompts(asked["prompts"])  # before any is answered
     settings = {
-        "decoding": sampling.settle(generator.tokenizer.sampling, SAMPLE_DEFAULT),
+        "decoding": way.settle(sampling, generator.tokenizer.sampling, SAMPLE_DEFAULT),
         "max_new_tokens": max_new_tokens,
         "stop_strings": stop,
     } | ({"rules": rule} if rule else {})
-    rows = [(i, (seed + j) % 2**32) for i in range(len(asked["prompts"])) for j in range(n)]
-    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    each = n if plain else 1
+    rows = [(i, (seed + j) % 2**32) for i in range(len(asked["prompts"])) for j in range(each)]
+    size = max(1, batch_size // most)
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     calls = [_part(asked, part) | settings for part in parts]
     about = [
         {"prompt": text} | (told(known) if library else {}) for text, known in zip(texts, found, strict=True)
     ]
-    if judge:
-        failed = show_best(
-            generator, calls, [_turns(text, system) for text in whole], judge, about if json else None
-        )
-    elif json:
-        failed = show_json(generator, calls, [about[i] for i, _ in rows])
+    if json:
+        failed = show_json(generator, calls, [about[i] for i, _ in rows], n)
     else:
-        failed = show(generator, calls)
+        failed = show(generator, calls) if plain else show_best(generator, calls, n)
     if library and not json:
         for known in found:
             tell(known)
-    require_finite(failed, f"{failed} of {len(rows)} completions")
+    require_finite(failed, f"{failed} of {len(rows) * most} completions")
 
 
 def _part(asked: dict[str, Any], rows: list[tuple[int, int]]) -> dict[str, Any]:
@@ -154,10 +155,15 @@ def _part(asked: dict[str, Any], rows: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def _judge(folder: str, mesh: Mesh, verify: bool) -> Judge:
+def _judge(reward: str, mesh: Mesh, verify: bool) -> dict[str, Judge]:
+    """The reward model of --reward by its folder, if it is one; a function's file is trusted."""
+    if code.is_reference(reward) and (path := Path(reward.rpartition(":")[0])).is_file():
+        code.trust(path)
+    if not Path(reward or "-").is_dir():
+        return {}
     from jaxgpt.sample.judge import Judge
 
-    return Judge.load(folder, mesh=mesh, verify=verify)
+    return {reward: Judge.load(reward, mesh=mesh, verify=verify)}
 
 
 @bounded

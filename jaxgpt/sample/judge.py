@@ -6,7 +6,7 @@ Shapes: B rows, T tokens per row, N dialogues.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from jaxgpt.data.packing import Item, PackedExamples
 from jaxgpt.data.readers.chat import write_dialogue
 from jaxgpt.errors import NotFinite, UserError, require, shown
 from jaxgpt.models import abstract_model, assemble
-from jaxgpt.sample.completion import Completion
 from jaxgpt.sample.load import Trained, load_trained
 from jaxgpt.sharding import row_shards
 from jaxgpt.target import Target
@@ -118,22 +117,6 @@ class Judge:
         if not np.isfinite(reward_N).all():
             raise NotFinite("rewards are")
         return reward_N
-
-    def best(
-        self, asked: Sequence[Dialogue], made: Sequence[Completion]
-    ) -> Iterator[tuple[Dialogue, Completion, float]]:
-        """Of the completions of each dialogue in turn, the first with the highest reward, and that.
-
-        Args:
-          asked: dialogues up to a user's turn.
-          made: as many completions of each, those of one dialogue after each other.
-        """
-        count = len(made) // max(len(asked), 1)
-        answers = [{"role": "assistant", "content": completion.text} for completion in made]
-        reward_N = self([[*asked[k // count], answer] for k, answer in enumerate(answers)])
-        for i, turns in enumerate(asked):
-            best = i * count + int(np.argmax(reward_N[i * count : (i + 1) * count]))
-            yield turns, made[best], float(reward_N[best])
 
     def _item(self, dialogue: Dialogue, number: int) -> Item:
         context = self.trained.run.model.context

@@ -10,41 +10,44 @@ from jaxgpt.errors import NotFinite
 from jaxgpt.files import to_json
 
 if TYPE_CHECKING:
-    from jaxgpt.sample.generate import Generator, Token
-    from jaxgpt.sample.judge import Judge
+    from jaxgpt.sample.generate import Completion, Generator, Token
 
 SEPARATOR = "---"
 """A line of its own between completions, when there are several."""
 
 
-def show_json(generator: Generator, calls: list[dict[str, Any]], about: list[dict[str, Any]]) -> int:
-    """Write a line for each completion, with what is said about it; returns how many failed."""
+def show_json(
+    generator: Generator, calls: list[dict[str, Any]], about: list[dict[str, Any]], best: int
+) -> int:
+    """Write a line for each completion; returns how many failed.
+
+    Args:
+      generator: makes them.
+      calls: what it is asked.
+      about: what is said about each row.
+      best: completions to show of a prompt's candidates, where it has some.
+    """
     failed, said = 0, iter(about)
     for call in calls:
         for completion in generator.generate(**call):
-            write(to_json(next(said) | {"text": completion.text} | completion.record) + "\n")
-            failed += completion.finish_reason == "error"
+            about_it = next(said)
+            for one in completion.candidates[:best] or (completion,):
+                write(to_json(about_it | {"text": one.text} | one.record) + "\n")
+            failed += failures(completion)
     return failed
 
 
-def show_best(
-    generator: Generator,
-    calls: list[dict[str, Any]],
-    asked: list[list[dict[str, str]]],
-    judge: Judge,
-    about: list[dict[str, Any]] | None,
-) -> int:
-    """Write the completion of each prompt that a judge likes best, as JSON with what is said about it if
-    that is given; returns how many failed.
-    """
+def show_best(generator: Generator, calls: list[dict[str, Any]], best: int) -> int:
+    """Write the `best` candidates of each prompt, once they are all known; returns how many failed."""
     made = [completion for call in calls for completion in generator.generate(**call)]
-    for i, (_, best, reward) in enumerate(judge.best(asked, made)):
-        if about:
-            told = about[i] | {"text": best.text, "reward": reward}
-            write(to_json(told | best.record) + "\n")
-        else:
-            write((f"{SEPARATOR}\n" if i else "") + best.text + "\n")
-    return sum(completion.finish_reason == "error" for completion in made)
+    texts = [one.text for completion in made for one in completion.candidates[:best] or (completion,)]
+    write(f"\n{SEPARATOR}\n".join(texts) + "\n")
+    return sum(map(failures, made))
+
+
+def failures(completion: Completion) -> int:
+    """How many of its candidates ended with an error, or whether it did."""
+    return sum(one.finish_reason == "error" for one in completion.candidates or (completion,))
 
 
 def show(generator: Generator, calls: list[dict[str, Any]]) -> int:

@@ -90,7 +90,7 @@ def _similarity(name: str) -> Callable[[str, str], float]:
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError:
         raise UserError(
-            "MBR compares texts by sacrebleu, which is not installed; uv sync --extra eval."
+            "MBR compares texts by sacrebleu, which is not installed; run `pip install 'jaxgpt[eval]'`."
         ) from None
     library: Any = CHRF() if name == "chrf" else BLEU(effective_order=True)
     return lambda text, other: library.sentence_score(text, [other]).score

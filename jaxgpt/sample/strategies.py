@@ -215,14 +215,14 @@ def repeats(
       longest: the largest n (static).
       vocab: V (static).
     """
-    B, S = tokens_BS.shape
+    S = tokens_BS.shape[1]
     again_BS = (jnp.arange(S) < length_B[:, None]) & (ngram_B[:, None] > 0)  # of the n-gram that ends here
     for i in range(1, longest):
         last_B1 = jnp.take_along_axis(tokens_BS, jnp.maximum(length_B - i, 0)[:, None], axis=1)
         before_BS = jnp.pad(tokens_BS, ((0, 0), (i, 0)), constant_values=-1)[:, :S]
         again_BS &= (before_BS == last_B1) | (i >= ngram_B[:, None])
     at_BS = jnp.where(again_BS, tokens_BS, vocab)
-    return jnp.zeros((B, vocab), bool).at[jnp.arange(B)[:, None], at_BS].set(True, mode="drop")
+    return jax.vmap(lambda at_S: jnp.zeros(vocab, bool).at[at_S].set(True, mode="drop"))(at_BS)
 
 
 def noise(seed_B: jax.Array, position_B: jax.Array, size: int) -> jax.Array:

@@ -14,12 +14,12 @@ import pytest
 from tiny_models import RECITED
 
 from jaxgpt.cli import main
-from jaxgpt.config import Chat, Knowledge, Run, Text
+from jaxgpt.config import MBR, Beam, BestOf, Chat, Contrastive, Knowledge, Run, Text
 from jaxgpt.errors import UserError
 from jaxgpt.sample import commands, output
 from jaxgpt.sample.generate import Generator, Token
 from jaxgpt.sample.options import Ruled
-from jaxgpt.sample.settings import Asked, Sampling
+from jaxgpt.sample.settings import SAMPLE_DEFAULT, Asked, Sampling, Way
 from jaxgpt.text.chat import render_plain
 
 GREEDY = Asked(temperature=0)
@@ -356,3 +356,52 @@ def test_a_completion_keeps_the_rule_of_its_flags(
         assert capsys.readouterr().out.removesuffix("\n") in text
     with pytest.raises(UserError, match="--choices, --regex are given"):
         commands.sample("r", prompt=("hi",), rules=Ruled(choices="a", regex="b"))
+
+
+def test_other_ways_of_decoding_write_the_best_when_all_are_known(
+    chat_run: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import tyro
+
+    for flags in ("--beams 2", "--contrastive 0.1", "--best-of 2 --temperature 0", "--mbr 2 --temperature 0"):
+        tyro.cli(commands.sample, args=["r", "--prompt", "a", "--prompt", "b", *flags.split()])
+        assert capsys.readouterr().out == f"{RECITED}\n---\n{RECITED}\n", flags
+    flags = ["--prompt", "a", "--beams", "2", "--n", "2", "--json", "--seed", "4"]
+    tyro.cli(commands.sample, args=["r", *flags])
+    best, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (best["text"], best["prompt"], best["seed"]) == (RECITED, "a", 4)
+    assert best["score"] == pytest.approx(sum(best["logprobs"]) / len(best["logprobs"]))
+    assert best["score"] > second["score"]
+    own = tmp_path / "mine.py"
+    own.write_text("def shortness(prompt, text, record):\n    return len(prompt) - len(text)\n")
+    tyro.cli(commands.sample, args=f"r --prompt a --best-of 2 --reward {own}:shortness --json".split())
+    line = json.loads(capsys.readouterr().out)
+    assert line["score"] == 1 - len(line["text"])
+
+
+def test_flags_of_a_way_say_what_they_need() -> None:
+    model = {"top_p": 0.9, "top_k": 7}
+    assert Way().settle(Asked(), model, SAMPLE_DEFAULT) == Sampling(temperature=0.8, top_p=0.9, top_k=7)
+    how = Way(beams=6, groups=3, length_penalty=0).settle(Asked(no_repeat_ngram=3), model, SAMPLE_DEFAULT)
+    assert how == Beam(beams=6, groups=3, length_penalty=0, no_repeat_ngram=3)
+    assert Way(contrastive=0.5).settle(Asked(), model, SAMPLE_DEFAULT) == Contrastive(k=4, alpha=0.5)
+    drawn = Sampling(temperature=0.3, top_p=0.9, top_k=7)
+    assert Way(mbr=4).settle(Asked(temperature=0.3), model, SAMPLE_DEFAULT) == MBR(n=4, sampling=drawn)
+    assert Way(best_of=4).settle(Asked(temperature=0.3), model, SAMPLE_DEFAULT) == BestOf(n=4, sampling=drawn)
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"beams": 4, "mbr": 4}, "--beams and --mbr exclude each other; drop one"),
+        ({"contrastive": 0.0, "best_of": 4}, "--best-of and --contrastive exclude each other"),
+        ({"length_penalty": 1.0}, "--length-penalty is given without --beams; add that"),
+        ({"best_of": 4, "diversity": 1.0}, "--diversity is given without --beams"),
+        ({"beams": -1}, "beams is -1; it must be between 1 and 256"),
+        ({"beams": 4, "groups": 3}, "beams is 4 and groups 3"),
+        ({"mbr": 1}, "n is 1; it must be between 2 and 4,096"),
+        ({"contrastive": 1.5}, "alpha is 1.5; it must be between 0 and 1"),
+    ]
+    for flags, words in bad:
+        with pytest.raises(UserError, match=words):
+            Way(**flags)
+    with pytest.raises(UserError, match="--temperature means nothing under --beams; drop it"):
+        Way(beams=4).settle(Asked(temperature=0.5), {}, SAMPLE_DEFAULT)
+    with pytest.raises(UserError, match="--n is 5 but only 4 completions of a prompt are made; lower it"):
+        commands.sample("r", way=Way(beams=4), n=5)

@@ -36,6 +36,7 @@ from jaxgpt.models import init_params, parameter_counts
 from jaxgpt.sample.commands import sample
 from jaxgpt.sample.judge import Judge
 from jaxgpt.sample.load import load_trained
+from jaxgpt.sample.settings import Way
 from jaxgpt.train.loop import train
 from jaxgpt.train.rewards import Rewards
 
@@ -108,17 +109,24 @@ def test_the_best_of_several_is_shown(judge, run, capsys) -> None:
     common = {"prompt": asked, "max_new_tokens": 4, "json": True}
     sample(base, n=3, **common)
     every = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    sample(base, best_of=3, reward=str(run.folder), **common)
+    sample(base, way=Way(best_of=3, reward=str(run.folder)), **common)
     best = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     judge = Judge.load(run.folder)
     for i, (prompt, one) in enumerate(zip(asked, best, strict=True)):
         rewards = judge([talk(prompt, other["text"]) for other in every[3 * i : 3 * i + 3]])
         assert one["text"] == every[3 * i + int(np.argmax(rewards))]["text"]
-        assert one["reward"] == pytest.approx(float(rewards.max()), rel=1e-4)
-    with pytest.raises(UserError, match="--best-of is 3, --reward '' and --n 1; give the first two together"):
-        sample(base, best_of=3, prompt=asked)
+        assert one["score"] == pytest.approx(float(rewards.max()), rel=1e-4)
+    sample(base, way=Way(best_of=3), n=3, **common)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for i in range(len(asked)):
+        scored = {line["text"]: line["score"] for line in lines[3 * i : 3 * i + 3]}
+        means = {o["text"]: np.mean(o["logprobs"]) for o in every[3 * i : 3 * i + 3]}
+        assert scored == pytest.approx(means, rel=1e-5)
+        assert [*scored.values()] == sorted(scored.values(), reverse=True)
+    with pytest.raises(UserError, match="--reward is given without --best-of; add that"):
+        Way(reward=base)
     with pytest.raises(UserError, match="holds a GPT, which gives no rewards; name a run of a RewardModel"):
-        sample(base, best_of=3, reward=base, prompt=asked)
+        sample(base, way=Way(best_of=3, reward=base), prompt=asked)
 
 
 def test_a_head_of_one_output_on_any_backbone() -> None:
