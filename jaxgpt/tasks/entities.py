@@ -32,7 +32,9 @@ class Entities(Task):
     words: str = "tokens"
     """Field of the words, of files of records."""
     tags: str = "ner_tags"
-    """Field of the tags, as text, of files of records."""
+    """Field of the tags of files of records, as text or as places in tag_names."""
+    tag_names: tuple[str, ...] = ()
+    """Names of the tags, where files have their numbers from 0 on."""
     none: str = ""
     """What is answered where there is no entity; empty means `none`, or `无` in Chinese."""
 
@@ -71,9 +73,7 @@ class Entities(Task):
 
     def samples(self, record: Any) -> Iterator[Sample]:
         record = as_object(record)
-        if isinstance(tags := field_of(record, self.tags), list) and all(isinstance(t, int) for t in tags):
-            raise ValueError(f"field {self.tags!r} holds numbers; write the names of the tags there")
-        words, tags = texts_at(record, self.words), texts_at(record, self.tags)
+        words, tags = texts_at(record, self.words), self._tags(field_of(record, self.tags))
         if len(words) != len(tags):
             raise ValueError(f"{len(words)} words have {len(tags)} tags")
         try:
@@ -85,6 +85,17 @@ class Entities(Task):
         types = {"en": f" ({', '.join(self.types)})", "zh": f"（{'、'.join(self.types)}）"}[self.language]
         values = {"text": self.joiner.join(words), "types": types if self.types else "", "none": self.nothing}
         yield Sample(values, ("\n".join(spans) or self.nothing,))
+
+    def _tags(self, value: Any) -> tuple[str, ...]:
+        if not (isinstance(value, list) and value and all(isinstance(tag, int) for tag in value)):
+            return texts_at({self.tags: value}, self.tags)
+        if not self.tag_names:
+            raise ValueError(f"field {self.tags!r} holds numbers; name what they mean with data.tag_names")
+        if unknown := [tag for tag in value if not 0 <= tag < len(self.tag_names)]:
+            raise ValueError(
+                f"field {self.tags!r} holds {unknown[0]}, but data.tag_names are {len(self.tag_names)}"
+            )
+        return tuple(self.tag_names[tag] for tag in value)
 
     def extract(self, text: str, sample: Sample) -> str:
         """The lines that are entities; the word for none of them; nothing where no line can be read."""

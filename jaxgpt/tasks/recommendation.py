@@ -87,7 +87,7 @@ class Recommendation(Task):
     def _ratings(self, path: str, report: Report) -> Iterator[tuple[str, Any]]:
         """A record for each of the last ratings of each user."""
         users: dict[str, list[tuple[float, str, str, float]]] = {}
-        for where, row in named_rows(path, report):
+        for where, row in named_rows(path, report, self.header):
             try:
                 user, item = text_at(row, self.user), text_at(row, self.candidate)
                 time, rating = (_number(text_at(row, name), name) for name in (self.time, self.click))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxgpt.config.tasks import Sample, Task
+from jaxgpt.data.lines import as_object, field_of
 from jaxgpt.errors import nearest, require
 from jaxgpt.tasks.fields import MARKS, text_at
 
@@ -78,10 +79,15 @@ class TextClassification(Task):
         text = text_at(record, self.text)
         if self.pair:
             text += f"\n{text_at(record, self.pair)}"
-        label, joint = self._named(text_at(record, self.label)), {"en": " or ", "zh": "还是"}[self.language]
+        label, joint = self._named(self._value(record)), {"en": " or ", "zh": "还是"}[self.language]
         about = self.about or {"en": "sentiment", "zh": "情感"}[self.language]
         values = {"text": text, "about": about, "labels": joint.join(self.called)}
         yield Sample(values, (label,), choices=self.called)
+
+    def _value(self, record: Any) -> str:
+        """The label as a file has it; false is 0 and true 1."""
+        value = field_of(as_object(record), self.label)
+        return str(int(value)) if isinstance(value, bool) else text_at(record, self.label)
 
     def _named(self, value: str) -> str:
         """The name of a label as a file has it."""
