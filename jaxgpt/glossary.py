@@ -46,6 +46,10 @@ _ANSWERS = {
     "generate generation complete completion infer inference prompt_model": (
         "`jaxgpt sample RUN --prompt TEXT` completes a text, `jaxgpt chat RUN` answers, and `jaxgpt predict RUN FILE` labels"
     ),
+    "captum saliency shap lime interpret interpretability integrated_gradients attribution attributions logit_lens "
+    "attention_rollout visualize influence tracin why": (
+        "`jaxgpt explain RUN --prompt TEXT` explains a prediction: attributions, attention, logit lens, training examples"
+    ),
     "talk ask interact repl": "`jaxgpt chat RUN` answers turn by turn",
     "classify label tag ner tagger classifier": "`jaxgpt predict RUN FILE` labels texts with a trained tagger or classifier",
     "convert from_pretrained from_hf load_hf hf huggingface download from_huggingface": (
