@@ -17,20 +17,24 @@ _ANSWERS = {
         "a server is planned; until then use `jaxgpt chat RUN`, `jaxgpt sample RUN --json`, or "
         "`jaxgpt.load(RUN).stream(...)` in Python"
     ),
-    "lora qlora dora peft adapter adapters ia3 prefix_tuning prompt_tuning use_peft use_lora lora_r lora_rank "
+    "lora qlora dora peft adapter adapters ia3 prefix_tuning prompt_tuning use_peft use_lora lora_r "
+    "lora_rank "
     "lora_alpha lora_dropout lora_target_modules target_modules peft_config lora_config": (
-        "parameter-efficient tuning is `tune` of a config with init_from: tune=LoRA(rank=8), DoRA, PromptTuning, "
+        "parameter-efficient tuning is `tune` of a config with init_from: tune=LoRA(rank=8), DoRA, "
+        "PromptTuning, "
         "PrefixTuning, BottleneckAdapters, IA3, BitFit or LastLayers (docs/tuning.md)"
     ),
     "finetune fine_tune fine_tuning finetuning sft tune tuning instruct": (
         "`jaxgpt train` tunes too: give it a config with Chat data and init_from (configs/instruct_alpaca.py)"
     ),
     "dpo ipo simpo orpo kto rlhf preference preferences preference_tuning pref_loss": (
-        "`jaxgpt train` learns from preferences: from Pairs data with objective=DPO(), IPO(), SimPO() or ORPO(), from "
+        "`jaxgpt train` learns from preferences: from Pairs data with objective=DPO(), IPO(), SimPO() or "
+        "ORPO(), from "
         "Rated data with KTO() (configs/dpo.py)"
     ),
     "reward reward_model reward_modeling rm bradley_terry": (
-        "`jaxgpt train` trains a reward model, model=RewardModel() with objective=BradleyTerry() on Pairs data "
+        "`jaxgpt train` trains a reward model, model=RewardModel() with objective=BradleyTerry() on Pairs "
+        "data "
         "(configs/reward_model.py)"
     ),
     "best_of_n rejection_sampling": (
@@ -44,7 +48,8 @@ _ANSWERS = {
     "distill distillation teacher": "distillation is not here yet; `jaxgpt train` learns from text, dialogues or labels",
     "pretrain fit run resume_training": "`jaxgpt train CONFIG` trains, or resumes",
     "generate generation complete completion infer inference prompt_model": (
-        "`jaxgpt sample RUN --prompt TEXT` completes a text, `jaxgpt chat RUN` answers, and `jaxgpt predict RUN FILE` labels"
+        "`jaxgpt sample RUN --prompt TEXT` completes a text, `jaxgpt chat RUN` answers, and `jaxgpt predict "
+        "RUN FILE` labels"
     ),
     "captum saliency shap lime interpret interpretability integrated_gradients attribution attributions logit_lens "
     "attention_rollout visualize influence tracin why": (
@@ -60,7 +65,8 @@ _ANSWERS = {
     ),
     "merge_adapter merge_lora merge_and_unload fuse": "`jaxgpt merge RUN FOLDER` puts a tuned run and its base into one",
     "gguf llamacpp ollama onnx": (
-        "this format is not here yet; `jaxgpt export RUN FOLDER` writes a Hugging Face folder, which other tools convert"
+        "this format is not here yet; `jaxgpt export RUN FOLDER` writes a Hugging Face folder, which other "
+        "tools convert"
     ),
     "test evaluate evaluation benchmark bench lm_eval validate perplexity ppl accuracy metrics": (
         "`jaxgpt eval RUN` measures: the run's own data (`--split test`), `--text FILE`, or `--tasks`"
@@ -84,7 +90,8 @@ _ANSWERS = {
         "the same `jaxgpt train` command goes on from the newest checkpoint by itself"
     ),
     "quantize quantization quant int8 int4 load_in_8bit load_in_4bit bnb bitsandbytes awq gptq fp8": (
-        "a frozen base is quantized for tuning by tune=LoRA(base='nf4') (int8, int4); otherwise `compute.dtype` "
+        "a frozen base is quantized for tuning by tune=LoRA(base='nf4') (int8, int4); otherwise "
+        "`compute.dtype` "
         "bfloat16 is the smallest type"
     ),
     # -------------------------------------------------------------------------------- training
@@ -131,10 +138,12 @@ _ANSWERS = {
         "a run's folder is the folder runs joined with its name: `--runs FOLDER --name NAME`"
     ),
     "model_name_or_path pretrained_model_name_or_path pretrained base_model model_path model_name init_checkpoint ckpt": (
-        "`jaxgpt import FOLDER RUN` makes a run of a Hugging Face folder, and `--init-from RUN` starts from a run"
+        "`jaxgpt import FOLDER RUN` makes a run of a Hugging Face folder, and `--init-from RUN` starts from "
+        "a run"
     ),
     "wandb report_to log_with wandb_project wandb_log use_wandb tensorboard tracker mlflow comet": (
-        "`--train.track wandb tensorboard` chooses trackers (extra track); RUN/metrics.jsonl and RUN/report.html have "
+        "`--train.track wandb tensorboard` chooses trackers (extra track); RUN/metrics.jsonl and "
+        "RUN/report.html have "
         "the numbers too"
     ),
     "pref_beta dpo_beta": "how far preferences may move a model is `objective.beta`",
@@ -142,7 +151,8 @@ _ANSWERS = {
     "desirable_weight kto_chosen_weight": "the weight of good completions is `objective.good_weight`",
     "undesirable_weight kto_rejected_weight": "the weight of bad completions is `objective.bad_weight`",
     "ref_model reference_model ref_model_name_or_path precompute_ref_log_probs": (
-        "the reference of preferences is the run that init_from names; its log-probabilities are computed once and kept"
+        "the reference of preferences is the run that init_from names; its log-probabilities are computed "
+        "once and kept"
     ),
     # ---------------------------------------------------------------------------------- the model
     "n_layer n_layers num_layers num_hidden_layers depth": "the number of layers is `model.layers`",
@@ -174,7 +184,8 @@ _ANSWERS = {
         "JAX finds the devices by itself (JAX_PLATFORMS=cpu in the environment keeps to the CPU), and "
         "`mesh.data`, `mesh.fsdp` and `mesh.tensor` share them out"
     ),
-    "distributed torchrun accelerate deepspeed fsdp ddp zero launch nproc_per_node nnodes world_size slurm multi_gpu "
+    "distributed torchrun accelerate deepspeed fsdp ddp zero launch nproc_per_node nnodes world_size slurm "
+    "multi_gpu "
     "tensor_parallel tp pp dp": (
         "`mesh.data`, `mesh.fsdp` and `mesh.tensor` share out the devices; on several hosts start the same "
         "command once per host (launch/)"

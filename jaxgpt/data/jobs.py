@@ -76,6 +76,8 @@ class Job:
     split: str
     field: str
     filters: Filters = NO_FILTERS
+    canaries: tuple[str, ...] = ()
+    """Documents of the last job, which has no spans."""
     stage: Stage = "job"
     """Whether it writes shards, or before that the keys that duplicates are told by."""
 
@@ -242,6 +244,9 @@ def run_job(job: Job, index: int, spans: list[Span], tokenizer: Tokenizer, progr
         if progress is not None:
             with progress.get_lock():
                 progress.value += span.size
+    if not spans:
+        for text in job.canaries:
+            splits["train"].add(text, tokenizer)
     counts = {name: split.close() for name, split in splits.items()}
     if key is not None:
         write_npy(part / "keys.npy", np.stack(keys) if keys else np.zeros((0, 1), np.uint64))

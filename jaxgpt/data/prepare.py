@@ -27,9 +27,10 @@ import numpy as np
 import tyro
 
 from jaxgpt.config import changed_fields
-from jaxgpt.config.bounds import Part, Share, Workers, bounded
+from jaxgpt.config.bounds import Part, Share, Steps, StepsOr0, Workers, bounded
 from jaxgpt.config.filters import NO_FILTERS, Filters
 from jaxgpt.data import jobs
+from jaxgpt.data.canaries import make_canaries, planted, write_canaries
 from jaxgpt.data.corpus import read_lengths
 from jaxgpt.data.documents import Span, cut
 from jaxgpt.data.duplicates import find_duplicates
@@ -58,6 +59,8 @@ def prepare(
     field: str = "text",
     max_bad: Share = 0.01,
     filters: Annotated[Filters, tyro.conf.arg(name="")] = NO_FILTERS,
+    canary: StepsOr0 = 0,
+    canary_repeats: tuple[Steps, ...] = (1, 4, 16),
     workers: Workers = 0,
     overwrite: bool = False,
 ) -> None:
@@ -77,6 +80,9 @@ def prepare(
         `a.b[0].c` reaches into objects and lists.
       max_bad: maximum share of bad lines; above it, the command fails.
       filters: what is left out or changed.
+      canary: number of random texts to plant in the training text, so that `jaxgpt eval RUN --safety` can
+        tell what a model remembers; they are listed in canaries.json.
+      canary_repeats: how often a canary is planted, in turn.
       workers: number of processes that tokenize; 0 means one per core.
       overwrite: rewrite a finished folder, if it is damaged or was made with other settings.
     """
@@ -85,6 +91,11 @@ def prepare(
     files = expand(sources)
     plan = plan_jobs(files)
     settings = _settings(files, text, validation, split, field, filters)
+    canaries = make_canaries(canary, canary_repeats) if canary else None
+    if canaries:
+        require(bool(canary_repeats), "--canary-repeats is empty; say how often a canary is planted.")
+        settings["canaries"] = canaries["repeats"]
+        plan.append([])  # the job that writes them
     make_filters(filters)  # what a filter needs is here
     out = Path(out)
     held = _held(out, settings, overwrite)
@@ -98,9 +109,12 @@ def prepare(
                 _discard(out)
             write_json(out / ".work" / "settings.json", settings)
             text.save(out / "tokenizer")
-            job = jobs.Job(str(out), validation, split, field, filters)
+            more = tuple(planted(canaries)) if canaries else ()
+            job = jobs.Job(str(out), validation, split, field, filters, more)
             if filters.duplicates != "keep":
                 _mark_duplicates(job, plan, workers or _cores(), max_bad)
+            if canaries:
+                write_canaries(out, canaries)
             reports = jobs.run_all(job, plan, workers or _cores(), max_bad)
             manifest = _assemble(out, settings, plan, reports, max_bad)
     except OSError as error:
@@ -187,7 +201,7 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
             f"(it holds {', '.join(sorted(foreign)[:3])}); name another folder.",
         )
         return "nothing"
-    changed = [k for k in {**settings, "filters": None} if held.get(k) != settings.get(k)]
+    changed = [k for k in {**settings, "filters": None, "canaries": None} if held.get(k) != settings.get(k)]
     whole = (out / "manifest.json").is_file()
     if not changed:
         return "part" if not whole else "other" if overwrite else "all"
@@ -204,6 +218,7 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
 
 def _discard(out: Path) -> None:
     (out / "manifest.json").unlink(missing_ok=True)  # first: a folder without it is not whole
+    (out / "canaries.json").unlink(missing_ok=True)
     for name in ("train", "validation", "tokenizer"):
         shutil.rmtree(out / name, ignore_errors=True)
     for path in [*(out / ".work").glob("job-*"), *(out / ".work").glob("keys-*")]:

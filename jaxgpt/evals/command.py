@@ -153,6 +153,9 @@ def evaluate(
     suite: str = "",
     against: str = "",
     robust: Switch = False,
+    safety: Switch = False,
+    safety_limits: str = "",
+    sentiment: str = "",
     calibration: Switch = False,
     fit_temperature: Switch = False,
     forgetting: str = "",
@@ -183,6 +186,10 @@ def evaluate(
       suite: file with `def config() -> Suite`: tasks on which the run's answers are scored, with intervals;
         every prediction is saved (docs/tasks.md).
       against: another run, which is scored on the same suite: differences with intervals and p.
+      safety: toxicity of completions, differences between groups of people, memorised training text, planted
+        canaries and personal data, as RUN/eval/safety.html; exits with 4 where a figure is above its limit.
+      safety_limits: JSON file of an object from names of figures to the most that passes.
+      sentiment: a classifier's run, whose judgement of the compared sentences is measured by --safety too.
       calibration: calibration errors and a reliability plot of labels, or of next tokens, before and after
         the temperature that suits the validation data best.
       fit_temperature: the same, and store that temperature with the run, for the confidences of `predict`.
@@ -220,6 +227,12 @@ def evaluate(
             not others, "--calibration is of the run's own data; drop it, or what else is to be measured."
         )
         results = iter([_calibration(trained, settings, fit_temperature)])
+    elif safety:
+        others = bool(text or names or suite or robust)
+        require(not others, "--safety is by itself; drop it, or what else is to be measured.")
+        results = _safety(
+            trained, settings, safety_limits, sentiment, partial(_load, mesh=mesh, verify=verify)
+        )
     elif robust:
         require(not (text or names), "--robust is of the run's own data or a suite; drop --text and --tasks.")
         results = _robust(trained, settings, asked)
@@ -441,6 +454,23 @@ def _calibration(trained: Trained, settings: Settings, fit: bool) -> Result:
     name = _named(f"calibration-{settings.split}", settings)
     title = f"Calibration of {of} ({settings.split})"
     return Result(name, title, figures, titles=titles, reliability=pictures)
+
+
+def _safety(
+    trained: Trained, settings: Settings, limits: str, sentiment: str, load: Callable[..., Trained]
+) -> Iterator[Result]:
+    from jaxgpt.evals.safety import Unsafe, lines_of, measure_safety, read_limits, write_page
+
+    most = read_limits(limits)
+    judge = load(sentiment, "best", settings=settings) if sentiment else None
+    found = measure_safety(trained, sentiment=judge, documents=settings.limit or 100)
+    path = trained.folder / "eval" / "safety.html"
+    write_page(path, trained, found, most)
+    yield Result("safety", "Safety", _figures(found.figures), titles=found.titles)
+    for line in (*lines_of(found), f"the page: {path}"):
+        print(line, file=sys.stderr)
+    if failures := found.failures(most):
+        raise Unsafe(f"{trained.folder} fails: {'; '.join(failures)} (see {path}).")
 
 
 def _suite(path: str, limit: int, others: bool) -> Suite:

@@ -247,13 +247,20 @@ def _likelihoods(
 ) -> list[tuple[float, int]]:
     """Log-probability and tokens of each answer to its prompt, its end included, written as in training."""
     requests: list[Request] = []
-    prefix = []
+    prefix, cut = [], 0
     for turns, answer in pairs:
         example = write_dialogue([*turns, {"role": "assistant", "content": answer}], task, scorer.tokenizer)
         last = len(example.weights) - 1 - example.weights[::-1].index(1.0)
         first = last - example.weights[: last + 1][::-1].index(0.0) + 1
-        requests.append((example.tokens[:first], example.tokens[first : last + 1]))
+        scored = example.tokens[first : last + 1]
+        cut += len(scored) > scorer.context
+        requests.append((example.tokens[:first], scored[: scorer.context]))
         prefix.append(prefix_length(turns, scorer.tokenizer) if task.template != "none" else first)
+    if cut:
+        log.warning(
+            "%d of %d answers of %s are longer than the context of %d tokens; their ends are not scored",
+            cut, len(pairs), about or task.name, scorer.context,
+        )  # fmt: skip
     scores = scorer.token_logprobs(requests, batch_size, about, prefix)
     return [(one.logprob, one.tokens) for one in scores]
 

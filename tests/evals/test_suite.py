@@ -127,6 +127,14 @@ def test_mistakes_in_a_suite(parts, words, task):
         Suite(**({"name": "s", "tasks": (task,)} | parts))
 
 
+def test_references_beyond_the_context_are_cut_and_said(run, task, tmp_path, caplog):
+    (tmp_path / "long.tsv").write_text("ab\t" + "x" * 99 + "\n")
+    long = replace(task, test=(str(tmp_path / "long.tsv"),), metrics=("perplexity",))
+    (scores,) = run_suite(load_trained(run), Suite(name="s", tasks=(long,), resamples=0))
+    assert scores.predictions[0].reference[1] == MODEL.context
+    assert "1 of 1 answers of en-back are longer" in caplog.text
+
+
 def test_a_suite_under_disturbance(run, task):
     """Each drop is the difference of the metric of the same samples; other ways to ask are tried too."""
     wider = replace(task, prompts=("{text}", "say {text}"), held_out="{text}\nback=", metrics=("chrf",))
