@@ -56,7 +56,7 @@ _ANSWERS = {
         "`jaxgpt explain RUN --prompt TEXT` explains a prediction: attributions, attention, logit lens, training examples"
     ),
     "talk ask interact repl": "`jaxgpt chat RUN` answers turn by turn",
-    "classify label tag ner tagger classifier": "`jaxgpt predict RUN FILE` labels texts with a trained tagger or classifier",
+    "classify tag ner tagger classifier": "`jaxgpt predict RUN FILE` labels texts with a trained tagger or classifier",
     "convert from_pretrained from_hf load_hf hf huggingface download from_huggingface": (
         "`jaxgpt import FOLDER RUN` makes a run of a Hugging Face folder"
     ),
