@@ -38,7 +38,8 @@ _ANSWERS = {
         "(configs/reward_model.py)"
     ),
     "best_of_n rejection_sampling": (
-        "`jaxgpt sample RUN --best-of N` shows the likeliest completion, with `--reward REWARD_RUN` the one of the "
+        "`jaxgpt sample RUN --best-of N` shows the likeliest completion, with `--reward REWARD_RUN` the one "
+        "of the "
         "highest reward"
     ),
     "grpo dr_grpo dapo rlvr rl ppo reinforce rloo reward_fn reward_func reward_funcs reward_function": (
@@ -51,9 +52,11 @@ _ANSWERS = {
         "`jaxgpt sample RUN --prompt TEXT` completes a text, `jaxgpt chat RUN` answers, and `jaxgpt predict "
         "RUN FILE` labels"
     ),
-    "captum saliency shap lime interpret interpretability integrated_gradients attribution attributions logit_lens "
+    "captum saliency shap lime interpret interpretability integrated_gradients attribution attributions "
+    "logit_lens "
     "attention_rollout visualize influence tracin why": (
-        "`jaxgpt explain RUN --prompt TEXT` explains a prediction: attributions, attention, logit lens, training examples"
+        "`jaxgpt explain RUN --prompt TEXT` explains a prediction: attributions, attention, logit lens, "
+        "training examples"
     ),
     "talk ask interact repl": "`jaxgpt chat RUN` answers turn by turn",
     "classify tag ner tagger classifier": "`jaxgpt predict RUN FILE` labels texts with a trained tagger or classifier",

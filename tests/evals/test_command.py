@@ -15,8 +15,8 @@ from tiny_evals import MODEL, ROWS, TEXT, save_run
 
 from jaxgpt.cli import main
 from jaxgpt.config import Chat, load
-from jaxgpt.evals.command import NAMES
 from jaxgpt.evals.perplexity import read_texts, sliding
+from jaxgpt.evals.result import NAMES
 from jaxgpt.evals.scoring import Scorer
 from jaxgpt.evals.tasks import read_task, run_task
 

@@ -145,7 +145,8 @@ def test_a_suite_under_disturbance(run, task):
     (scores,) = run_suite(trained, Suite(name="s", tasks=(wider,), resamples=0))
     assert found.drops[0].clean == pytest.approx(scores.figures["chrf"].value)
     (other,) = run_suite(
-        trained, Suite(name="s", tasks=(replace(wider, prompts=("{text}",), held_out="say {text}"),), resamples=0)
+        trained,
+        Suite(name="s", tasks=(replace(wider, prompts=("{text}",), held_out="say {text}"),), resamples=0),
     )
     asked = found.drops[kinds.index("way to ask 2")]
     assert asked.disturbed == pytest.approx(other.figures["chrf"].value)
