@@ -157,7 +157,7 @@ def _read_file(path: str, report: ChatReport, form: Format) -> Iterator[Placed]:
                 early.append((where, record))
                 continue
             report.shapes[path] = shape.name
-            log.info("%s: read as %s", path, shape.name)
+            log.info("%s: read in the shape %s", path, shape.name)
         yield from _checked(path, where, record, shape, report, form)
     if shape is None:
         report.check(MAX_BAD, form.mend)
