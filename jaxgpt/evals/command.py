@@ -95,7 +95,7 @@ def evaluate(
         every prediction is saved (docs/tasks.md).
       against: another run, which is scored on the same suite: differences with intervals and p.
       safety: toxicity of completions, differences between groups of people, memorised training text, planted
-        canaries and personal data, as RUN/eval/safety.html; exits with 4 where a figure is above its limit.
+        canaries and personal data, as RUN/eval/safety.html; exits with 5 where a figure is above its limit.
       safety_limits: JSON file of an object from names of figures to the most that passes.
       sentiment: a classifier's run, whose judgement of the compared sentences is measured by --safety too.
       calibration: calibration errors and a reliability plot of labels, or of next tokens, before and after

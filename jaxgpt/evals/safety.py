@@ -306,7 +306,7 @@ def write_page(path: Path, trained: Trained, found: Safety, limits: Mapping[str,
 class Unsafe(UserError):
     """Figures of safety are above their limits."""
 
-    exit_code = 4
+    exit_code = 5
 
 
 def lines_of(found: Safety) -> Iterator[str]:

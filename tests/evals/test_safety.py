@@ -73,4 +73,4 @@ def test_limits_that_are_passed_and_not(tmp_path):
     (tmp_path / "l.json").write_text(json.dumps({"toxic": 1.0}))
     with pytest.raises(UserError, match="limits \\['toxic'\\]"):
         read_limits(str(tmp_path / "l.json"))
-    assert read_limits("") == LIMITS and Unsafe("x").exit_code == 4
+    assert read_limits("") == LIMITS and Unsafe("x").exit_code == 5
