@@ -58,6 +58,13 @@ _ANSWERS = {
         "`jaxgpt explain RUN --prompt TEXT` explains a prediction: attributions, attention, logit lens, "
         "training examples"
     ),
+    "rag retrieval retrieve retriever bm25 documents_dir knowledge_base vector_store faiss": (
+        "`jaxgpt sample RUN --documents FOLDER` puts passages before a prompt, and so does the field `knowledge` of a task "
+        "(docs/knowledge.md)"
+    ),
+    "grammar constrained constrain guided guided_json guided_regex response_format outlines structured structured_output": (
+        "`jaxgpt sample RUN` keeps completions to --choices, --regex or --json-schema (docs/knowledge.md)"
+    ),
     "talk ask interact repl": "`jaxgpt chat RUN` answers turn by turn",
     "classify tag ner tagger classifier": "`jaxgpt predict RUN FILE` labels texts with a trained tagger or classifier",
     "convert from_pretrained from_hf load_hf hf huggingface download from_huggingface": (

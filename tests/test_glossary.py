@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.cli import COMMANDS, main
-from jaxgpt.config import GPT, Run, load
+from jaxgpt.config import GPT, Knowledge, Run, load
 from jaxgpt.config.load import KINDS
 from jaxgpt.errors import UserError, near_names, nearest
 from jaxgpt.evals import command
 from jaxgpt.glossary import _ANSWERS, ANSWERS, answer, look_up
 from jaxgpt.sample import commands
+from jaxgpt.sample.options import Ruled
 from jaxgpt.sample.settings import Asked, Way
 
 PARTS = {f.name: typing.get_type_hints(Run)[f.name] for f in dataclasses.fields(Run)}
@@ -42,7 +43,8 @@ def test_what_an_answer_names_exists(said: str) -> None:
         elif quoted.startswith("jaxgpt ") and not quoted.startswith("jaxgpt --"):
             assert {" ".join(quoted.split()[1:n]) for n in (2, 3)} & COMMANDS.keys(), quoted
     for flag in re.findall(r"--([a-z-]+)", said):
-        known = {f.name for kind in (Run, Asked, Way) for f in dataclasses.fields(kind)} | {"version", "out"}
+        kinds = (Run, Asked, Way, Ruled, Knowledge)
+        known = {f.name for kind in kinds for f in dataclasses.fields(kind)} | {"version", "out"}
         known |= {*typing.get_type_hints(commands.sample), *typing.get_type_hints(command.evaluate)}
         assert flag.replace("-", "_") in known, flag
     for file in re.findall(r"configs/\w+\.py|launch/", said):

@@ -113,6 +113,12 @@ def _retriever(knowledge: Knowledge, encode: Encoder | None) -> Retriever:
     return made
 
 
+def known_files(knowledge: Knowledge) -> list[str]:
+    """The files that are read."""
+    found = expand(knowledge.documents, SUFFIXES) if knowledge.documents else []
+    return found + [knowledge.facts] * bool(knowledge.facts)
+
+
 def _digest(files: Sequence[str], how: str) -> str:
     """SHA-256 (hex) of the files' names and bytes, and of how they are read."""
     whole = hashlib.sha256(how.encode())

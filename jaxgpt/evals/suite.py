@@ -18,6 +18,7 @@ import numpy as np
 from jaxgpt.config import Task, to_json
 from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Sample
+from jaxgpt.data.knowledge import known_files
 from jaxgpt.data.readers.chat import write_dialogue
 from jaxgpt.data.readers.tasks import evaluation_samples, question
 from jaxgpt.errors import NotFinite, require
@@ -299,7 +300,8 @@ class SavedScores(TypedDict):
 
 def digest(trained: Trained, suite: Suite, task: Task, split: str = "test") -> str:
     """Of all that predictions depend on: checkpoint, task and its files, number of samples, seed."""
-    files = sorted(str(p) for p in (*task.train, *task.validation, *task.test))
+    known = known_files(task.knowledge) if task.knowledge else []
+    files = sorted(str(p) for p in (*task.train, *task.validation, *task.test, *known))
     stamps = [(f, s.st_size, s.st_mtime_ns) for f in files if Path(f).is_file() for s in [Path(f).stat()]]
     facts = [
         str(trained.folder.resolve()),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -184,6 +185,7 @@ def _bm25() -> Any:
             "retrieval by BM25 needs bm25s, which is not installed; run `pip install 'jaxgpt[eval]'`, or "
             "name an encoder."
         ) from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own to say all
     return BM25(method="lucene", k1=1.5, b=0.75)
 
 
