@@ -21,7 +21,16 @@ from jaxgpt.config import Beam, Sampling
 from jaxgpt.errors import require
 from jaxgpt.layers.cache import Cache, constrain_cache, reorder
 from jaxgpt.sample.completion import Call, Completion, Maker, Waiting, best_of
-from jaxgpt.sample.program import Made, Program, Rows, as_batch, by_rows, everywhere
+from jaxgpt.sample.program import (
+    Made,
+    Program,
+    Rows,
+    as_batch,
+    by_rows,
+    everywhere,
+    likeliest,
+    per_prompt,
+)
 from jaxgpt.sharding import constrain
 
 NONE = -jnp.inf
@@ -80,14 +89,29 @@ def chosen(keep_R: jax.Array, a: Texts, b: Texts) -> Texts:
 
 
 class Beams(NamedTuple):
-    """The loop's state. The last token of an open text is not in the cache yet."""
+    """What the searches have so far. The last token of an open text is not in the cache yet."""
 
     open: Texts
     found: Texts
     """Finished texts; their values are scores."""
     done_R: jax.Array
     failed_R: jax.Array
-    cache: Cache
+
+
+class Offer(NamedTuple):
+    """What the model says of the next token of each beam.
+
+    Attributes:
+      ids_NK, logprobs_NK: the likeliest tokens that do not end a text; of all tokens where there are groups.
+      stop_NE, ends_NE: the ids that do, V where there is none, and their log-probabilities.
+      bad_N: whether the logits were not finite.
+    """
+
+    ids_NK: jax.Array
+    logprobs_NK: jax.Array
+    stop_NE: jax.Array
+    ends_NE: jax.Array
+    bad_N: jax.Array
 
 
 class Found(NamedTuple):
@@ -121,7 +145,7 @@ class Search:
         """Of one search."""
         return self.program.group // self.groups
 
-    def begin(self, params: dict, rows: Rows, knobs: Knobs) -> Beams:
+    def begin(self, params: dict, rows: Rows, knobs: Knobs) -> tuple[Beams, Cache]:
         """Run the prompts and choose each beam's first token."""
         cache, logits_PV, _ = self.program.read(params, rows)
         N, T = rows.tokens_BT.shape
@@ -133,105 +157,99 @@ class Search:
         empty = Texts(tokens_RMS, jnp.zeros(tokens_RMS.shape), length_RM, none_RM)
         one = empty._replace(value_RK=none_RM.at[:, 0].set(0.0))  # the beams are alike so far
         done_R = length_RM[:, 0] >= rows.end_B[::M]
-        state = Beams(one, empty, done_R, jnp.zeros(R, bool), cache)
-        logits_NV = jnp.repeat(logits_PV, self.program.group, 0)
-        return self.step(rows, knobs, state, logits_NV)
+        beams = Beams(one, empty, done_R, jnp.zeros(R, bool))
+        return self.step(rows, knobs, beams, cache, jnp.repeat(logits_PV, self.program.group, 0))
 
-    def step(self, rows: Rows, knobs: Knobs, state: Beams, logits_NV: jax.Array) -> Beams:
+    def step(
+        self, rows: Rows, knobs: Knobs, beams: Beams, cache: Cache, logits_NV: jax.Array
+    ) -> tuple[Beams, Cache]:
         """Choose the next token of all beams of the searches that are not done."""
-        R, M = state.open.value_RK.shape
-        logprobs_NV, bad_N = self._logprobs(rows, state, logits_NV)
-        live_RM = state.open.value_RK > NONE
-        failed_R = ~state.done_R & jnp.any(bad_N.reshape(R, M) & live_RM, axis=1)
-        parent_RM, opened, stopped = self._extend(rows, knobs, state, logprobs_NV)
+        offer = self._offer(rows, beams, logits_NV)
+        limits = (rows.length_B, rows.end_B)
+        beams, parent_RM = per_prompt(self._choose)(knobs, limits, beams, offer)
+        return beams, constrain_cache(reorder(cache, parent_RM))
+
+    def _offer(self, rows: Rows, beams: Beams, logits_NV: jax.Array) -> Offer:
+        """What may come next, computed where whole rows of logits are; the rest is small."""
+        logits_NV = by_rows(logits_NV) if self.groups == 1 else constrain(logits_NV, "batch", "features")
+        V, N, S = logits_NV.shape[-1], len(rows.length_B), beams.open.tokens_RKS.shape[-1]
+        total_N1 = jax.nn.logsumexp(logits_NV, axis=-1, keepdims=True)
+        bad_N = ~jnp.isfinite(total_N1[:, 0])
+        may_NV = (jnp.arange(V) < self.program.vocab) & ~bad_N[:, None]
+        flat = (beams.open.tokens_RKS.reshape(N, S), beams.open.length_RK.reshape(N))
+        allowed_NV = self.program.allowed(*flat, rows.controls)
+        may_NV = may_NV if allowed_NV is None else may_NV & allowed_NV
+        logprobs_NV = jnp.where(may_NV, logits_NV - total_N1, NONE)
+        stop_NE = jnp.where(rows.stop_BN < 0, V, rows.stop_BN)
+        if not stop_NE.shape[1]:
+            stop_NE = jnp.full((N, 1), V)
+        ends_NE = jnp.take_along_axis(logprobs_NV, jnp.minimum(stop_NE, V - 1), axis=1)
+        ends_NE = jnp.where(stop_NE < V, ends_NE, NONE)
+        goes_NV = jnp.where(jnp.any(jnp.arange(V) == stop_NE[..., None], axis=1), NONE, logprobs_NV)
+        logprobs_NK, ids_NK = goes_NV, jnp.broadcast_to(jnp.arange(V), (N, V))
+        if self.groups == 1:
+            logprobs_NK, ids_NK = likeliest(goes_NV, min(self.beams, V))
+        return as_batch(Offer(ids_NK, logprobs_NK, stop_NE, ends_NE, bad_N))
+
+    def _choose(
+        self, knobs: Knobs, limits: tuple[jax.Array, jax.Array], beams: Beams, offer: Offer
+    ) -> tuple[Beams, jax.Array]:
+        """The beams with one more token, and which text each open one goes on from."""
+        R, M = beams.open.value_RK.shape
+        begin_R, end_R = (x[::M] for x in limits)
+        live_RM = beams.open.value_RK > NONE
+        failed_R = ~beams.done_R & jnp.any(offer.bad_N.reshape(R, M) & live_RM, axis=1)
+        parent_RM, opened = self._extend(beams.open, *self._in_turn(knobs, beams.open, offer))
+        _, stopped = self._extend(beams.open, offer.stop_NE, offer.ends_NE, 0.0)
         # Of the M best continuations, those that end are finished texts.
         both = joined(opened, stopped)
         value_RM, at_RM = jax.lax.top_k(both.value_RK, M)
-        keep_R = state.done_R | failed_R | (value_RM[:, 0] == NONE)
-        length_R, end_R = opened.length_RK[:, 0], rows.end_B[::M]
-        made_R = length_R - rows.length_B[::M]
-        last_R = length_R >= end_R
+        keep_R = beams.done_R | failed_R | (value_RM[:, 0] == NONE)
+        length_R = opened.length_RK[:, 0]
+        made_R, last_R = length_R - begin_R, length_R >= end_R
         score_RM = value_RM / per_length(made_R, knobs)[:, None]
         ends_RM = ((at_RM >= M) | last_R[:, None]) & (value_RM > NONE) & ~keep_R[:, None]
         new = both.take(at_RM)._replace(value_RK=jnp.where(ends_RM, score_RM, NONE))
-        found = joined(state.found, new).best(M)
+        found = joined(beams.found, new).best(M)
         # Is there anything left to look for?
         ahead_R = made_R
         if self.early_stopping == "never":
-            ahead_R = jnp.where(knobs.length_penalty > 0, end_R - rows.length_B[::M], made_R)
-        bound_R = opened.value_RK[:, 0] / per_length(ahead_R, knobs)
-        worst_R = found.value_RK[:, -1]
+            ahead_R = jnp.where(knobs.length_penalty > 0, end_R - begin_R, made_R)
+        bound_R, worst_R = opened.value_RK[:, 0] / per_length(ahead_R, knobs), found.value_RK[:, -1]
         over_R = bound_R <= worst_R
         if self.early_stopping == "full":
             over_R = (worst_R > NONE) | (bound_R == NONE)
-        stays_RM = jnp.broadcast_to(jnp.arange(M), (R, M))
-        parent_RM = jnp.where(keep_R[:, None], stays_RM, parent_RM)
-        return Beams(
-            as_batch(chosen(keep_R, state.open, opened)),
-            as_batch(found),
-            as_batch(keep_R | last_R | over_R),
-            as_batch(state.failed_R | failed_R),
-            constrain_cache(reorder(state.cache, parent_RM)),
-        )
-
-    def _logprobs(self, rows: Rows, state: Beams, logits_NV: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities, -inf where a token must not come, and which rows' are not finite."""
-        logits_NV = by_rows(logits_NV) if self.groups == 1 else constrain(logits_NV, "batch", "features")
-        total_N1 = jax.nn.logsumexp(logits_NV, axis=-1, keepdims=True)
-        bad_N = ~jnp.isfinite(total_N1[:, 0])
-        may_NV = (jnp.arange(logits_NV.shape[-1]) < self.program.vocab) & ~bad_N[:, None]
-        N, S = rows.length_B.shape[0], state.open.tokens_RKS.shape[-1]
-        flat = (state.open.tokens_RKS.reshape(N, S), state.open.length_RK.reshape(N))
-        allowed_NV = self.program.allowed(*flat, rows.controls)
-        may_NV = may_NV if allowed_NV is None else may_NV & allowed_NV
-        return jnp.where(may_NV, logits_NV - total_N1, NONE), as_batch(bad_N)
+        parent_RM = jnp.where(keep_R[:, None], jnp.arange(M), parent_RM)
+        opened = chosen(keep_R, beams.open, opened)
+        return Beams(opened, found, keep_R | last_R | over_R, beams.failed_R | failed_R), parent_RM
 
     def _extend(
-        self, rows: Rows, knobs: Knobs, state: Beams, logprobs_NV: jax.Array
-    ) -> tuple[jax.Array, Texts, Texts]:
-        """The best continuations of each search: by tokens that do not end a text, M of them with the
-        numbers of the texts that they continue, and by those that do, at most M.
-        """
-        M, V = self.beams, logprobs_NV.shape[-1]
-        stop_NE = jnp.where(rows.stop_BN < 0, V, rows.stop_BN)
-        if not stop_NE.shape[1]:
-            stop_NE = jnp.full((len(stop_NE), 1), V)
-        ends_NE = jnp.take_along_axis(logprobs_NV, jnp.minimum(stop_NE, V - 1), axis=1)
-        ends_NE = jnp.where(stop_NE < V, ends_NE, NONE)
-        is_stop_NV = jnp.any(jnp.arange(V) == stop_NE[..., None], axis=1)
-        goes_NV = jnp.where(is_stop_NV, NONE, logprobs_NV)
-        R = len(state.open.value_RK)
+        self, texts: Texts, ids_NK: jax.Array, logprobs_NK: jax.Array, cost_NK: jax.Array | float
+    ) -> tuple[jax.Array, Texts]:
+        """The M best texts with one of K tokens more, and the numbers of those that they continue."""
+        (R, M), K = texts.value_RK.shape, ids_NK.shape[-1]
+        value_RMK = texts.value_RK[..., None] + (logprobs_NK - cost_NK).reshape(R, M, K)
+        value_RM, at_RM = jax.lax.top_k(value_RMK.reshape(R, -1), M)
+        id_RM, logprob_RM = (
+            jnp.take_along_axis(x.reshape(R, -1), at_RM, axis=1) for x in (ids_NK, logprobs_NK)
+        )
+        return at_RM // K, texts.take(at_RM // K).with_token(id_RM, logprob_RM, value_RM)
 
-        def extend(id_NK: jax.Array, logprob_NK: jax.Array, cost_NK: jax.Array | float) -> Any:
-            """The M best texts with one of K tokens more."""
-            width = id_NK.shape[-1]
-            value_RMK = state.open.value_RK[..., None] + (logprob_NK - cost_NK).reshape(R, M, width)
-            value_RM, at_RM = jax.lax.top_k(value_RMK.reshape(R, -1), M)
-            id_RM, logprob_RM = (
-                jnp.take_along_axis(x.reshape(R, -1), at_RM, axis=1) for x in (id_NK, logprob_NK)
-            )
-            parent_RM = at_RM // width
-            return parent_RM, state.open.take(parent_RM).with_token(id_RM, logprob_RM, value_RM)
-
-        parent_RM, opened = extend(*self._likeliest(goes_NV, state.open.value_RK, knobs))
-        return parent_RM, opened, extend(stop_NE, as_batch(ends_NE), 0.0)[1]
-
-    def _likeliest(
-        self, goes_NV: jax.Array, value_RM: jax.Array, knobs: Knobs
+    def _in_turn(
+        self, knobs: Knobs, texts: Texts, offer: Offer
     ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
-        """The likeliest tokens of each row, as many as a search has beams: their ids, log-probabilities and
-        costs. A group pays for what the groups before it have chosen.
+        """The likeliest tokens of each beam, their log-probabilities, and what they cost: a group pays for
+        what the groups before it have chosen.
         """
-        G, M, V = self.groups, self.beams, goes_NV.shape[-1]
-        count = min(M, V)
+        G, M, V = self.groups, self.beams, offer.ids_NK.shape[-1]
         if G == 1:
-            logprob_NK, id_NK = as_batch(jax.lax.top_k(goes_NV, count))
-            return id_NK, logprob_NK, 0.0
-        goes_PGMV, value_PGM = goes_NV.reshape(-1, G, M, V), value_RM.reshape(-1, G, M)
+            return offer.ids_NK, offer.logprobs_NK, 0.0
+        goes_PGMV = offer.logprobs_NK.reshape(-1, G, M, V)
+        value_PGM = texts.value_RK.reshape(-1, G, M)
         times_PV, found = jnp.zeros((len(goes_PGMV), V)), []
         for g in range(G):
             cost_PMV = jnp.broadcast_to(knobs.diversity * times_PV[:, None], (len(times_PV), M, V))
-            gain_PMK, id_PMK = jax.lax.top_k(goes_PGMV[:, g] - cost_PMV, count)
+            gain_PMK, id_PMK = jax.lax.top_k(goes_PGMV[:, g] - cost_PMV, min(M, V))
             cost_PMK = jnp.take_along_axis(cost_PMV, id_PMK, axis=2)
             found.append((id_PMK, gain_PMK + cost_PMK, cost_PMK))
             value_PK = (value_PGM[:, g, :, None] + gain_PMK).reshape(len(id_PMK), -1)
@@ -239,27 +257,27 @@ class Search:
             id_PM = jnp.take_along_axis(id_PMK.reshape(value_PK.shape), at_PM, axis=1)
             id_PM = jnp.where(best_PM > NONE, id_PM, V)
             times_PV += jax.vmap(lambda id_M: jnp.zeros(V).at[id_M].add(1.0, mode="drop"))(id_PM)
-        stacked = (jnp.stack(x, axis=1).reshape(-1, count) for x in zip(*found, strict=True))
-        id_NK, logprob_NK, cost_NK = stacked
-        return id_NK, logprob_NK, cost_NK
+        ids_NK, logprobs_NK, cost_NK = (
+            jnp.stack(x, axis=1).reshape(-1, min(M, V)) for x in zip(*found, strict=True)
+        )
+        return ids_NK, logprobs_NK, cost_NK
 
-    def run(self, params: dict, rows: Rows, knobs: Knobs, state: Beams) -> Beams:
+    def run(self, params: dict, rows: Rows, knobs: Knobs, state: tuple[Beams, Cache]) -> Beams:
         """Search until every search is done."""
         model, N = self.program.merge(params), rows.length_B.shape[0]
 
-        def step(state: Beams) -> Beams:
-            tokens_NS = state.open.tokens_RKS.reshape(N, -1)
-            last_N = state.open.length_RK.reshape(N) - 1
-            token_N1 = jnp.take_along_axis(tokens_NS, last_N[:, None], axis=1)
-            x_NTD, cache = model.decode(token_N1, last_N, state.cache, **rows.adapters())
-            state = state._replace(cache=constrain_cache(cache))
-            return self.step(rows, knobs, state, model.logits(x_NTD[:, 0]))
+        def step(state: tuple[Beams, Cache]) -> tuple[Beams, Cache]:
+            beams, cache = state
+            last_N = beams.open.length_RK.reshape(N) - 1
+            token_N1 = jnp.take_along_axis(beams.open.tokens_RKS.reshape(N, -1), last_N[:, None], axis=1)
+            x_NTD, cache = model.decode(token_N1, last_N, cache, **rows.adapters())
+            return self.step(rows, knobs, beams, constrain_cache(cache), model.logits(x_NTD[:, 0]))
 
-        return jax.lax.while_loop(lambda state: ~jnp.all(state.done_R), step, state)
+        return jax.lax.while_loop(lambda state: ~jnp.all(state[0].done_R), step, state)[0]
 
-    def result(self, rows: Rows, knobs: Knobs, state: Beams) -> Found:
+    def result(self, rows: Rows, knobs: Knobs, beams: Beams) -> Found:
         """The texts of each prompt by the score of the model itself; the open ones where none is finished."""
-        found = chosen(state.found.value_RK[:, 0] == NONE, state.open, state.found)
+        found = chosen(beams.found.value_RK[:, 0] == NONE, beams.open, beams.found)
         there_RK = found.value_RK > NONE
         made_RK = jnp.maximum(found.length_RK - rows.length_B.reshape(found.length_RK.shape), 1)
         score_RK = jnp.sum(found.logprobs_RKS, axis=-1) / per_length(made_RK, knobs)
@@ -268,7 +286,7 @@ class Search:
             found._replace(value_RK=jnp.where(there_RK, score_RK, NONE)),
         )
         texts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), by_prompt.best(self.program.group))
-        failed_P = jnp.any(state.failed_R.reshape(-1, self.groups), axis=1)
+        failed_P = jnp.any(beams.failed_R.reshape(-1, self.groups), axis=1)
         failed_N = jnp.repeat(failed_P, self.program.group)
         done_N = jnp.ones(failed_N.shape, bool)
         made = Made(texts.tokens_RKS, texts.logprobs_RKS, None, texts.length_RK, done_N, failed_N)

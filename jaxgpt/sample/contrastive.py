@@ -19,7 +19,7 @@ import numpy as np
 from jaxgpt.config import Contrastive, Sampling
 from jaxgpt.layers.cache import Cache, constrain_cache, spread_slot
 from jaxgpt.sample.completion import Call, Completion, Maker, Waiting
-from jaxgpt.sample.program import Made, Program, Rows, as_batch, by_rows, everywhere
+from jaxgpt.sample.program import Made, Program, Rows, as_batch, by_rows, everywhere, likeliest
 from jaxgpt.sample.strategies import Chosen, argmax
 
 
@@ -55,7 +55,7 @@ def run(program: Program, params: dict, rows: Rows, alpha: jax.Array, state: Sta
         P, V = logits_PV.shape
         total_P1 = jax.nn.logsumexp(logits_PV, axis=-1, keepdims=True)
         may_V = jnp.arange(V) < program.vocab
-        logprob_PK, id_PK = as_batch(jax.lax.top_k(jnp.where(may_V, logits_PV - total_P1, -jnp.inf), K))
+        logprob_PK, id_PK = as_batch(likeliest(jnp.where(may_V, logits_PV - total_P1, -jnp.inf), K))
         at_N = jnp.repeat(made.length_B, K)
         x_N1D, cache = model.decode(id_PK.reshape(-1, 1), at_N, state.cache, **rows.adapters())
         unit_PKD = unit(x_N1D).reshape(P, K, -1)

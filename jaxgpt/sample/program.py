@@ -8,6 +8,7 @@ Shapes: B rows, T prompt length (rounded up), S slots per row, D width, V vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +22,7 @@ from jaxgpt.config import Compute, Model
 from jaxgpt.layers.cache import Cache, TokenCache, cache_axes, constrain_cache, init_cache
 from jaxgpt.models import abstract_model, assemble, backbone, caches_keys, decoding_params, unstacks
 from jaxgpt.sample.strategies import Chosen, Controls, Features, choose, repeats
-from jaxgpt.sharding import constrain
+from jaxgpt.sharding import constrain, spec
 from jaxgpt.target import Target
 from jaxgpt.tune.base import flatten, unflatten
 
@@ -217,9 +218,40 @@ def by_rows(logits_BV: jax.Array) -> jax.Array:
     They are first made where the projection lies, or the devices would send each other its parts. Rows
     are spread over all devices where these divide them.
     """
+    return constrain(constrain(logits_BV, "batch", "vocab"), _spread(len(logits_BV)), "features")
+
+
+def _spread(rows: int) -> str:
+    """The axis of rows over as many devices as these divide."""
     mesh = jax.sharding.get_abstract_mesh()
-    rows = "batch" if mesh.empty or logits_BV.shape[0] % mesh.size else "rows"
-    return constrain(constrain(logits_BV, "batch", "vocab"), rows, "features")
+    return "batch" if mesh.empty or rows % mesh.size else "rows"
+
+
+def likeliest(x_BV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The largest entries of each row laid out `by_rows`, and their ids: [B, count] each.
+
+    Every device searches its own rows; a compiler would bring all of them to all devices.
+    """
+    search = partial(jax.lax.top_k, k=count)
+    if jax.sharding.get_abstract_mesh().empty:
+        return tuple(search(x_BV))
+    rows = spec((_spread(len(x_BV)), "features"))
+    return jax.shard_map(search, in_specs=rows, out_specs=[rows, rows], check_vma=False)(x_BV)
+
+
+def per_prompt(function: Callable[..., T]) -> Callable[..., T]:
+    """A function of common scalars and of arrays of rows, or of the prompts that these belong to, run where
+    each prompt's rows are: nothing crosses devices.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    batch = spec(("batch",))
+
+    def run(common: Any, *arrays: Any) -> T:
+        specs = (P(), *[batch] * len(arrays))
+        return jax.shard_map(function, in_specs=specs, out_specs=batch, check_vma=False)(common, *arrays)
+
+    return run
 
 
 def as_batch(tree: Any) -> Any:

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import model_of, plain
-from tiny_models import MODELS
+from tiny import HERE, model_of, plain
+from tiny_models import FLOAT32, MODELS, RECITED
 
-from jaxgpt.config import GPT, Contrastive, Sampling
+from jaxgpt.config import GPT, BestOf, Contrastive, Sampling
 from jaxgpt.errors import UserError
+from jaxgpt.models import abstract_model
 from jaxgpt.sample.generate import Generator
+from jaxgpt.sharding import make_mesh, param_shardings
 from jaxgpt.target import Target
 from jaxgpt.text.tokenizer import ByteTokenizer
 
@@ -73,8 +75,6 @@ def test_tokens_are_those_of_the_formula_on_every_target(modern: Tiny) -> None:
 
 
 def test_stop_strings_cut_the_text_and_nothing_streams(reciter: Generator) -> None:
-    from tiny_models import RECITED
-
     call: dict[str, Any] = {"max_new_tokens": 20}
     how, sampled = Contrastive(alpha=0.1), Sampling(temperature=0)
     whole = reciter.generate([[ord("x")]], how, **call)[0]
@@ -87,3 +87,15 @@ def test_stop_strings_cut_the_text_and_nothing_streams(reciter: Generator) -> No
     )
     with pytest.raises(UserError, match="Contrastive shows no token before its text is found; use generate"):
         next(reciter.stream([[1]], how))
+
+
+def test_a_mesh_makes_what_one_device_makes(modern: Tiny) -> None:
+    """Contrastive search and samples that share a prompt's cache, with fewer prompts than devices."""
+    model, params, generator = modern
+    mesh = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
+    placed = jax.device_put(params, param_shardings(abstract_model(model, FLOAT32, HERE)[1], mesh))
+    spread = Generator(model, FLOAT32, placed, ByteTokenizer(), mesh=mesh)
+    for how in (Contrastive(k=5, alpha=0.4), BestOf(n=3, sampling=Sampling(temperature=0.8))):
+        one, several = (g.generate(PROMPTS[:1], how, **CALL)[0] for g in (generator, spread))
+        assert (one.ids, one.text) == (several.ids, several.text)
+        assert [c.ids for c in one.candidates] == [c.ids for c in several.candidates]

@@ -18,11 +18,13 @@ from jaxgpt.sample.strategies import (
     features_of,
     noise,
     penalize,
+    repeats,
     truncate,
 )
 
 V = 12
-ALL_ON = Features(random=True, top_k=True, top_p=True, penalty=True)
+ALL_ON = Features(random=True, top_k=True, top_p=True, penalty=True, typical=True)
+OFF = Features(random=True, top_k=True, top_p=True, penalty=True)
 truncate_jit = jax.jit(truncate, static_argnums=2)
 
 
@@ -42,7 +44,16 @@ def kept_by_reference(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, floa
     share = np.exp(x - x.max())
     if s.min_p > 0:
         near = min(near, float(np.min(np.abs(share - s.min_p))))
-    return kept & (share >= s.min_p), near
+    kept &= share >= s.min_p
+    if s.typical_p < 1:  # Meister et al. 2022, equation 8
+        p = np.where(kept, share, 0) / share[kept].sum()
+        surprisal = -np.log(p, where=kept, out=np.full(len(p), np.inf))
+        far = np.abs(surprisal - (p[kept] * surprisal[kept]).sum())
+        masses = {value: p[far <= value].sum() for value in set(far[kept])}
+        gaps = np.diff(np.sort(far[kept]))
+        near = min([near, *(abs(mass - s.typical_p) for mass in masses.values()), *gaps[gaps > 1e-9]])
+        kept &= far <= min(value for value, mass in masses.items() if mass >= s.typical_p - 1e-12) + 1e-9
+    return kept, near
 
 
 @settings(max_examples=150, deadline=None)
@@ -52,27 +63,31 @@ def kept_by_reference(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, floa
     top_k=st.integers(0, V + 3),
     top_p=st.floats(0.01, 1),
     min_p=st.floats(0, 1),
+    typical_p=st.floats(0.01, 1),
 )
 def test_exactly_the_right_tokens_survive_with_ties_kept_whole(
-    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
 ) -> None:
-    s = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    """The others leave few tokens to choose from, so that typical-p is tried beside top-k alone."""
+    others = {"top_p": top_p, "min_p": min_p} if typical_p > 0.8 else {"typical_p": typical_p}
+    s = Sampling(temperature=temperature, top_k=top_k, **others)
     expected, near = kept_by_reference(np.asarray(logits), s)
     assume(near > 1e-4)  # there, float32 may honestly differ from float64
     x_BV = jnp.asarray([logits], jnp.float32)
-    kept_BV = np.isfinite(truncate_jit(x_BV, controls_of([s], [0]), ALL_ON))
+    controls = controls_of([s], [0])._replace(typical_B=np.float32([s.typical_p]))
+    kept_BV = np.isfinite(truncate_jit(x_BV, controls, ALL_ON))
     np.testing.assert_array_equal(kept_BV[0], expected)
 
 
 @pytest.mark.parametrize("s", [Sampling(), Sampling(top_k=100), Sampling(min_p=0.0, top_p=1.0)])
 def test_settings_that_are_off_drop_nothing(s: Sampling) -> None:
     x_BV = jnp.asarray([[-100.0, 0, 80, -3]])
-    assert np.isfinite(truncate(x_BV, controls_of([s], [0]), ALL_ON)).all()
+    assert np.isfinite(truncate(x_BV, controls_of([s], [0]), OFF)).all()
 
 
 def test_signed_zeros_tie() -> None:
     x_BV = jnp.asarray([[-0.0, 0.0, -1.0]])
-    kept_BV = truncate(x_BV, controls_of([Sampling(top_k=1)], [0]), ALL_ON)
+    kept_BV = truncate(x_BV, controls_of([Sampling(top_k=1)], [0]), OFF)
     assert np.isfinite(kept_BV)[0].tolist() == [True, True, False]
 
 
@@ -160,9 +175,43 @@ def test_ids_outside_the_tokenizer_are_never_chosen() -> None:
         assert int(ids_B.max()) < 2
 
 
+repeats_jit = jax.jit(repeats, static_argnums=(3, 4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=10), st.integers(0, 4)),
+        min_size=2,
+        max_size=2,
+    )
+)
+def test_the_tokens_that_would_repeat_an_ngram_are_those_of_the_definition(
+    rows: list[tuple[list[int], int]],
+) -> None:
+    """Beyond a row's length stands what would match."""
+    tokens = np.asarray([ids + [1] * (10 - len(ids)) for ids, _ in rows])
+    lengths, ngrams = (np.asarray(x) for x in ([len(ids) for ids, _ in rows], [n for _, n in rows]))
+    found = np.asarray(repeats_jit(tokens, lengths, ngrams, 4, 3))
+    for (ids, n), banned in zip(rows, found, strict=True):
+        seen = {tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)} if n else set()
+        expected = [n > 0 and len(ids) >= n - 1 and (*ids[len(ids) - n + 1 :], v) in seen for v in range(3)]
+        assert banned.tolist() == expected
+
+
+def test_a_row_where_nothing_may_come_says_so() -> None:
+    x_BV, s = jnp.asarray([[1.0, 2.0], [1.0, 2.0]]), Sampling(temperature=0)
+    allowed_BV = jnp.asarray([[True, False], [False, False]])
+    how = (controls_of([s] * 2, [0, 0]), features_of([s]), 2, allowed_BV)
+    chosen = choose(x_BV, None, jnp.zeros(2, int), *how)
+    assert (int(chosen.ids_B[0]), np.asarray(chosen.stuck_B).tolist()) == (0, [False, True])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("typical_p", 0.0),
+        ("no_repeat_ngram", -1),
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
