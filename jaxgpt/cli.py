@@ -73,6 +73,7 @@ COMMANDS = {
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
     "merge": Command("jaxgpt.convert.merge", "merge", "put a tuned run and its base into one", jax=True),
+    "soup": Command("jaxgpt.convert.soup", "soup", "average the parameters of several runs", jax=True),
     "export": Command("jaxgpt.convert.commands", "export", "write a run as a Hugging Face model", jax=True),
 }
 

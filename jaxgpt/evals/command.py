@@ -61,6 +61,7 @@ def evaluate(
     suite: str = "",
     against: str = "",
     robust: Switch = False,
+    ensemble: tuple[str, ...] = (),
     safety: Switch = False,
     safety_limits: str = "",
     sentiment: str = "",
@@ -94,6 +95,7 @@ def evaluate(
       suite: file with `def config() -> Suite`: tasks on which the run's answers are scored, with intervals;
         every prediction is saved (docs/tasks.md).
       against: another run, which is scored on the same suite: differences with intervals and p.
+      ensemble: further runs of the same labels and tokenizer, whose probabilities are averaged.
       safety: toxicity of completions, differences between groups of people, memorised training text, planted
         canaries and personal data, as RUN/eval/safety.html; exits with 5 where a figure is above its limit.
       safety_limits: JSON file of an object from names of figures to the most that passes.
@@ -122,9 +124,14 @@ def evaluate(
     require(bool(suite) or not against, "--against is for a suite; name one with --suite FILE.py.")
     asked = chosen_suite(suite, limit, bool(text or names)) if suite else None
     trained = _load(run, checkpoint, mesh, verify, settings)
+    if ensemble:
+        from jaxgpt.evals.predict import ensemble as together
+
+        trained = together(trained, [_load(one, "best", mesh, verify, settings) for one in ensemble])
     rows = batch_size or (32 if text or names or suite else trained.run.train.batch_size)
     settings = replace(settings, batch_size=rows)
     kind = f"-{checkpoint}" if checkpoint != "best" else ""
+    kind += f"-ensemble-{len(ensemble) + 1}" if ensemble else ""
     part = f", limit {limit}" if limit else ""
     first = jax.process_index() == 0  # every process finds the same
     if first:

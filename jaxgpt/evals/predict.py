@@ -276,6 +276,28 @@ def label_record(text: str, pair: str | None, found: Label, gold: str | None = N
 # ---------------------------------------------------------------------------------------- the model
 
 
+def ensemble(trained: Trained, others: Sequence[Trained]) -> Trained:
+    """A run together with others, whose probabilities of labels are averaged with its own.
+
+    Raises:
+      UserError: they do not tell the same labels apart, or read other tokens.
+    """
+    task, data = labelling(trained)
+    for other in others:
+        own, read = labelling(other)
+        require(
+            (own.labels, own.pool) == (task.labels, task.pool) and type(read) is type(data),
+            f"{other.folder} labels {own.pool} with {own.labels}, {trained.folder} {task.pool} with "
+            f"{task.labels}; "
+            "name runs of one task.",
+        )
+        require(
+            other.tokenizer.digest == trained.tokenizer.digest,
+            f"{other.folder} has another tokenizer than {trained.folder}; name runs with one.",
+        )
+    return trained._replace(others=tuple(others))
+
+
 def probabilities(
     trained: Trained,
     items: Sequence[Item],
@@ -283,7 +305,8 @@ def probabilities(
     about: str = "",
     temperature: float = 1.0,
 ) -> list[np.ndarray]:
-    """Float32 probabilities [W, C] of the labels at the W weighted tokens of each item, in order.
+    """Float32 probabilities [W, C] of the labels at the W weighted tokens of each item, in order; of an
+    ensemble their means.
 
     Items are packed into rows as in training, which changes no prediction: documents do not see
     each other.
@@ -297,6 +320,10 @@ def probabilities(
     """
     if not items:
         return []
+    if trained.others:
+        members = trained._replace(others=()), *trained.others
+        made = [probabilities(one, items, batch_size, about, temperature) for one in members]
+        return [np.mean(parts, axis=0) for parts in zip(*made, strict=True)]
     run, mesh = trained.run, trained.mesh
     pad = trained.tokenizer.control["<|pad|>"]
     rows = PackedExamples(items, run.length, cast(Any, run.data).bins, None, pad)

@@ -39,6 +39,7 @@ def predict(
     format: Literal["auto", "jsonl", "own"] = "auto",  # noqa: A002
     input: Literal["auto", "jsonl", "table", "columns", "lines"] = "auto",  # noqa: A002
     field: str = "",
+    ensemble: tuple[str, ...] = (),
     checkpoint: str = "best",
     verify: Verify = True,
     batch_size: Rows = 32,
@@ -60,6 +61,7 @@ def predict(
         input's own where --out has the same ending, else JSON lines.
       input: what the file is; auto tells by its ending, and of a .txt file by its lines.
       field: field or column of the text; by default `data.text` of the run, or `text`.
+      ensemble: further runs of the same labels and tokenizer, whose probabilities are averaged.
       checkpoint: `best` on validation data, `newest`, or a step number.
       batch_size: rows per batch.
       mesh: devices to spread the model over.
@@ -82,6 +84,10 @@ def predict(
     from jaxgpt.sample.load import load_trained
 
     trained = load_trained(run, which=checkpoint, mesh=mesh, verify=verify)
+    if ensemble:
+        from jaxgpt.evals.predict import ensemble as together
+
+        trained = together(trained, [load_trained(one, mesh=mesh, verify=verify) for one in ensemble])
     with alive("predicting"):
         records = predicted(trained, source, batch_size)
     if jax.process_index() > 0:

@@ -29,6 +29,8 @@ class Trained(NamedTuple):
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
     step: int
+    others: tuple[Trained, ...] = ()
+    """Further runs whose predicted labels are averaged with this one's (an ensemble)."""
 
     def __repr__(self) -> str:
         return f"Trained({str(self.folder)!r}, step {self.step})"

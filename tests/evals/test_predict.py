@@ -16,7 +16,7 @@ from jaxgpt.data.readers.tagging import read_conll
 from jaxgpt.errors import NotFinite, UserError
 from jaxgpt.evals.labels import label_report
 from jaxgpt.evals.perturb import PERTURBATIONS, perturb
-from jaxgpt.evals.predict import Label, Span, Word, predict, spans_of, tag, word_places
+from jaxgpt.evals.predict import Label, Span, Word, ensemble, predict, spans_of, tag, word_places
 from jaxgpt.evals.robust import label_robustness
 from jaxgpt.models import init_params
 from jaxgpt.sample.load import Trained
@@ -181,3 +181,18 @@ def test_what_is_disturbed_costs_what_its_predictions_say(tagger, tmp_path: Path
     tags = label_robustness(tagger())
     report = label_report(tagger(), "validation").figures["default_micro_f1-score"]
     assert tags.drops[0].clean == pytest.approx(100 * report)
+
+
+def test_an_ensemble_has_the_mean_of_its_members_probabilities(tmp_path: Path) -> None:
+    """By hand on two runs of other parameters."""
+    one = classifier(tmp_path)
+    other = one._replace(params=init_params(one.run.model, FLOAT32, HERE, jax.random.key(7)))
+    texts = ["Ada runs", "Paris is large"]
+    both = predict(ensemble(one, [other]), texts)
+    parts = zip(predict(one, texts), predict(other, texts), both, strict=True)
+    for a, b, mean in parts:
+        for label, score in mean.scores.items():
+            assert score == pytest.approx((a.scores[label] + b.scores[label]) / 2, rel=1e-5)
+    with pytest.raises(UserError, match="labels mean with"):
+        wrong = Classifier(backbone=GPT(**SIZES, causal=False), labels=("maybe", "no"), pool="mean")
+        ensemble(one, [trained(tmp_path, wrong, one.run.data)])
