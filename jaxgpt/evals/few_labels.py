@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgpt.config import Labelled, Tagged
 from jaxgpt.data.readers.labelled import read_labelled
-from jaxgpt.data.readers.tagging import read_conll
+from jaxgpt.data.readers.tagging import DOCUMENT, read_conll
 from jaxgpt.errors import UserError, require, require_known
 
 By = Literal["entropy", "margin", "least-confidence"]
@@ -82,6 +82,9 @@ def take_confident(
       most: most texts to take; 0 means all.
       balance: take as many of each label, as many as the rarest has (of texts that are sure enough).
       known: keys of texts that have labels already.
+
+    Raises:
+      UserError: fewer texts are wanted than there are labels to balance.
     """
     seen, sure = set[str](), list[int]()
     repeated = unsure = own = 0
@@ -90,7 +93,7 @@ def take_confident(
             own += 1
         elif key in seen:
             repeated += 1
-        elif confidence(records[i]) < above:
+        elif not key or confidence(records[i]) < above:  # a sentence without a word teaches nothing
             unsure += 1
         else:
             sure.append(i)
@@ -101,6 +104,11 @@ def take_confident(
         by_label: dict[str, list[int]] = {}
         for i in sure:
             by_label.setdefault(_label(records[i]), []).append(i)
+        few = 0 < most < len(by_label)
+        require(
+            not few,
+            f"--most is {most}, fewer than the {len(by_label)} labels to balance; raise it.",
+        )
         least = min(map(len, by_label.values()), default=0)
         least = min(least, most // len(by_label)) if most and by_label else least
         kept = [i for members in by_label.values() for i in members[:least]]
@@ -132,7 +140,7 @@ def most_uncertain(
         chosen that lie far from each other (greedy k-centre: Sener and Savarese 2018, algorithm 1).
       pool: see features.
     """
-    first = dict(reversed([(key, i) for i, key in enumerate(keys) if key not in known]))
+    first = dict(reversed([(key, i) for i, key in enumerate(keys) if key and key not in known]))
     free = sorted(first.values())
     free.sort(key=lambda i: -uncertainty(records[i], by))
     if features is None or len(free) <= count:
@@ -148,7 +156,7 @@ def most_uncertain(
     return [candidates[i] for i in chosen]
 
 
-def key_of(text: str | Sequence[str], joiner: str = " ") -> str:
+def key_of(text: str | Sequence[str], joiner: str = " \0 ") -> str:
     """What tells a text, its words or a pair from others."""
     return " ".join((text if isinstance(text, str) else joiner.join(text)).split())
 
@@ -163,42 +171,61 @@ def known_texts(data: Labelled | Tagged) -> set[str]:
 
 
 def written(
-    data: Labelled | Tagged, texts: Sequence[Any], records: Sequence[Record], ending: str, asks: bool
+    data: Labelled,
+    texts: Sequence[str | Sequence[str]],
+    records: Sequence[Record],
+    ending: str,
+    source: str = "",
+    own: Sequence[Record] = (),
 ) -> tuple[list[Record], list[str]]:
-    """What a next run reads: records of JSON lines, or lines of a column file or a table.
+    """What a next run reads: records of JSON lines, or lines of a table.
 
     Args:
       data: of the run, whose fields are used.
-      texts: of each record: a text, a pair, or words.
+      texts: of each record: a text or a pair.
       records: what was predicted.
-      ending: of the file: `.jsonl` or `.tsv`; of a tagger any, since it is a column file.
-      asks: a person is to fill in the labels: they are left empty, and what was predicted stands beside.
+      ending: of the file: `.jsonl` or `.tsv`.
+      source: which model gives the labels. Empty where a person is to fill them in: they are left empty,
+        and what was predicted stands beside.
+      own: what JSON lines keep of each text's own record.
     """
     require_known(ending, (".jsonl", ".tsv"), f"--out ends in {ending!r}")
-    assert isinstance(data, Labelled)
     made = []
-    for text, record in zip(texts, records, strict=True):
+    for i, (text, record) in enumerate(zip(texts, records, strict=True)):
         parts = (
             {data.text: text}
             if isinstance(text, str)
             else dict(zip((data.text, data.pair), text, strict=True))
         )
-        more = {"predicted": record["label"]} if asks else {}
-        label = "" if asks else record["label"]
-        made.append(parts | {data.label: label} | more | {"confidence": round(confidence(record), 6)})
+        parts |= {data.label: record["label"] if source else ""}
+        more = {"source": source} if source else {"predicted": record["label"]}
+        more |= {"confidence": round(confidence(record), 6)}
+        if own and ending == ".jsonl":
+            more = own[i] | more
+        made.append(parts | {name: value for name, value in more.items() if name not in parts})
     if ending == ".jsonl":
         return made, []
     for record in made:
         bad = [name for name, value in record.items() if set(str(value)) & set("\t\r\n")]
-        require(not bad, f"field {bad[:1]} of a text holds a tab or a line's end; write JSON lines (.jsonl).")
+        require(
+            not bad, f"field {''.join(bad[:1])!r} holds a tab or a line's end; write JSON lines (.jsonl)."
+        )
     names = list(made[0])
     return [], ["\t".join(names), *("\t".join(str(record[name]) for name in names) for record in made)]
 
 
 def column_lines(records: Sequence[Record], texts: Sequence[Sequence[str]]) -> list[str]:
-    """Sentences of a tagger as column files hold them: a word and its tag per line."""
+    """Sentences of a tagger as column files hold them: a word and its tag per line.
+
+    Raises:
+      UserError: a word that such a file cannot hold.
+    """
     lines = []
     for words, record in zip(texts, records, strict=True):
+        bad = [word for word in words if set(word) & set("\t\r\n") or word == DOCUMENT]
+        require(
+            not bad, f"word {bad[:1]} has no place in a column file; leave its sentence out of the input."
+        )
         lines += [f"{word}\t{tag}" for word, tag in zip(words, record["tags"], strict=True)]
         lines.append("")
     return lines

@@ -48,15 +48,17 @@ def label(
 
     The next run names the file in `data.train` beside the labelled one (self-training: Lee 2013). Texts of
     the run's own files and repeated ones are left out. Confidence is the probability of the label, of a
-    sentence the lowest of its tags; `jaxgpt eval RUN --fit-temperature` makes it mean what it says.
+    sentence the lowest of its tags; `jaxgpt eval RUN --fit-temperature` makes it mean what it says. It stands
+    beside the label, as does which model gave it.
 
     Args:
       run: folder of the run.
       file: unlabelled texts: as for `jaxgpt predict`; labels in it are only compared with.
-      out: file to write: .jsonl or .tsv; of a tagger a column file of any name.
+      out: file to write: .jsonl (which keeps other fields of JSON lines) or .tsv; of a tagger a column file
+        of any name.
       above: least confidence of a text that is kept.
       most: keep at most so many, the surest; 0 keeps all.
-      balance: keep as many of each label, as many as the rarest has.
+      balance: keep as many of each label, as many as the rarest has; not of taggers.
       field: field or column of the text; by default `data.text` of the run, or `text`.
       checkpoint: `best` on validation data, `newest`, or a step number.
       batch_size: rows per batch.
@@ -65,9 +67,11 @@ def label(
     Raises:
       UserError: a run that tells no labels apart, or a file that cannot be read or written.
     """
-    trained, source, records = _predict(run, file, out, field, checkpoint, verify, batch_size, mesh)
-    data, keys = trained.run.data, _keys(trained, source)
-    known = few_labels.known_texts(_labels(run))
+    require(
+        not balance or isinstance(_labels(run), Labelled), "--balance is for one label per text; drop it."
+    )
+    trained, source, records, known = _predict(run, file, out, field, checkpoint, verify, batch_size, mesh)
+    keys = _keys(trained, source, records)
     found = few_labels.take_confident(keys, records, above, most, balance, known)
     print(
         f"{len(found.places)} of {len(records)} texts are labelled with a confidence of at least {above:g}; "
@@ -77,17 +81,19 @@ def label(
         file=sys.stderr,
     )
     if found.counts:
-        print("labels: " + ", ".join(f"{k} {n}" for k, n in sorted(found.counts.items())), file=sys.stderr)
-    golds = [source.texts[i].gold for i in found.places]
-    if golds and all(gold is not None for gold in golds):
-        made = [records[i].get("label", records[i].get("tags")) for i in found.places]
-        right = sum(a == b for a, b in zip(golds, made, strict=True)) / len(golds)
-        print(f"the file has labels: {right:.1%} of those kept are right", file=sys.stderr)
+        assert trained.run.task is not None
+        counts = ", ".join(f"{name} {found.counts[name]}" for name in trained.run.task.labels)
+        print(f"labels: {counts}", file=sys.stderr)
+    golds = [i for i in found.places if source.texts[i].gold is not None]
+    if golds:
+        made = [records[i].get("label", records[i].get("tags")) for i in golds]
+        right = sum(source.texts[i].gold == label for i, label in zip(golds, made, strict=True)) / len(golds)
+        print(f"{len(golds)} of those kept have a label in the file: {right:.1%} agree", file=sys.stderr)
     require(
         bool(found.places),
         f"no text is sure enough for --above {above:g}, so {out} is not written; lower it.",
     )
-    _write(out, data, source, records, found.places, asks=False)
+    _write(out, trained, source, records, found.places, f"{trained.folder.name}, step {trained.step}")
 
 
 @bounded
@@ -113,7 +119,8 @@ def select(
     Args:
       run: folder of the run.
       file: unlabelled texts: as for `jaxgpt predict`.
-      out: file to write: .jsonl or .tsv; of a tagger a column file of any name.
+      out: file to write: .jsonl (which keeps other fields of JSON lines) or .tsv; of a tagger a column file
+        of any name.
       count: number of texts.
       by: measure of uncertainty: entropy of the labels, margin between the two likeliest, or one minus the
         likeliest's probability (the one for taggers).
@@ -126,22 +133,24 @@ def select(
     Raises:
       UserError: a run that tells no labels apart, or a file that cannot be read or written.
     """
-    trained, source, records = _predict(run, file, out, field, checkpoint, verify, batch_size, mesh)
-    by = "least-confidence" if isinstance(trained.run.data, Tagged) and by == "entropy" else by
+    if isinstance(_labels(run), Tagged):
+        require(by != "margin", "--by is 'margin', which a tagger has not; use least-confidence.")
+        by = "least-confidence"
+    trained, source, records, known = _predict(run, file, out, field, checkpoint, verify, batch_size, mesh)
+    keys = _keys(trained, source, records)
 
     def features(places: list[int]) -> np.ndarray:
         return _features(trained, [source.texts[i].text for i in places])
 
-    known = few_labels.known_texts(_labels(run))
-    places = few_labels.most_uncertain(
-        _keys(trained, source), records, by, count, known, features if diverse else None
-    )
+    places = few_labels.most_uncertain(keys, records, by, count, known, features if diverse else None)
     require(bool(places), f"all texts of {file} are in the run's own files already; name others.")
-    _write(out, trained.run.data, source, records, places, asks=True)
-    values = [few_labels.uncertainty(records[i], by) for i in places]
+    values, own = [few_labels.uncertainty(records[i], by) for i in places], sum(key in known for key in keys)
     print(
-        f"{len(places)} of {len(records)} texts, {by} {min(values):.3f} to {max(values):.3f}", file=sys.stderr
+        f"{len(places)} of {len(records)} texts, {own} of which are in the run's own files; {by} "
+        f"{min(values):.3f} to {max(values):.3f}",
+        file=sys.stderr,
     )
+    _write(out, trained, source, records, places)
 
 
 def _labels(run: str) -> Labelled | Tagged:
@@ -153,26 +162,43 @@ def _labels(run: str) -> Labelled | Tagged:
 
 def _predict(
     run: str, file: str, out: str, field: str, checkpoint: str, verify: bool, batch_size: int, mesh: Mesh
-) -> tuple[Trained, Source, list[dict[str, Any]]]:
+) -> tuple[Trained, Source, list[dict[str, Any]], set[str]]:
+    """The run, the file's texts, what is predicted of each, and the keys of those in the run's own files."""
     data = _labels(run)
     if isinstance(data, Labelled):
-        ending = Path(out).suffix
+        ending = Path(out).suffix.lower()
         require(ending in (".jsonl", ".tsv"), f"--out is {out!r}; name a .jsonl or a .tsv file.")
     with named_file(file) as path:
         source = read_source(path, data, None, field)
         same = Path(out).resolve() == Path(path).resolve()
         require(not same, f"--out is the input {out}; name another.")
+    files = {Path(name).resolve() for name in (*data.train, *data.validation, *data.test)}
+    require(Path(out).resolve() not in files, f"--out is {out}, which the run learns from; name another.")
     require_writable(Path(out).parent)
+    known = _known(data)
     from jaxgpt.sample.load import load_trained
 
     trained = load_trained(run, which=checkpoint, mesh=mesh, verify=verify)
     with alive("predicting"):
-        return trained, source, predicted(trained, source, batch_size)
+        return trained, source, predicted(trained, source, batch_size), known
 
 
-def _keys(trained: Trained, source: Source) -> list[str]:
-    joiner = getattr(trained.run.data, "joiner", " ")
-    return [few_labels.key_of(given.text, joiner) for given in source.texts]
+def _known(data: Labelled | Tagged) -> set[str]:
+    try:
+        return few_labels.known_texts(data)
+    except UserError as error:  # a run's folder may have been moved away from its data
+        print(
+            f"texts that the run has labels of are not left out, since they are not here: {error}",
+            file=sys.stderr,
+        )
+        return set()
+
+
+def _keys(trained: Trained, source: Source, records: list[dict[str, Any]]) -> list[str]:
+    data = trained.run.data
+    if isinstance(data, Tagged):
+        return [few_labels.key_of(record["words"], data.joiner) for record in records]
+    return [few_labels.key_of(given.text) for given in source.texts]
 
 
 def _features(trained: Trained, texts: list[Any]) -> np.ndarray:
@@ -188,14 +214,22 @@ def _features(trained: Trained, texts: list[Any]) -> np.ndarray:
 
 
 def _write(
-    out: str, data: Any, source: Source, records: list[dict[str, Any]], places: list[int], *, asks: bool
+    out: str, trained: Trained, source: Source, records: list[dict[str, Any]], places: list[int], by: str = ""
 ) -> None:
-    chosen = [records[i] for i in places]
+    """Write what was chosen; `by` names the model that gives the labels, empty where a person shall."""
+    import jax
+
+    if jax.process_index() > 0:  # every process finds the same
+        return
+    chosen, data = [records[i] for i in places], trained.run.data
     if isinstance(data, Tagged):
         lines = few_labels.column_lines(chosen, [record["words"] for record in chosen])
         write_text(Path(out), "\n".join(lines) + "\n")
     else:
-        texts = [source.texts[i].text for i in places]
-        made, lines = few_labels.written(data, texts, chosen, Path(out).suffix, asks)
+        assert isinstance(data, Labelled)
+        given = [source.texts[i] for i in places]
+        own = [one.own if isinstance(one.own, dict) else {} for one in given]
+        texts = [one.text for one in given]
+        made, lines = few_labels.written(data, texts, chosen, Path(out).suffix.lower(), by, own)
         write_jsonl(Path(out), made) if made else write_text(Path(out), "\n".join(lines) + "\n")
     print(f"saved as {out}", file=sys.stderr)

@@ -74,17 +74,17 @@ def test_diverse_texts_are_not_near_duplicates():
 @pytest.mark.parametrize("ending", [".tsv", ".jsonl"])
 def test_what_is_written_is_training_data_of_a_next_run(tmp_path: Path, ending):
     data = Labelled(train=("t.tsv",), validation=("v.tsv",), text="review", label="mood")
-    records, lines = written(data, ["a b", "c"], [RECORDS[0], RECORDS[4]], ending, asks=False)
+    records, lines = written(data, ["a b", "c"], [RECORDS[0], RECORDS[4]], ending, "run")
     path = tmp_path / f"more{ending}"
     write_jsonl(path, records) if records else write_text(path, "\n".join(lines) + "\n")
     assert [(e.text, e.label) for e in read_labelled([path], "review", "", "mood")] == [
         ("a b", "yes"),
         ("c", "no"),
     ]
-    records, _ = written(data, ["a b"], [RECORDS[0]], ".jsonl", asks=True)
-    assert records[0]["mood"] == "" and records[0]["predicted"] == "yes"
+    records, _ = written(data, ["a b"], [RECORDS[0]], ".jsonl", own=[{"id": 7, "mood": "?", "review": "a b"}])
+    assert records == [{"review": "a b", "mood": "", "id": 7, "predicted": "yes", "confidence": 0.99}]
     with pytest.raises(UserError, match="tab"):
-        written(data, ["a\tb"], [RECORDS[0]], ".tsv", asks=False)
+        written(data, ["a\tb"], [RECORDS[0]], ".tsv", "run")
 
 
 def test_sentences_are_written_as_column_files(tmp_path: Path):
