@@ -50,7 +50,7 @@ class Bench:
       folder: for the files of this seed.
       seed: draws the labelled texts, and is that of training.
       above: least confidence of a text that a run labels itself.
-      steps: of a run on few labels; those on thousands take twice as many.
+      steps: of a run on few labels; those on thousands take twice as many, on all labels four times.
     """
 
     def __init__(self, data: Path, base: Run, folder: Path, seed: int, above: float, steps: int) -> None:
@@ -79,7 +79,13 @@ class Bench:
             objective=Classification(),
             optim=Optim(peak_lr=5e-4, final_lr=5e-5, warmup_steps=10, weight_decay=0.1),
             train=Train(
-                steps=steps, batch_size=8, eval_every=steps, save_every=steps, seed=self.seed, track=()
+                steps=steps,
+                batch_size=8,
+                eval_every=steps,
+                eval_batches=1,
+                save_every=steps,
+                seed=self.seed,
+                track=(),
             ),
             compute=COMPUTE,
         )
@@ -125,7 +131,7 @@ class Bench:
         made.append((name, self.run("random", [first, second], self.steps)[1]))
         made += [self.asked(folder, first, diverse) for diverse in (False, True)]
         everything = str(self.data / "train.tsv")
-        made.append(("all labels", self.run("all", [everything], 2 * self.steps)[1]))
+        made.append(("all labels", self.run("all", [everything], 4 * self.steps)[1]))
         return made
 
 

@@ -50,7 +50,8 @@ class Calibration(NamedTuple):
       ece_mass: the same over bins of equally many predictions.
       brier: mean squared distance of the probabilities from what is right (Brier 1950), 0 to 2; None where
         only the likeliest class's probability is known.
-      nll: mean negative log-probability of what is right, in nats.
+      nll: mean negative log-probability of what is right, in nats; a probability that float32 cannot hold
+        counts as the least that it can.
       accuracy, confidence: means.
       bins: of equal width, those without predictions left out.
     """
@@ -81,8 +82,7 @@ def calibration(p_NC: np.ndarray, gold_N: np.ndarray, bins: int = BINS) -> Calib
     mass = _bins(confidence_N, right_N, place_N)
     gold_NC = (np.arange(p_NC.shape[1]) == gold_N[:, None]).astype(float)
     right = np.where(gold_N >= 0, np.take_along_axis(p_NC, np.maximum(gold_N, 0)[:, None], 1)[:, 0], 0)
-    with np.errstate(divide="ignore"):
-        nll = float(-np.log(right).mean())
+    nll = float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean())
     brier = float(((p_NC - gold_NC) ** 2).sum(1).mean())
     means = float(right_N.mean()), float(confidence_N.mean())
     return Calibration(error_of(width), error_of(mass), brier, nll, *means, width)
@@ -105,11 +105,16 @@ def error_of(bins: list[Bin]) -> float:
 # -------------------------------------------------------------------------------------- temperature
 
 
+MOST = 64.0
+"""The highest temperature that is fitted; the lowest is 1 by it."""
+
+
 def fit_temperature(p_NC: np.ndarray, gold_N: np.ndarray) -> float:
     """The temperature with the least negative log-likelihood (Guo et al. 2017, section 4.2).
 
     It is concave in 1 / temperature, so that its slope, the mean logit under the model less that of
-    what is right, is followed to 0 by bisection, between 1/64 and 64.
+    what is right, is followed to 0 by bisection, between 1/64 and 64 (where it ends if every prediction is
+    right, or if they are no better than chance).
     """
     known = gold_N >= 0
     p_NC, gold_N = p_NC[known], gold_N[known]
@@ -119,7 +124,9 @@ def fit_temperature(p_NC: np.ndarray, gold_N: np.ndarray) -> float:
     )
     logits_NC = np.log(np.maximum(p_NC, 1e-30))
     gold = np.take_along_axis(logits_NC, gold_N[:, None], 1).mean()
-    low, high = math.log(1 / 64), math.log(64)
+    if (p_NC.argmax(1) == gold_N).all():  # the slope is lost to rounding long before the end
+        return 1 / MOST
+    low, high = math.log(1 / MOST), math.log(MOST)
     for _ in range(60):
         middle = (low + high) / 2
         p = sharpened(p_NC, math.exp(-middle))

@@ -8,10 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxgpt.config import (
-    Task,
-    load_suite,
-)
+from jaxgpt.config import Pairs, Prompts, Rated, Task, load_suite
 from jaxgpt.config.suite import Suite
 from jaxgpt.errors import require
 from jaxgpt.evals.figure import Figure
@@ -24,14 +21,26 @@ if TYPE_CHECKING:
     from jaxgpt.sample.load import Trained
 
 
+CALIBRATION = {
+    "ece": "Expected calibration error",
+    "ece_mass": "The same, bins of equal mass",
+    "brier": "Brier score",
+    "nll": "Negative log-likelihood (nats)",
+    "accuracy": "Accuracy",
+    "confidence": "Mean confidence",
+}
+
+
 def calibration_result(trained: Trained, settings: Settings, fit: bool) -> Result:
     """Calibration errors of labels or of next tokens; after the best temperature too, which may be stored."""
     from jaxgpt.evals import calibration as parts
     from jaxgpt.evals.temperature import save_temperature, sharpened
 
+    require(settings.stride is None, "--stride is for text; drop it.")
     if trained.run.task is not None:
+        require(not settings.limit, "--limit is not for runs that tell labels apart; drop it.")
         p_NC, gold_N = parts.label_probabilities(trained, "validation", settings.batch_size)
-        temperature, of = parts.fit_temperature(p_NC, gold_N), "labels"
+        temperature, of, most = parts.fit_temperature(p_NC, gold_N), "labels", parts.MOST
         if settings.split != "validation":
             p_NC, gold_N = parts.label_probabilities(trained, settings.split, settings.batch_size)
         before = parts.calibration(p_NC, gold_N)
@@ -39,17 +48,21 @@ def calibration_result(trained: Trained, settings: Settings, fit: bool) -> Resul
     else:
         require_validation(settings)
         require(
-            trained.run.writes,
-            f"--calibration is of labels and of next tokens, and {trained.folder} predicts neither.",
+            trained.run.writes and not isinstance(trained.run.data, Pairs | Rated | Prompts),
+            f"--calibration is of labels and of next tokens, and {trained.folder} predicts neither; name "
+            "a task of multiple choice with --tasks.",
         )
         before, after, temperature = parts.token_calibration(trained, settings.batch_size, settings.limit)
-        of = "tokens"
+        of, most = "tokens", float(parts.TEMPERATURES[-1])
     if fit:
+        require(
+            1.01 / most < temperature < most / 1.01,
+            f"the best temperature is {temperature:.3g}, the end of what is tried: the validation data are "
+            "predicted without an error, or no better than by chance, so it is not stored; use more of them.",
+        )
         saved = save_temperature(trained, temperature, of)
         print(f"temperature {temperature:.3f}, fitted on validation {of}, stored in {saved}", file=sys.stderr)
-    titles = {"ece": "Expected calibration error", "ece_mass": "The same, bins of equal mass"}
-    titles |= {"brier": "Brier score", "nll": "Negative log-likelihood (nats)"}
-    titles |= {"accuracy": "Accuracy", "confidence": "Mean confidence"}
+    titles = dict(CALIBRATION)
     figures = {key: Figure(value) for key in titles if (value := getattr(before, key)) is not None}
     later = ("ece", "ece_mass", "brier", "nll", "confidence")
     figures["temperature"] = Figure(temperature)
@@ -63,6 +76,32 @@ def calibration_result(trained: Trained, settings: Settings, fit: bool) -> Resul
     name = named(f"calibration-{settings.split}", settings)
     title = f"Calibration of {of} ({settings.split})"
     return Result(name, title, figures, titles=titles, reliability=pictures)
+
+
+def choice_calibration(trained: Trained, settings: Settings, files: list[str]) -> Iterator[Result]:
+    """Calibration errors of multiple choice: confidences are a softmax of the choices' log-likelihoods."""
+    from jaxgpt.evals.calibration import calibration, choice_probabilities
+    from jaxgpt.evals.scoring import Scorer
+    from jaxgpt.evals.tasks import SUFFIXES, choice_scores, read_task
+
+    other = next((name for name in files if not name.endswith(SUFFIXES)), None)
+    require(other is None, f"--calibration is of tasks in .jsonl files, not of {other}; drop it.")
+    read = {path: read_task(path)[: settings.limit or None] for path in files}
+    for path, questions in read.items():
+        require(len(questions[0].choices) > 1, f"{path} has no choices, so no confidences; drop it.")
+    scorer = Scorer.of(trained)
+    for path, questions in read.items():
+        name = Path(path).name.split(".jsonl")[0]
+        scores = choice_scores(scorer, questions, settings.batch_size, name)
+        sums = [tuple(score.logprob for score in row) for row in scores]
+        found = calibration(*choice_probabilities(sums, [q.label for q in questions]))
+        title = f"Calibration of {name}, {len(questions)} records"
+        yield Result(
+            named(f"calibration-task-{name}", settings), title,
+            {key: Figure(getattr(found, key)) for key in CALIBRATION}, scorer.truncated,
+            titles=CALIBRATION, reliability={f"Reliability of {name}": found.bins},
+        )  # fmt: skip
+        scorer.truncated = 0
 
 
 def safety_results(

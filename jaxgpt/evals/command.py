@@ -29,6 +29,7 @@ from jaxgpt.config.suite import Suite
 from jaxgpt.errors import UserError, require
 from jaxgpt.evals.checks import (
     calibration_result,
+    choice_calibration,
     chosen_suite,
     forgetting_results,
     robust_results,
@@ -101,7 +102,7 @@ def evaluate(
       safety_limits: JSON file of an object from names of figures to the most that passes.
       sentiment: a classifier's run, whose judgement of the compared sentences is measured by --safety too.
       calibration: calibration errors and a reliability plot of labels, or of next tokens, before and after
-        the temperature that suits the validation data best.
+        the temperature that suits the validation data best; with --tasks, of multiple choice.
       fit_temperature: the same, and store that temperature with the run, for the confidences of `predict`.
       robust: what is lost under typos, other case, dropped or swapped words and sentences put before the
         text: of a tagger or classifier on its own data, of answers to a suite, also when asked otherwise.
@@ -121,7 +122,13 @@ def evaluate(
     settings = Settings(split, stride, memory, limit, batch_size)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _check(settings, bool(text), names)
+    alone = {"--calibration": calibration or fit_temperature, "--safety": safety, "--robust": robust}
+    alone |= {"--forgetting": bool(forgetting)}
+    chosen = [name for name, given in alone.items() if given]
+    require(len(chosen) < 2, f"{' and '.join(chosen)} are measured one at a time; drop one.")
     require(bool(suite) or not against, "--against is for a suite; name one with --suite FILE.py.")
+    require(not (against and chosen), f"--against has no part in {''.join(chosen)}; drop one.")
+    require(safety or not (safety_limits or sentiment), "--safety-limits and --sentiment are for --safety.")
     asked = chosen_suite(suite, limit, bool(text or names)) if suite else None
     trained = _load(run, checkpoint, mesh, verify, settings)
     if ensemble:
@@ -137,13 +144,15 @@ def evaluate(
     if first:
         require_writable(trained.folder / "eval")
     if calibration or fit_temperature:
-        others = bool(text or names or suite or robust)
-        require(
-            not others, "--calibration is of the run's own data; drop it, or what else is to be measured."
+        others = bool(text or suite or (names and fit_temperature))
+        require(not others, "--calibration is of the run's own data or of --tasks; drop it, or the others.")
+        results = (
+            choice_calibration(trained, settings, names)
+            if names
+            else iter([calibration_result(trained, settings, fit_temperature)])
         )
-        results = iter([calibration_result(trained, settings, fit_temperature)])
     elif safety:
-        others = bool(text or names or suite or robust)
+        others = bool(text or names or suite)
         require(not others, "--safety is by itself; drop it, or what else is to be measured.")
         results = safety_results(
             trained, settings, safety_limits, sentiment, partial(_load, mesh=mesh, verify=verify)

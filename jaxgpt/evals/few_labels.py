@@ -163,7 +163,7 @@ def key_of(text: str | Sequence[str], joiner: str = " \0 ") -> str:
 
 def known_texts(data: Labelled | Tagged) -> set[str]:
     """Keys of the texts in a run's own files, of every split."""
-    files = [file for split in ("train", "validation", "test") for file in getattr(data, split)]
+    files = dict.fromkeys((*data.train, *data.validation, *data.test))
     if isinstance(data, Tagged):
         return {key_of(sentence.words, data.joiner) for sentence in read_conll(files)}
     examples = read_labelled(files, data.text, data.pair, data.label)

@@ -103,12 +103,19 @@ def run_task(
       batch_size: rows at a time.
       about: what the progress line says.
     """
-    requests = [scorer.pair(q.context, choice) for q in questions for choice in q.choices]
-    scores = iter(scorer.token_logprobs(requests, batch_size, about))
-    grouped = [[next(scores) for _ in question.choices] for question in questions]
+    grouped = choice_scores(scorer, questions, batch_size, about)
     if len(questions[0].choices) == 1:
         return last_word([scores[0] for scores in grouped])
     return multiple_choice(questions, grouped)
+
+
+def choice_scores(
+    scorer: Scorer, questions: Sequence[Question], batch_size: int = 32, about: str = ""
+) -> list[list[Score]]:
+    """What the model makes of each choice of each question; see `run_task`."""
+    requests = [scorer.pair(q.context, choice) for q in questions for choice in q.choices]
+    scores = iter(scorer.token_logprobs(requests, batch_size, about))
+    return [[next(scores) for _ in question.choices] for question in questions]
 
 
 def last_word(scores: Sequence[Score]) -> dict[str, Figure]:

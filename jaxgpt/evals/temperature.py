@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 
+from jaxgpt.checkpoint.whole import params_digest
 from jaxgpt.files import Count, read_json, write_json
 from jaxgpt.sample.load import Trained
 
@@ -32,16 +34,18 @@ def sharpened(p_NC: np.ndarray, temperature: float) -> np.ndarray:
 class Fitted(TypedDict):
     """What `FILE` holds."""
 
-    temperature: float
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
     step: Count
     split: str
     of: str
+    parameters: NotRequired[str]
 
 
 def save_temperature(trained: Trained, temperature: float, of: str) -> Path:
     """Store the temperature of a checkpoint, fitted on validation data, with its run."""
     path = trained.folder / FILE
-    write_json(path, {"temperature": temperature, "step": trained.step, "split": "validation", "of": of})
+    about = {"step": trained.step, "split": "validation", "of": of}
+    write_json(path, {"temperature": temperature, **about, "parameters": params_digest(trained.params)})
     return path
 
 
@@ -57,6 +61,9 @@ def temperature_of(trained: Trained, of: str = "labels") -> float:
         log.warning(
             "%s is of step %d, not %d: probabilities are not calibrated", path, found["step"], trained.step
         )
+        return 1.0
+    if found.get("parameters") != params_digest(trained.params):  # a run may be trained again in its folder
+        log.warning("%s is of other parameters: probabilities are not calibrated; fit it again", path)
         return 1.0
     log.info("%s: probabilities at temperature %.3f", path, found["temperature"])
     return found["temperature"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tiny import HERE, mesh, sharp_params
 from tiny_evals import COMPUTE, MODEL, ONE, ROWS, TEXT, save_run
 
-from jaxgpt.config import GPT, Text
+from jaxgpt.config import GPT, Classification, Classifier, Labelled, Text
 from jaxgpt.data.prepare import prepare
 from jaxgpt.evals.loss import validation_loss
 from jaxgpt.evals.scoring import Scorer
@@ -27,6 +28,20 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.txt").write_text(TEXT, "utf-8")
     prepare([str(folder / "a.txt")], folder / "text", validation=0.3, split="tail", workers=1)
     return save_run(folder / "run", Text(path=str(folder / "text")))
+
+
+@pytest.fixture(scope="session")
+def labels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose every text is a "yes", as those of its own files are."""
+    folder = tmp_path_factory.mktemp("labels")
+    (folder / "own.tsv").write_text("Ada runs\tyes\nParis is large\tyes\n")
+    files = (str(folder / "own.tsv"),)
+    data = Labelled(train=files, validation=files, tokenizer="byte")
+    model = Classifier(backbone=replace(MODEL, causal=False), labels=("no", "yes"), pool="mean")
+    params = init_params(model, COMPUTE, HERE, jax.random.key(1))
+    params["bias"] = jnp.array([0.0, 2.0])
+    params["head"]["weight"] *= 0
+    return save_run(folder / "run", data, model, params, objective=Classification())
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from jaxgpt.errors import UserError
 from jaxgpt.evals.calibration import (
     calibration,
     choice_probabilities,
     fit_temperature,
     token_calibration,
 )
+from jaxgpt.evals.checks import calibration_result, choice_calibration
 from jaxgpt.evals.loss import loss_of
+from jaxgpt.evals.result import Settings
+from jaxgpt.evals.scoring import Scorer
+from jaxgpt.evals.tasks import choice_scores, read_task, run_task
 from jaxgpt.evals.temperature import save_temperature, sharpened, temperature_of
+from jaxgpt.files import write_jsonl
 from jaxgpt.sample.load import load_trained
 
 
@@ -90,3 +97,32 @@ def test_a_temperature_is_of_one_checkpoint(text_run, tmp_path, caplog):
     assert temperature_of(trained) == 1.7
     assert temperature_of(trained, "tokens") == 1.0
     assert temperature_of(trained._replace(step=6)) == 1.0 and "not calibrated" in caplog.text
+    again = {**trained.params, "embed": jax.tree.map(lambda x: x + 1, trained.params["embed"])}
+    assert temperature_of(trained._replace(params=again)) == 1.0 and "other parameters" in caplog.text
+
+
+def test_what_float32_cannot_hold_is_no_infinite_loss():
+    """A tag that is certainly wrong has a probability of 0, since a logit 104 below the largest is none."""
+    p, gold = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])
+    assert calibration(p, gold).nll == pytest.approx(-np.log(np.finfo(np.float32).tiny) / 2)
+
+
+def test_no_temperature_is_stored_where_every_prediction_is_right(tmp_path, labels_run):
+    """The likelihood grows for ever as the temperature falls, and every confidence would become 1."""
+    trained = load_trained(labels_run)._replace(folder=tmp_path)
+    with pytest.raises(UserError, match=r"not stored"):
+        calibration_result(trained, Settings(batch_size=4), fit=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_multiple_choice_of_a_file(text_run, tmp_path):
+    """The confidence is that of the choice with the largest sum of log-probabilities, which `acc` counts."""
+    path, records = tmp_path / "choices.jsonl", [("the cat", ["sat", "ran off"], 0), ("a", ["mat", "dog"], 1)]
+    write_jsonl(path, [{"context": c, "choices": x, "label": y} for c, x, y in records])
+    trained = load_trained(text_run)
+    (found,) = choice_calibration(trained, Settings(batch_size=4), [str(path)])
+    scorer, questions = Scorer.of(trained), read_task(path)
+    sums = [[s.logprob for s in row] for row in choice_scores(scorer, questions, 4)]
+    expected = np.mean([softmax(row).max() for row in sums])
+    assert found.figures["confidence"].value == pytest.approx(expected)
+    assert found.figures["accuracy"].value == run_task(scorer, questions, 4)["acc"].value

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from tiny import HERE
+from tiny_evals import COMPUTE, MODEL, save_run
 
-from jaxgpt.config import Labelled
+from jaxgpt.config import Classification, Classifier, Labelled, Tagged
 from jaxgpt.data.readers.labelled import read_labelled
 from jaxgpt.data.readers.tagging import read_conll
 from jaxgpt.errors import UserError
@@ -21,7 +26,9 @@ from jaxgpt.evals.few_labels import (
     uncertainty,
     written,
 )
+from jaxgpt.evals.few_labels_command import label, select
 from jaxgpt.files import write_jsonl, write_text
+from jaxgpt.models import init_params
 
 
 def said(label: str, p: float) -> dict:
@@ -100,3 +107,56 @@ def test_texts_of_the_runs_own_files_are_known(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("good  film\t1\nbad\t0\n")
     files = (str(tmp_path / "a.tsv"),)
     assert known_texts(Labelled(train=files, validation=files)) == {"good film", "bad"}
+
+
+def test_a_run_labels_and_selects(labels_run: Path, tmp_path: Path, capsys):
+    """Its own texts and repeated ones are left out by their words; other fields stay; its files are safe."""
+    new = tmp_path / "new.jsonl"
+    texts = ["Ada  runs", "we love it", "we love it", "far away"]
+    write_jsonl(new, [{"id": i, "text": text, "label": "yes"} for i, text in enumerate(texts)])
+    label(str(labels_run), str(new), out=str(tmp_path / "more.jsonl"), above=0.5)
+    said = capsys.readouterr().err
+    assert "2 of 4 texts" in said and "1 that the run's files have, 1 repeated" in said
+    assert "labels: no 0, yes 2" in said and "2 of those kept have a label in the file: 100.0% agree" in said
+    found = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    assert [(r["id"], r["label"], r["source"]) for r in found] == [
+        (1, "yes", "run, step 5"),
+        (3, "yes", "run, step 5"),
+    ]
+    assert [e.label for e in read_labelled([tmp_path / "more.jsonl"])] == ["yes", "yes"]
+    for diverse in (False, True):
+        select(str(labels_run), str(new), out=str(tmp_path / "ask.tsv"), count=1, diverse=diverse)
+        assert (tmp_path / "ask.tsv").read_text().splitlines()[0] == "text\tlabel\tpredicted\tconfidence"
+    own = labels_run.parent / "own.tsv"
+    before = own.read_text()
+    with pytest.raises(UserError, match="learns from"):
+        label(str(labels_run), str(new), out=str(own), above=0.5)
+    assert own.read_text() == before
+
+
+def test_a_tagger_labels_and_selects(tmp_path: Path, capsys):
+    """Its own sentences are known by their words, however they are written; blank ones teach nothing."""
+    (tmp_path / "own.bio").write_text("Ada B-PER\nruns O\n. O\n")
+    files = (str(tmp_path / "own.bio"),)
+    data = Tagged(train=files, validation=files, tokenizer="byte")
+    model = Classifier(backbone=replace(MODEL, causal=False), labels=("O", "B-PER", "I-PER"))
+    params = init_params(model, COMPUTE, HERE, jax.random.key(1))
+    run = str(save_run(tmp_path / "run", data, model, params, objective=Classification()))
+    new, out = tmp_path / "new.jsonl", tmp_path / "more.bio"
+    write_jsonl(new, [{"text": "Ada runs."}, {"text": " "}, {"words": ["New York", "is", "far"]}])
+    label(run, str(new), out=str(out), above=0.0)
+    assert "1 of 3 texts" in (said := capsys.readouterr().err) and "1 less sure, 1 that the run's" in said
+    assert [s.words for s in read_conll([out])] == [("New York", "is", "far")]
+    select(run, str(new), out=str(out), count=3, diverse=True)
+    assert [s.words for s in read_conll([out])] == [("New York", "is", "far")]
+    with pytest.raises(UserError, match="--balance is for one label per text"):
+        label(run, str(new), out=str(out), balance=True)
+    with pytest.raises(UserError, match="--by is 'margin'"):
+        select(run, str(new), out=str(out), by="margin")
+    with pytest.raises(UserError, match="no place in a column file"):
+        column_lines([{"tags": ["O"]}], [["a\tb"]])
+
+
+def test_more_labels_than_are_wanted_cannot_be_balanced():
+    with pytest.raises(UserError, match="--most is 1, fewer than the 2 labels"):
+        take_confident(KEYS, RECORDS, 0.9, 1, True, set())

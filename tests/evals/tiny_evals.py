@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from tiny import FLOAT32, MODERN, sharp_params
 
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import GPT, Run, to_json
+from jaxgpt.config import Run, to_json
 from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.state import State
 
@@ -23,9 +23,9 @@ ROWS = 4
 TEXT = "the cat sat on a mat while seven dogs ran over green hills — and far away. " * 9
 
 
-def save_run(folder: Path, data: Any, model: GPT = MODEL, params: Any = None) -> Path:
+def save_run(folder: Path, data: Any, model: Any = MODEL, params: Any = None, **parts: Any) -> Path:
     """A run's folder with one checkpoint at step 5, as training leaves it."""
-    run = Run(name=folder.name, model=model, data=data, compute=COMPUTE)
+    run = Run(name=folder.name, model=model, data=data, compute=COMPUTE, **parts)
     ByteTokenizer().save(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps({"run": to_json(run)}))
     (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n')
