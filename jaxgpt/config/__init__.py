@@ -12,7 +12,7 @@ from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.knowledge import Knowledge
 from jaxgpt.config.load import load, load_module, load_run, load_suite, load_sweep, override, parse_args
-from jaxgpt.config.measures import EWC, L2SP, Measure
+from jaxgpt.config.measures import EMA, EWC, FGM, L2SP, LabelSmoothing, LayerDecay, Measure, NEFTune, RDrop
 from jaxgpt.config.models import Bert, Classifier, Headed, Model, RewardModel, TransformerXL
 from jaxgpt.config.objectives import (
     DPO,
@@ -52,7 +52,9 @@ from jaxgpt.config.tune import (
 
 __all__ = [
     "DPO",
+    "EMA",
     "EWC",
+    "FGM",
     "GPT",
     "GRPO",
     "IA3",
@@ -82,8 +84,10 @@ __all__ = [
     "Full",
     "Headed",
     "Knowledge",
+    "LabelSmoothing",
     "Labelled",
     "LastLayers",
+    "LayerDecay",
     "LoRA",
     "MaskedLM",
     "Measure",
@@ -91,11 +95,13 @@ __all__ = [
     "Mix",
     "MoE",
     "Model",
+    "NEFTune",
     "Optim",
     "Pairs",
     "PrefixTuning",
     "PromptTuning",
     "Prompts",
+    "RDrop",
     "Rated",
     "Replay",
     "RewardModel",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from jaxgpt.config.bounds import Limit, Weight
+from jaxgpt.config.bounds import Bounds, Decay, Limit, Weight
 from jaxgpt.config.check import check_types
 from jaxgpt.config.tune import BitFit, Full, LastLayers
 from jaxgpt.errors import require
@@ -43,11 +43,83 @@ class EWC(_Measure):
     it is done once, before the first step."""
 
 
-Measure = L2SP | EWC
+@dataclass(frozen=True, kw_only=True)
+class LabelSmoothing(_Measure):
+    """A share of each target's weight is spread over all ids alike (Szegedy et al. 2016, section 7)."""
+
+    rate: Annotated[float, Bounds(0, 0.999)] = 0.1
+    """That share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NEFTune(_Measure):
+    """Uniform noise on the embeddings of tokens in training (Jain et al. 2023)."""
+
+    alpha: Weight = 5.0
+    """Noise is within alpha / sqrt(tokens per row x hidden size)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RDrop(_Measure):
+    """Two passes with different dropout shall predict alike (Liang et al. 2021): the loss is the mean of
+    both, plus the symmetric KL divergence between them. It costs two passes; dropout must be on.
+    """
+
+    weight: Weight = 1.0
+    """Weight of the divergence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGM(_Measure):
+    """Adversarial training (Miyato et al. 2017, section 3): the loss is also that of embeddings moved along
+    its gradient. It costs three passes.
+    """
+
+    epsilon: Weight = 1.0
+    """Length of the move, of all embeddings of a row together."""
+    weight: Weight = 1.0
+    """Weight of the adversarial loss against the plain one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA(_Measure):
+    """The model is an exponential moving average of the parameters that are trained (Polyak and Juditsky
+    1992): it is what is evaluated, saved, sampled and tuned on; the optimizer keeps the others.
+    """
+
+    decay: Decay = 0.999
+    """Share of the average that stays per step; less at the start, (1 + step) / (10 + step)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDecay(_Measure):
+    """Lower layers learn more slowly (ULMFiT: Howard and Ruder 2018, section 3.2): each layer's updates are
+    this factor of those of the layer above; embeddings are below the first layer.
+    """
+
+    rate: Annotated[float, Bounds(1e-3, 1)] = 0.9
+    """The factor."""
+
+
+Measure = L2SP | EWC | LabelSmoothing | NEFTune | RDrop | FGM | EMA | LayerDecay
 """The registry of measures; `jaxgpt.objectives.measures.MEASURES` has the hooks of each."""
 
 STARTED = (L2SP, EWC)
 """Measures that refer to the parameters that a run starts from."""
+
+
+PLAIN = (LabelSmoothing, NEFTune, RDrop, FGM)
+"""Measures of objectives that score one prediction per target."""
+
+
+def _linear(model: Any) -> bool:
+    inner = getattr(model, "backbone", None)
+    return inner is not None or (model.logit_softcap is None and not getattr(model, "cutoffs", ()))
+
+
+def _drops(model: Any) -> bool:
+    parts = (model, getattr(model, "backbone", None))
+    return any(getattr(part, name, 0.0) > 0 for part in parts for name in ("dropout", "head_dropout"))
 
 
 def check_measures(run: Any) -> None:
@@ -56,6 +128,24 @@ def check_measures(run: Any) -> None:
     for kind in kinds:
         name = kind.__name__
         require(kinds.count(kind) == 1, f"measures has {name} twice; keep one.")
+        objective = type(run.objective).__name__
+        require(
+            kind not in PLAIN or objective in ("CausalLM", "MaskedLM", "Classification"),
+            f"measures has {name}, which is of predicted ids, but objective is {objective}(); drop it, or "
+            "use "
+            "CausalLM(), MaskedLM() or Classification().",
+        )
+        require(
+            kind is not LabelSmoothing or _linear(run.model),
+            "measures has LabelSmoothing, which needs logits that are linear in the features, but the model "
+            "caps "
+            "them or has an adaptive softmax; drop one of them.",
+        )
+        require(
+            kind is not RDrop or _drops(run.model),
+            "measures has RDrop, which compares passes with different dropout, but dropout is 0; set "
+            "model.dropout, such as 0.1.",
+        )
         if kind in STARTED:
             require(
                 bool(run.init_from),

@@ -23,8 +23,14 @@ _OPEN: ContextVar[Change | None] = ContextVar("perturbing", default=None)
 
 @contextlib.contextmanager
 def perturbing(change: Change | None) -> Iterator[None]:
-    """Change the embeddings of tokens in what is traced inside; None changes nothing."""
-    token = _OPEN.set(change)
+    """Change the embeddings of tokens in what is traced inside, after what is open already; None changes
+    nothing.
+    """
+    before = _OPEN.get()
+    both = change
+    if before is not None:
+        both = before if change is None else lambda x_BTD: change(before(x_BTD))
+    token = _OPEN.set(both)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import Full, Run
 from jaxgpt.errors import require
 from jaxgpt.objectives import Mean, Metrics, Objective, TwoPass, add, before, means
+from jaxgpt.objectives.measures.base import live_parameters
 from jaxgpt.optim import join
 from jaxgpt.sharding import batch_sharding, replicated
 from jaxgpt.train.noise import SQUARE
@@ -59,8 +60,10 @@ def train_step(
         sums = objective(program.model(join(learned, frozen), base, dropping), part, key)
         return sums.loss, (sums.metrics | {"loss": sums.loss, "weight": sums.weight}, sums.memory)
 
+    live = live_parameters(state.opt, learned)
+
     def gradients(part: Batch, key: jax.Array) -> tuple[tuple[Metrics, dict], Any]:
-        (_, (sums, memory)), grads = jax.value_and_grad(loss_sum, has_aux=True)(learned, part, key)
+        (_, (sums, memory)), grads = jax.value_and_grad(loss_sum, has_aux=True)(live, part, key)
         if program.noise:
             mean = optax.tree.norm(grads) / jnp.maximum(sums["weight"], 1e-9)
             sums = sums | {SQUARE: Mean(jnp.square(mean), jnp.ones(()))}

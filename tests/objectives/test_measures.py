@@ -5,17 +5,40 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny import FLOAT32, HERE
 
-from jaxgpt.config import EWC, L2SP, Full, LoRA
+from jaxgpt.batch import Batch
+from jaxgpt.config import (
+    EMA,
+    EWC,
+    FGM,
+    GPT,
+    L2SP,
+    CausalLM,
+    Full,
+    LabelSmoothing,
+    LayerDecay,
+    LoRA,
+    NEFTune,
+    RDrop,
+    Run,
+)
 from jaxgpt.config.measures import Measure, check_measures
 from jaxgpt.errors import UserError
-from jaxgpt.objectives.measures import MEASURES, measured_optimizer
+from jaxgpt.layers.perturb import perturbing
+from jaxgpt.models import abstract_model, assemble, init_params
+from jaxgpt.objectives import causal_lm
+from jaxgpt.objectives.measures import MEASURES, measured, measured_optimizer
+from jaxgpt.objectives.measures.base import live_parameters
 from jaxgpt.objectives.measures.penalty import with_importance
+from jaxgpt.text.tokenizer import ByteTokenizer
+from jaxgpt.text.vocabulary import Vocabulary
 
 TWO = nnx.State({"a": nnx.Param(jnp.zeros(()), axes=()), "b": nnx.Param(jnp.zeros(()), axes=())})
 """A model of two parameters."""
@@ -68,4 +91,123 @@ def test_l2sp_leaves_a_new_head_alone() -> None:
 )
 def test_measures_that_do_not_fit_are_refused(measures, init_from, tune, words) -> None:
     with pytest.raises(UserError, match=words):
-        check_measures(SimpleNamespace(measures=measures, init_from=init_from, tune=tune))
+        run = SimpleNamespace(measures=measures, init_from=init_from, tune=tune, objective=CausalLM())
+        check_measures(run)
+
+
+# ------------------------------------------------------------------------------ against overfitting
+
+
+def a_model(dropout: float = 0.0) -> tuple[Any, dict]:
+    config = GPT(vocab_size=264, context=16, layers=2, width=16, heads=2, dropout=dropout)
+    graph, _ = abstract_model(config, FLOAT32, HERE)
+    return graph, init_params(config, FLOAT32, HERE, jax.random.key(0))
+
+
+def a_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    tokens, targets = (jnp.asarray(rng.integers(0, 256, (2, 8)), jnp.int32) for _ in range(2))
+    weights = jnp.asarray(rng.integers(0, 2, (2, 8)), jnp.float32)
+    ones, places = jnp.ones((2, 8), jnp.int32), jnp.broadcast_to(jnp.arange(8), (2, 8))
+    return Batch(tokens, targets, weights, ones, places)
+
+
+BYTES = Vocabulary.of(ByteTokenizer())
+KEY = jax.random.key(3)
+
+
+def under(*measures: Any, dropout: float = 0.0):
+    """A function of parameters to the loss under measures, jitted."""
+    graph, params = a_model(dropout)
+    objective = measured(measures, causal_lm(CausalLM(), BYTES), BYTES)
+    return jax.jit(lambda p: objective(assemble(graph, p), a_batch(), KEY).loss), params, graph
+
+
+def test_label_smoothing_is_cross_entropy_with_soft_targets() -> None:
+    loss, params, graph = under(LabelSmoothing(rate=0.2))
+    batch = a_batch()
+    model = assemble(graph, params)
+    logp = jax.nn.log_softmax(model.logits(model.hidden(batch).x_BTD), -1)
+    soft = 0.8 * jax.nn.one_hot(batch.targets_BT, 264) + 0.2 / 264
+    expected = -jnp.sum(batch.weights_BT[..., None] * soft * logp)
+    np.testing.assert_allclose(loss(params), expected, rtol=1e-5)
+
+
+def test_noise_and_adversary_move_embeddings_as_far_as_they_say() -> None:
+    loss, params, graph = under()
+    base = float(loss(params))
+    noisy = float(under(NEFTune(alpha=5.0))[0](params))
+    assert noisy != base and abs(noisy - base) < 0.2 * base
+    assert float(under(NEFTune(alpha=0.0))[0](params)) == pytest.approx(base)
+    # To first order the adversarial loss is larger by epsilon times the norm of each row's slope.
+    batch, model = a_batch(), assemble(graph, params)
+    objective = causal_lm(CausalLM(), BYTES)
+
+    def moved(move: jax.Array) -> jax.Array:
+        with perturbing(lambda x: x + move):
+            return objective(model, batch, None).loss
+
+    slope = jax.grad(moved)(jnp.zeros((2, 8, 16)))
+    epsilon = 1e-2
+    expected = base + epsilon * float(jnp.sqrt(jnp.sum(slope**2, (1, 2))).sum()) / 2  # half its weight
+    assert float(under(FGM(epsilon=epsilon))[0](params)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rdrop_by_hand() -> None:
+    loss, params, graph = under(RDrop(weight=2.0), dropout=0.3)
+    batch, model = a_batch(), assemble(graph, params)
+    logp = []
+    for number in (2002, 2003):
+        features = model.hidden(batch, jax.random.fold_in(KEY, number))
+        logp.append(jax.nn.log_softmax(model.logits(features.x_BTD), -1))
+    p, q = logp
+    w = batch.weights_BT
+    nll = [-jnp.sum(w * jnp.take_along_axis(x, batch.targets_BT[..., None], -1)[..., 0]) for x in logp]
+    both = jnp.sum(w * jnp.sum(jnp.exp(p) * (p - q) + jnp.exp(q) * (q - p), -1))
+    np.testing.assert_allclose(loss(params), (nll[0] + nll[1]) / 2 + 2.0 * both / 2, rtol=1e-5)
+    np.testing.assert_allclose(under(RDrop(weight=2.0))[0](params), under()[0](params), rtol=1e-6)
+
+
+def test_an_average_of_two_parameters_by_hand() -> None:
+    """Steps of 1 with gradient (1, -1): live parameters fall, the average follows them."""
+    averaged = measured_optimizer([EMA(decay=0.999)], optax.sgd(1.0), TWO)
+    mean, state = two(0, 0), averaged.init(two(0, 0))
+    live, expected = 0.0, 0.0
+    for n in range(3):
+        assert live_parameters(state, mean)["a"] == live
+        updates, state = averaged.update(two(1, -1), state, mean)
+        mean = optax.apply_updates(mean, updates)
+        live -= 1
+        share = 1 - (1 + n) / (10 + n)
+        expected += share * (live - expected)
+        assert mean["a"] == pytest.approx(expected) and mean["b"] == pytest.approx(-expected)
+    assert live_parameters(optax.sgd(1.0).init(mean), mean) is mean
+
+
+def test_lower_layers_learn_more_slowly() -> None:
+    config = GPT(vocab_size=40, context=16, layers=3, width=16, heads=2)
+    _, model = abstract_model(config, FLOAT32, HERE)
+    params = init_params(config, FLOAT32, HERE, jax.random.key(0))
+    slower = measured_optimizer([LayerDecay(rate=0.5)], optax.sgd(1.0), model)
+    updates, _ = slower.update(jax.tree.map(jnp.ones_like, params), slower.init(params), params)
+    flat = {jax.tree_util.keystr(path): u for path, u in jax.tree.leaves_with_path(updates)}
+    stacked = [u for name, u in flat.items() if u.ndim and u.shape[0] == 3 and "embed" not in name]
+    assert stacked
+    for u in stacked:
+        for layer, factor in enumerate((0.25, 0.5, 1.0)):
+            np.testing.assert_allclose(u[layer], -factor)
+    (embedding,) = [u for name, u in flat.items() if "embed" in name and u.shape == (40, 16)]
+    np.testing.assert_allclose(embedding, -0.125)
+
+
+@pytest.mark.parametrize(
+    ("measures", "parts", "words"),
+    [
+        ((RDrop(),), {}, "dropout is 0"),
+        ((LabelSmoothing(),), {"logit_softcap": 30.0}, "linear in the features"),
+    ],
+)
+def test_measures_against_overfitting_that_do_not_fit_are_refused(measures, parts, words) -> None:
+    model = GPT(vocab_size=264, context=16, layers=1, width=16, heads=2, **parts)
+    with pytest.raises(UserError, match=words):
+        Run(name="a", model=model, measures=measures)

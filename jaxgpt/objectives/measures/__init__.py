@@ -13,17 +13,29 @@ import optax
 from flax import nnx
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import EWC, L2SP
+from jaxgpt.config import EMA, EWC, FGM, L2SP, LabelSmoothing, LayerDecay, NEFTune, RDrop
 from jaxgpt.objectives.measures.base import Change, Hooks
+from jaxgpt.objectives.measures.ema import ema
+from jaxgpt.objectives.measures.fgm import fgm
+from jaxgpt.objectives.measures.layer_decay import layer_decay
+from jaxgpt.objectives.measures.neftune import neftune
 from jaxgpt.objectives.measures.penalty import ewc, l2sp
+from jaxgpt.objectives.measures.rdrop import rdrop
+from jaxgpt.objectives.measures.smoothing import label_smoothing
 from jaxgpt.objectives.sums import Objective, Sums
 from jaxgpt.text.vocabulary import Vocabulary
 
 __all__ = ["MEASURES", "measured", "measured_optimizer"]
 
 MEASURES: dict[type, Hooks] = {
+    LayerDecay: Hooks(update=layer_decay),
     L2SP: Hooks(update=l2sp),
     EWC: Hooks(update=ewc),
+    EMA: Hooks(update=ema),
+    LabelSmoothing: Hooks(objective=label_smoothing),
+    NEFTune: Hooks(objective=neftune),
+    FGM: Hooks(objective=fgm),
+    RDrop: Hooks(objective=rdrop),
 }
 """From a measure's config class to its hooks, from the innermost to the outermost: in this order they are
 put around an objective and an optimizer, whatever order a run names them in."""

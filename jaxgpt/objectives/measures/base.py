@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -36,3 +36,27 @@ class Hooks:
     batch: Callable[[Any, Vocabulary], Change] | None = None
     objective: Callable[[Any, Vocabulary], Wrap] | None = None
     update: Callable[[Any, nnx.State], Update] | None = None
+
+
+class Averaged(NamedTuple):
+    """The state of an optimizer whose parameters are averaged.
+
+    Attributes:
+      inner: of the optimizer itself.
+      live: the parameters that it trains, at which gradients are taken.
+      count: steps so far.
+    """
+
+    inner: Any
+    live: Any
+    count: jax.Array
+
+
+def live_parameters(opt: Any, params: Any) -> Any:
+    """Where the gradient is taken: the parameters that an `Averaged` state trains, else the model's."""
+    found = [leaf for leaf in jax.tree.leaves(opt, is_leaf=_averaged) if _averaged(leaf)]
+    return found[0].live if found else params
+
+
+def _averaged(leaf: Any) -> bool:
+    return isinstance(leaf, Averaged)
