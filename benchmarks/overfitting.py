@@ -2,7 +2,7 @@
 
     python -m benchmarks.overfitting ../shared/data --workdir /tmp/overfit
 
-A small decoder learns from scratch, with dropout 0.1 in every run, so that R-Drop has something to compare. The
+A small decoder learns from scratch, with dropout 0.1 in every run (R-Drop needs some). Of every run the
 lowest validation loss, the one at the end, and seconds are shown; 200 other examples are for validation.
 Strengths are the defaults of `jaxgpt.config`, but for EMA, whose decay suits so few steps; none was tuned.
 """
