@@ -114,6 +114,7 @@ def load_suite(path: str | Path) -> Suite:
     require(
         isinstance(suite, Suite), f"{path}: config() returns {type(suite).__name__}; it must return a Suite."
     )
+    code.trust_named(suite)
     return suite
 
 

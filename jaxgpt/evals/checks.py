@@ -141,11 +141,11 @@ def suite_results(
     from jaxgpt.evals.suite import digest, prediction_records, run_suite, saved_scores
 
     def scored(one: Trained) -> Iterator[Scores]:
-        for name, task in zip(suite.task_names, suite.tasks, strict=True):
+        def saved(name: str, task: Task) -> Scores | None:
             path = one.folder / "eval" / f"{named(f'suite-{suite.name}-{name}', settings)}.json"
-            alone = replace(suite, tasks=(task,), names=(name,))
-            known = saved_scores(path, digest(one, suite, task, split), name, task, suite)
-            yield known or next(run_suite(one, alone, settings.batch_size, split))
+            return saved_scores(path, digest(one, suite, task, split), name, task, suite)
+
+        return run_suite(one, suite, settings.batch_size, split, saved)
 
     others = {}
     if against:

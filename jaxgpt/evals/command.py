@@ -129,6 +129,10 @@ def evaluate(
     require(bool(suite) or not against, "--against is for a suite; name one with --suite FILE.py.")
     require(not (against and chosen), f"--against has no part in {''.join(chosen)}; drop one.")
     require(safety or not (safety_limits or sentiment), "--safety-limits and --sentiment are for --safety.")
+    require(
+        stride is None or not (suite or chosen),
+        "--stride is for perplexities of text; drop it, or the others.",
+    )
     asked = chosen_suite(suite, limit, bool(text or names)) if suite else None
     trained = _load(run, checkpoint, mesh, verify, settings)
     if ensemble:

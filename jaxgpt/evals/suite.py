@@ -7,9 +7,10 @@ padding; the next batch is dispatched before the last one is read.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -20,7 +21,9 @@ from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Sample
 from jaxgpt.data.knowledge import known_files
 from jaxgpt.data.readers.chat import write_dialogue
-from jaxgpt.data.readers.tasks import evaluation_samples, question
+from jaxgpt.data.readers.tasks import evaluation_samples, evaluation_sources, question
+from jaxgpt.data.records import SUFFIXES
+from jaxgpt.data.sources import expand
 from jaxgpt.errors import NotFinite, require
 from jaxgpt.evals.metrics import Interval, Metric, Paired, Prediction, compare, interval, metric_of
 from jaxgpt.evals.scoring import Request, Scorer, progress
@@ -43,6 +46,7 @@ class Scores:
       predictions: in the order of the samples.
       rows: statistics of each metric [N, K].
       figures: of each metric, with its interval.
+      signatures: of the metrics that have one, what a published figure must name.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Scores:
     predictions: list[Prediction]
     rows: dict[str, np.ndarray]
     figures: dict[str, Interval]
+    signatures: dict[str, str]
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -61,12 +66,6 @@ class Scores:
         """Each metric in full."""
         return {name: metric.title for name, metric in self.metrics.items()}
 
-    @property
-    def signatures(self) -> dict[str, str]:
-        """Of the metrics that have one, what a published figure must name."""
-        pairs = ((name, metric.signature(self.task.language)) for name, metric in self.metrics.items())
-        return {name: signature for name, signature in pairs if signature}
-
     def against(self, other: Scores, suite: Suite) -> dict[str, Paired]:
         """How the metrics differ from another run's on the same samples."""
         same = [p.sample.key for p in self.predictions] == [p.sample.key for p in other.predictions]
@@ -77,14 +76,21 @@ class Scores:
         }
 
 
-def run_suite(trained: Trained, suite: Suite, batch_size: int = 32, split: str = "test") -> Iterator[Scores]:
-    """The scores of each task of a suite in turn.
+def run_suite(
+    trained: Trained,
+    suite: Suite,
+    batch_size: int = 32,
+    split: str = "test",
+    saved: Callable[[str, Task], Scores | None] = lambda name, task: None,
+) -> Iterator[Scores]:
+    """The scores of each task of a suite in turn; every task is read before the first is answered.
 
     Args:
       trained: a run whose model writes text.
       suite: the tasks.
       batch_size: answers made at a time.
       split: of the tasks' data: `test`, or `validation`, which it is where a task names no test files.
+      saved: of a task's name and config, its scores where they are there already.
 
     Raises:
       UserError: the model writes no text, a task's files cannot be read, or a metric does not exist.
@@ -96,16 +102,26 @@ def run_suite(trained: Trained, suite: Suite, batch_size: int = 32, split: str =
     )
     for name, task in zip(suite.task_names, suite.tasks, strict=True):
         for metric in task.metrics:
-            metric_of(metric, f"the metrics of {name}")  # all before any is run
+            metric_of(metric, f"the metrics of {name}")
+    named = list(zip(suite.task_names, suite.tasks, strict=True))
+    known = {name: saved(name, task) for name, task in named}
+    samples = {
+        name: [sample for _, sample in evaluation_samples(task, split)][: suite.limit or None]
+        for name, task in named
+        if known[name] is None
+    }
     parts = (run.model, run.compute, trained.params, trained.tokenizer)
     generator = Generator(*parts, mesh=trained.mesh, bos=trained.bos)
     scorer = Scorer.of(trained)
-    for name, task in zip(suite.task_names, suite.tasks, strict=True):
-        samples = [sample for _, sample in evaluation_samples(task, split)][: suite.limit or None]
-        predictions = predict(
-            generator, scorer, task, samples, batch_size=batch_size, seed=suite.seed, about=name
+    for name, task in named:
+        yield known[name] or score(
+            name,
+            task,
+            predict(
+                generator, scorer, task, samples[name], batch_size=batch_size, seed=suite.seed, about=name
+            ),
+            suite,
         )
-        yield score(name, task, predictions, suite)
 
 
 def score(name: str, task: Task, predictions: list[Prediction], suite: Suite) -> Scores:
@@ -113,7 +129,9 @@ def score(name: str, task: Task, predictions: list[Prediction], suite: Suite) ->
     found = {metric: metric_of(metric, f"{name}.metrics") for metric in task.metrics}
     rows = {key: metric.statistics(predictions) for key, metric in found.items()}
     figures = {key: interval(metric, rows[key], suite.resamples, suite.seed) for key, metric in found.items()}
-    return Scores(name, task, predictions, rows, figures)
+    signatures = {key: metric.signature(task.language) for key, metric in found.items()}
+    signatures = {key: signature for key, signature in signatures.items() if signature}
+    return Scores(name, task, predictions, rows, figures, signatures)
 
 
 def predict(
@@ -299,10 +317,13 @@ class SavedScores(TypedDict):
 
 
 def digest(trained: Trained, suite: Suite, task: Task, split: str = "test") -> str:
-    """Of all that predictions depend on: checkpoint, task and its files, number of samples, seed."""
-    known = known_files(task.knowledge) if task.knowledge else []
-    files = sorted(str(p) for p in (*task.train, *task.validation, *task.test, *known))
-    stamps = [(f, s.st_size, s.st_mtime_ns) for f in files if Path(f).is_file() for s in [Path(f).stat()]]
+    """Of all that predictions depend on: checkpoint, task with its files and code, samples, seed."""
+    files = expand(evaluation_sources(task, split)[0], (*SUFFIXES, *task.suffixes))
+    files += known_files(task.knowledge) if task.knowledge else []
+    own = (getattr(task, field.name) for field in fields(task))  # such as a table of names
+    files += [value for value in own if isinstance(value, str) and value and Path(value).is_file()]
+    files += [path for kind in type(task).__mro__[:-1] if (path := inspect.getsourcefile(kind))]
+    stamps = [(f, s.st_size, s.st_mtime_ns) for f in dict.fromkeys(files) for s in [Path(f).stat()]]
     facts = [
         str(trained.folder.resolve()),
         trained.step,
@@ -325,7 +346,7 @@ def saved_scores(path: Path, wanted: str, name: str, task: Task, suite: Suite) -
     parts: list[dict[str, Any]] = [dict(one) for one in found]
     predictions = [Prediction(**part | {"sample": Sample(**part["sample"])}) for part in parts]
     log.info("%s: its predictions are used again", path)
-    return score(name, replace(task), predictions, suite)
+    return score(name, task, predictions, suite)
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

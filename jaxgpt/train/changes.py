@@ -24,8 +24,8 @@ from jaxgpt.text.tokenizer import Tokenizer
 
 NO_MATTER = (
     "mesh", "compute", "runs", "data.workers", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.save_every", "train.keep", "train.best_holds", "train.patience", "train.max_bad_steps",
-    "train.samples", "train.track",
+    "train.eval_examples", "train.save_every", "train.keep", "train.best_holds", "train.patience",
+    "train.max_bad_steps", "train.samples", "train.track",
 )  # fmt: skip
 """Fields (or parts) that no step depends on: how it is computed, and what is done between steps."""
 SAME_MEANING = (

@@ -89,6 +89,14 @@ def test_entities_and_numbers_by_hand():
     entity = made("PER: Ada\nLOC: London\nLOC: Paris", "PER: Ada\nLOC: London\nORG: Royal Society")
     assert value("entity_f1", [entity]) == pytest.approx(200 / 3)
     assert number_of("so 3 + 4 is 1,007.50 dollars.") == number_of("1007.5")
+    assert [number_of(text) for text in ("10-12", "1,2", "GPT-4", "\u22125", "-1,000", "x")] == [
+        12,
+        2,
+        4,
+        -5,
+        -1000,
+        None,
+    ]
     assert value("number_match", [made("it is 12", "12"), made("none", "12"), made("13", "12.0")]) == (
         pytest.approx(100 / 3)
     )
@@ -152,3 +160,5 @@ def test_names():
     with pytest.raises(UserError, match="ndcg@0"):
         metric_of("ndcg@0")
     assert metric_of("hit@3").title == "hit@3"
+    with pytest.raises(UserError, match="'group'"):
+        value("hit@3", [made("a", "a", options=("a", "b"), choices=(0.0, -1.0))])

@@ -160,3 +160,79 @@ def test_a_run_of_tasks_is_scored_by_its_own(run, capsys):
         "The run's own validation dialogues",
         "en-back of the suite own",
     ]
+
+
+def suite_file(folder: Path, body: str) -> str:
+    path = folder / "suite.py"
+    path.write_text(
+        "from pathlib import Path\nfrom jaxgpt.config import Suite, code\nfrom jaxgpt.tasks import *\n"
+        f"PLAIN = {PLAIN!r} | dict(max_new_tokens=2)\n"
+        f"def config():\n    return Suite(name='odd', resamples=0, tasks=({body}))\n"
+    )
+    return str(path)
+
+
+def test_every_task_is_read_before_one_is_answered(run, folder, tmp_path, monkeypatch):
+    """A mistake in the second is told at once, not after the first one's answers."""
+    body = (
+        f"Translation(test=('{folder}/pairs.tsv',), into='back', **PLAIN), "
+        f"Translation(test=('{tmp_path}/gone.tsv',), into='back', **PLAIN)"
+    )
+    monkeypatch.setattr("jaxgpt.evals.suite.predict", lambda *_, **__: pytest.fail("it answered"))
+    with pytest.raises(UserError, match=r"gone.tsv does not exist"):
+        evaluate(str(run), suite=suite_file(tmp_path, body))
+
+
+def test_answers_are_not_used_again_of_other_files_or_code(run, tmp_path, caplog):
+    """Though the config is the same: a file behind a glob has changed, or how answers are read."""
+    (tmp_path / "a.tsv").write_text("ab\tba\n")
+    (tmp_path / "own.py").write_text(OWN_TASK)
+    body = (
+        f"code.run_file(Path('{tmp_path}/own.py'), FRESH)"
+        f".Own(test=('{tmp_path}/*.tsv',), into='back', **PLAIN),"
+    )
+    caplog.set_level("INFO")
+    found = []
+    for change in (None, None, ("b.tsv", "c\td\n"), ("own.py", OWN_TASK.replace("'x'", "'xy'"))):
+        if change:
+            (tmp_path / change[0]).write_text(change[1])
+        caplog.clear()
+        evaluate(
+            str(run), suite=suite_file(tmp_path, body.replace("FRESH", repr(str(len(found))))), json=True
+        )
+        found.append("used again" in caplog.text)
+    assert found == [False, True, False, False]
+
+
+OWN_TASK = """
+from dataclasses import dataclass
+from jaxgpt.tasks import Translation
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Translation):
+    def extract(self, text, sample):
+        return 'x'
+"""
+
+
+def test_a_suite_takes_metrics_of_its_users_file(run, folder, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def letters(p):\n    return len(p.sample.answers[0])\n")
+    given = f"test=('{folder}/pairs.tsv',), into='back', metrics=('{tmp_path}/mine.py:letters',)"
+    body = f"Translation({given}, **PLAIN),"
+    evaluate(str(run), suite=suite_file(tmp_path, body), json=True)
+    (figure,) = json.loads(capsys.readouterr().out)["figures"].values()
+    assert figure["value"] == pytest.approx((3 + 1 + 6 + 2 + 2 + 1) / 6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"robust": True, "forgetting": "b"}, "--robust and --forgetting are measured one at a time"),
+        ({"sentiment": "b"}, "--safety-limits and --sentiment are for --safety"),
+        ({"robust": True, "suite": "s.py", "against": "b"}, "--against has no part in --robust"),
+        ({"suite": "s.py", "stride": 2}, "--stride is for perplexities"),
+    ],
+)
+def test_what_would_be_dropped_in_silence_is_refused(run, parts, words):
+    with pytest.raises(UserError, match=words):
+        evaluate(str(run), **parts)

@@ -143,6 +143,14 @@ def rows(task: Task, *args: Any) -> Rows:
     return _rows(task, *args)
 
 
+def evaluation_sources(task: Task, split: str = "validation") -> tuple[tuple[str, ...], bool]:
+    """The files, folders or globs of a split (see `evaluation_samples`), and whether they are its alone."""
+    split = "validation" if split == "test" and not task.test else split
+    apart = bool(getattr(task, split)) and (split != "train" or bool(task.validation))
+    require(apart or bool(task.train), f"the task {task.name} names no files for {split}; name some.")
+    return (getattr(task, split) if apart else task.train), apart
+
+
 def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str, Sample]]:
     """(where it stands, sample) of each question of a split, in order; the answers of one question as one,
     unless the task's samples count each (`Task.one_each`).
@@ -155,9 +163,8 @@ def evaluation_samples(task: Task, split: str = "validation") -> list[tuple[str,
       UserError: as reading them for training.
     """
     split = "validation" if split == "test" and not task.test else split
-    apart = bool(getattr(task, split)) and (split != "train" or bool(task.validation))
-    require(apart or bool(task.train), f"the task {task.name} names no files for {split}; name some.")
-    placed, _ = read_examples(getattr(task, split) if apart else task.train, _format(task))
+    sources, apart = evaluation_sources(task, split)
+    placed, _ = read_examples(sources, _format(task))
     if not apart:
         placed = hold_out(placed, task.validation_fraction, _key)[split == "validation"]
     if task.one_each:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxgpt.evals.metrics.base import Metric, Prediction, mean_of, ratio
 
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -114,8 +115,10 @@ def _micro_f1(sums: np.ndarray) -> float:
 
 
 def number_of(text: str) -> Decimal | None:
-    """The last number of a text, or None: `1,234.50`, `-3`, `2/4` is 4 (a fraction is two numbers)."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
+    """The last number of a text, or None: `1,234.50`, `-3`, `2/4` is 4 (a fraction is two numbers), and `1-2`
+    or `1,2` is 2 (a sign begins a word, a comma parts thousands).
+    """
+    found = _NUMBER.findall(text.replace("\u2212", "-"))
     try:
         return Decimal(found[-1].replace(",", "")) if found else None
     except InvalidOperation:

@@ -6,7 +6,7 @@ Shapes: N examples (or groups of them), K statistics, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,9 +151,10 @@ def compare(
     return Paired(Interval(difference, *_ends(np.asarray(found))), p)
 
 
-def _drawn(count: int, resamples: int, seed: int) -> np.ndarray:
-    """Places of rows [R, N], drawn with replacement."""
-    return np.random.default_rng(seed).integers(count, size=(resamples, count))
+def _drawn(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """R times the places of N rows, drawn with replacement; one at a time, since R N places may not fit."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(count, size=count) for _ in range(resamples))
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

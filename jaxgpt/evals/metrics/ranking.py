@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 from jaxgpt.evals.metrics.base import Metric, Prediction, ratio
 
 
@@ -21,8 +22,18 @@ def click_probability(p: Prediction) -> float:
     return float(np.exp(scores[0] - np.logaddexp.reduce(scores)))
 
 
+def _fact(p: Prediction, name: str) -> Any:
+    require(
+        name in p.sample.facts and bool(p.choices),
+        "auc, ndcg@K and hit@K rank candidates, but a sample of this task has no "
+        f"{f'facts[{name!r}]' if p.choices else 'choices'}; take them out of its metrics, or yield "
+        "Sample(..., choices=(...), facts={'group': ..., 'click': ...}).",
+    )
+    return p.sample.facts[name]
+
+
 def _pairs(predictions: Sequence[Prediction]) -> np.ndarray:
-    return np.asarray([(click_probability(p), p.sample.facts["click"]) for p in predictions], np.float64)
+    return np.asarray([(_fact(p, "click"), click_probability(p))[::-1] for p in predictions], np.float64)
 
 
 def _auc(rows: np.ndarray) -> float:
@@ -42,7 +53,7 @@ def _by_group(value: Callable[[np.ndarray], float]) -> Callable[[Sequence[Predic
     def statistics(predictions: Sequence[Prediction]) -> np.ndarray:
         groups: dict[object, list[Prediction]] = {}
         for p in predictions:
-            groups.setdefault(p.sample.facts["group"], []).append(p)
+            groups.setdefault(_fact(p, "group"), []).append(p)
         rows = []
         for members in groups.values():
             pairs = _pairs(members)
