@@ -84,7 +84,7 @@ def label(
         assert trained.run.task is not None
         counts = ", ".join(f"{name} {found.counts[name]}" for name in trained.run.task.labels)
         print(f"labels: {counts}", file=sys.stderr)
-    golds = [i for i in found.places if source.texts[i].gold is not None]
+    golds = [i for i in found.places if source.texts[i].gold]
     if golds:
         made = [records[i].get("label", records[i].get("tags")) for i in golds]
         right = sum(source.texts[i].gold == label for i, label in zip(golds, made, strict=True)) / len(golds)
