@@ -403,7 +403,7 @@ class Run:
             "task (docs/tasks.md).",
         )
         by = self.train.best_by
-        known = [f"{name}:{metric}" for name, task in self.tasks.items() for metric in task.metrics]
+        known = [f"{name}:{metric}" for name, task in self.tasks.items() for metric in task.metric_names]
         if ":" in by:
             require_known(by, known, f"train.best_by is {by!r}")
 

@@ -152,6 +152,11 @@ class Task(Dialogues):
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the metrics are called in a run's records: of `FILE.py:NAME` its NAME."""
+        return tuple(name.rpartition(":")[2] for name in self.metrics)
+
+    @property
     def wanted(self) -> str:
         """What its records must have, for messages."""
         return "fields of " + self.name

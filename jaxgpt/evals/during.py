@@ -32,7 +32,10 @@ def task_scores(run: Run, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Scor
         "with `jaxgpt eval RUN --suite`.",
     )
     metrics = {
-        name: {metric: metric_of(metric, f"the metrics of {name}") for metric in task.metrics}
+        name: {
+            key: metric_of(metric, f"the metrics of {name}")
+            for key, metric in zip(task.metric_names, task.metrics, strict=True)
+        }
         for name, task in run.tasks.items()
     }
     samples = {name: _spread(task, run.train.eval_examples) for name, task in run.tasks.items()}

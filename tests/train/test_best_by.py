@@ -9,14 +9,17 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiny import ONE, mesh, sharp_params
 from tiny_runs import MODEL, OPTIM, TRAIN, records
 
 from jaxgpt.config import Compute, Mesh, Run, Suite, Train
+from jaxgpt.config.code import trust
 from jaxgpt.errors import UserError
 from jaxgpt.evals.during import task_scores
 from jaxgpt.evals.suite import run_suite
 from jaxgpt.sample.load import load_trained
 from jaxgpt.tasks import Translation
+from jaxgpt.text.tokenizer import ByteTokenizer
 from jaxgpt.train.hooks import Score
 from jaxgpt.train.loop import train
 
@@ -71,6 +74,17 @@ def test_scores_during_training_are_those_of_a_suite(run):
     (scores,) = run_suite(load_trained(run.folder), Suite(name="s", tasks=(run.data,), resamples=0))
     assert record["val_chrf/en-two"] == pytest.approx(scores.figures["chrf"].value)
     assert record["val_exact_match/en-two"] == scores.figures["exact_match"].value
+
+
+def test_a_run_may_be_best_by_a_function_of_its_user(run, tmp_path):
+    """It is called by its own name, wherever its file is."""
+    (tmp_path / "mine.py").write_text("def letters(p):\n    return len(p.answer)\n")
+    own = f"{tmp_path / 'mine.py'}:letters"
+    trust(tmp_path / "mine.py")
+    parts = replace(run.train, best_by="en-two:letters")
+    run = replace(run, data=replace(run.data, metrics=("chrf", own)), train=parts)
+    scores = task_scores(run, ByteTokenizer(), mesh(ONE))
+    assert scores is not None and set(scores(sharp_params(run.model))) == {"en-two:chrf", "en-two:letters"}
 
 
 @pytest.mark.parametrize(
