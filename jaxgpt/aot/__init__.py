@@ -38,8 +38,9 @@ from jaxgpt.sharding import TABLE
 
 log = logging.getLogger(__name__)
 
-PROGRAMS = ("train", "eval", "prefill", "decode", "rollout", "checksum")
-"""`rollout` is prefill and the whole loop of decoding from the parameters of training, as GRPO calls it."""
+PROGRAMS = ("train", "eval", "prefill", "decode", "beams", "rollout", "checksum")
+"""`beams` is a whole beam search with four beams for each row; `rollout` is prefill and the whole loop of
+decoding from the parameters of training, as GRPO calls it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def compile_for(
       run: the config; its mesh must fit the topology.
       where: see `Topology`.
       programs: names in `PROGRAMS`.
-      decoding: sizes for `prefill` and `decode`, and for `rollout` of runs other than GRPO's.
+      decoding: sizes for `prefill`, `decode` and `beams`, and for `rollout` of runs other than GRPO's.
       keep: folder in which to save the text of each compiled program, as `PROGRAM.hlo`.
 
     Raises:

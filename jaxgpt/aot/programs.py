@@ -25,6 +25,7 @@ from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.objectives.measures import measured
 from jaxgpt.sample import program as sampling
+from jaxgpt.sample.beam import Knobs, Search, beam_search
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import Controls, Features
 from jaxgpt.sharding import batch_sharding, param_shardings, spec
@@ -33,6 +34,8 @@ from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.rollout import drawing, sampler
 from jaxgpt.train.state import make_program
 from jaxgpt.train.step import jit_eval_step, jit_train_step
+
+BEAMS = 4
 
 
 def compile_on(
@@ -148,6 +151,10 @@ def _program(
     params, rows = _sampler_params(run, compute, target, mesh), _rows(decoding, mesh)
     if program == "prefill":
         return sampling.prefill, (static, params, rows)
+    if program == "beams":
+        rows, one = _rows(dataclasses.replace(decoding, rows=BEAMS * decoding.rows), mesh), jnp.float32(1)
+        search = Search(dataclasses.replace(static, group=BEAMS), 1, "heuristic")
+        return beam_search, (search, params, rows, Knobs(one, one))
     state = jax.eval_shape(functools.partial(sampling.prefill, static), params, rows)[0]
     cache = NamedSharding(mesh, spec(cache_axes(state.cache)))
     by_row = NamedSharding(mesh, spec(("batch",)))
