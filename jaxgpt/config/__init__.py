@@ -27,17 +27,10 @@ from jaxgpt.config.objectives import (
     SimPO,
 )
 from jaxgpt.config.replay import Replay
-from jaxgpt.config.run import (
-    ONE_DEVICE,
-    ROW_AXES,
-    Compute,
-    Mesh,
-    Optim,
-    Run,
-    Train,
-)
+from jaxgpt.config.run import Run
 from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Sample, Task
+from jaxgpt.config.training import ONE_DEVICE, ROW_AXES, Compute, Mesh, Optim, Train
 from jaxgpt.config.tune import (
     IA3,
     BitFit,

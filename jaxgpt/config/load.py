@@ -25,9 +25,10 @@ from jaxgpt.config.measures import Measure
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
 from jaxgpt.config.objectives import Objective
 from jaxgpt.config.replay import Replay
-from jaxgpt.config.run import Compute, Mesh, Optim, Run, Train, read_run
+from jaxgpt.config.run import Run, read_run
 from jaxgpt.config.suite import Suite
 from jaxgpt.config.tasks import Task
+from jaxgpt.config.training import Compute, Mesh, Optim, Train
 from jaxgpt.errors import UserError, did_you_mean, require, same_name, shown
 from jaxgpt.glossary import answer, look_up
 
