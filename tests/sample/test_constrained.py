@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import RECITED, full_logits
 
-from jaxgpt.config import Sampling
+from jaxgpt.config import Beam, BestOf, Sampling
 from jaxgpt.errors import UserError
 from jaxgpt.sample.constrained import Guide, Rule, choices, json_schema, regex
 from jaxgpt.sample.generate import Generator
@@ -135,6 +135,13 @@ def test_tokens_of_every_tokenizer_spell_answers_byte_for_byte(tokenizers: list[
 def test_what_is_no_rule_is_refused_in_one_sentence(make: Any, why: str) -> None:
     with pytest.raises(UserError, match=why):
         make()
+
+
+def test_samples_to_choose_among_keep_the_rule_and_searches_say_that_they_do_not(modern: Any) -> None:
+    (made,) = modern[2].generate([PROMPT], BestOf(n=3), rules=choices(["yes", "no"]), max_new_tokens=9)
+    assert {one.text for one in made.candidates} <= {"yes", "no"} and len(made.candidates) == 3
+    with pytest.raises(UserError, match="Beam follows no rules; use Sampling, BestOf or MBR"):
+        modern[2].generate([PROMPT], Beam(), rules=choices(["yes"]))
 
 
 def test_a_rule_needs_an_end_and_one_per_prompt(modern: Any) -> None:
