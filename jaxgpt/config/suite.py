@@ -40,6 +40,11 @@ class Suite:
             len(self.names) in (0, len(self.tasks)) and len(set(self.names)) == len(self.names),
             f"suite.names is {self.names} for {len(self.tasks)} tasks; give each one of its own, or none.",
         )
+        files = [name.replace("/", "-").casefold() for name in self.task_names]
+        require(
+            len(set(files)) == len(files) and all(files),
+            f"suite.names is {self.task_names}, which are not all different in names of files; rename one.",
+        )
 
     @property
     def task_names(self) -> tuple[str, ...]:

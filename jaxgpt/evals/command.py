@@ -181,9 +181,10 @@ def evaluate(
             try:
                 print_result(result) if not json else print(to_json(record, 2), flush=True)
             finally:  # shown also where it cannot be saved, saved also where it cannot be shown
-                write_json(path, record)
                 if result.predictions:
+                    path.unlink(missing_ok=True)  # so that it never stands beside predictions of another
                     write_jsonl(path.with_suffix(".predictions.jsonl"), result.predictions)
+                write_json(path, record)
             print(f"{result.title}: saved as {path}", file=sys.stderr)
             if (trained.folder / "metrics.jsonl").is_file():  # trained here: the run has a page of its own
                 run_report(trained.folder)

@@ -343,6 +343,8 @@ def saved_scores(path: Path, wanted: str, name: str, task: Task, suite: Suite) -
     if not (path.is_file() and lines.is_file()) or read_json(path, SavedScores, fix).get("digest") != wanted:
         return None
     found = [parse_json(line, Saved, lines, fix) for line in lines.read_bytes().splitlines() if line.strip()]
+    if not found:
+        return None
     parts: list[dict[str, Any]] = [dict(one) for one in found]
     predictions = [Prediction(**part | {"sample": Sample(**part["sample"])}) for part in parts]
     log.info("%s: its predictions are used again", path)

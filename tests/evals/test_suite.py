@@ -172,6 +172,36 @@ def suite_file(folder: Path, body: str) -> str:
     return str(path)
 
 
+def test_tasks_whose_results_would_share_a_file(task):
+    with pytest.raises(UserError, match="not all different in names of files"):
+        Suite(name="s", tasks=(task, task), names=("a/b", "a-b"))
+
+
+def test_answers_that_were_not_saved_whole_are_not_used(run, folder, tmp_path, monkeypatch, caplog):
+    """Cut off while its predictions are written, a result stands beside no others."""
+    body = f"Translation(test=('{folder}/pairs.tsv',), into='back', **PLAIN),"
+    evaluate(str(run), suite=suite_file(tmp_path, body), json=True)
+
+    def cut_off(*parts):
+        raise KeyboardInterrupt
+
+    other = body.replace("into='back'", "into='back', held_out='{text}?'").replace("**PLAIN", "**REST")
+    other = suite_file(tmp_path, other)
+    Path(other).write_text(
+        Path(other)
+        .read_text()
+        .replace("def config", "REST = {k: v for k, v in PLAIN.items() if k != 'held_out'}\ndef config")
+    )
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("jaxgpt.evals.command.write_jsonl", cut_off)
+        evaluate(str(run), suite=other, json=True)
+    caplog.set_level("INFO")
+    evaluate(str(run), suite=other, json=True)
+    assert "used again" not in caplog.text
+    evaluate(str(run), suite=other, json=True)
+    assert "used again" in caplog.text
+
+
 def test_every_task_is_read_before_one_is_answered(run, folder, tmp_path, monkeypatch):
     """A mistake in the second is told at once, not after the first one's answers."""
     body = (
