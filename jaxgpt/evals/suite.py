@@ -202,7 +202,8 @@ def answers(
     Raises:
       NotFinite: the logits of an answer are not finite.
     """
-    prompts, prefix = _prompts(generator, task, asked)
+    call = _call(generator, task, asked)
+    prompts = call["prompts"]
     found: list[Completion] = [Completion([], [], "length", "", seed + i) for i in range(len(prompts))]
     fit = [i for i, ids in enumerate(prompts) if len(ids) < generator.context]
     if lost := len(prompts) - len(fit):
@@ -215,11 +216,9 @@ def answers(
     parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def dispatch(part: list[int]) -> Any:
-        return generator.begin(
-            [prompts[i] for i in part], task.decoding, max_new_tokens=task.max_new_tokens,
-            seeds=[(seed + i) % 2**32 for i in part], apart=True,
-            prefix=[prefix[i] for i in part] if prefix else None,
-        )  # fmt: skip
+        own = {k: [v[i] for i in part] if isinstance(v, list) else v for k, v in call.items()}
+        seeds = [(seed + i) % 2**32 for i in part]
+        return generator.begin(**own, decoding=task.decoding, max_new_tokens=task.max_new_tokens, seeds=seeds)
 
     for part, result in zip(parts, _behind(map(dispatch, progress(parts, about))), strict=True):
         for i, completion in zip(part, result(), strict=True):
@@ -238,14 +237,11 @@ def _behind(running: Iterator[Any]) -> Iterator[Any]:
     yield from last
 
 
-def _prompts(
-    generator: Generator, task: Task, asked: Sequence[Dialogue]
-) -> tuple[list[list[int]], list[int]]:
-    """Token ids of prompts, written as in training, and the prefixes of a prefix LM."""
+def _call(generator: Generator, task: Task, asked: Sequence[Dialogue]) -> dict[str, Any]:
+    """What a generator takes to answer, prompts written as in training."""
     if task.template == "none":
-        return generator.texts([turns[-1]["content"] for turns in asked], bos=True)["prompts"], []
-    given = generator.dialogues(asked)
-    return given["prompts"], given.get("prefix", [])
+        return generator.texts([turns[-1]["content"] for turns in asked], bos=True)
+    return generator.dialogues(asked)
 
 
 def _choices(
