@@ -216,7 +216,7 @@ def answers(
     parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def dispatch(part: list[int]) -> Any:
-        own = {k: [v[i] for i in part] if isinstance(v, list) else v for k, v in call.items()}
+        own: dict[str, Any] = {k: [v[i] for i in part] if isinstance(v, list) else v for k, v in call.items()}
         seeds = [(seed + i) % 2**32 for i in part]
         return generator.begin(**own, decoding=task.decoding, max_new_tokens=task.max_new_tokens, seeds=seeds)
 
