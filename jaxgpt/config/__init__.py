@@ -12,7 +12,21 @@ from jaxgpt.config.gpt import GPT, MoE, RopeScaling
 from jaxgpt.config.grpo import GRPO
 from jaxgpt.config.knowledge import Knowledge
 from jaxgpt.config.load import load, load_module, load_run, load_suite, load_sweep, override, parse_args
-from jaxgpt.config.measures import EMA, EWC, FGM, L2SP, LabelSmoothing, LayerDecay, Measure, NEFTune, RDrop
+from jaxgpt.config.measures import (
+    EMA,
+    EWC,
+    FGM,
+    L2SP,
+    PGD,
+    FreeLB,
+    LabelSmoothing,
+    LayerDecay,
+    Measure,
+    NEFTune,
+    RDrop,
+    TokenDropout,
+    TokenSwaps,
+)
 from jaxgpt.config.models import Bert, Classifier, Headed, Model, RewardModel, TransformerXL
 from jaxgpt.config.objectives import (
     DPO,
@@ -57,6 +71,7 @@ __all__ = [
     "MBR",
     "ONE_DEVICE",
     "ORPO",
+    "PGD",
     "PREFERENCES",
     "ROW_AXES",
     "Architecture",
@@ -74,6 +89,7 @@ __all__ = [
     "Contrastive",
     "Decoding",
     "DoRA",
+    "FreeLB",
     "Full",
     "Headed",
     "Knowledge",
@@ -107,6 +123,8 @@ __all__ = [
     "Tagged",
     "Task",
     "Text",
+    "TokenDropout",
+    "TokenSwaps",
     "Train",
     "TransformerXL",
     "changed_fields",

@@ -82,6 +82,54 @@ class FGM(_Measure):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PGD(_Measure):
+    """FGM in several steps (Madry et al. 2018): the loss is also that of embeddings moved uphill `steps`
+    times, never further than epsilon. It costs steps + 2 passes.
+    """
+
+    epsilon: Weight = 1.0
+    """Most length of the move, of all embeddings of a row together."""
+    step: Weight = 0.5
+    """Length of one step."""
+    steps: Annotated[int, Bounds(1, 32)] = 3
+    """Number of steps."""
+    weight: Weight = 1.0
+    """Weight of the adversarial loss against the plain one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeLB(_Measure):
+    """PGD whose way counts (Zhu et al. 2020): the loss is the mean over the plain one and those after each
+    step. It costs 2 steps - 1 passes.
+    """
+
+    epsilon: Weight = 1.0
+    """Most length of the move, of all embeddings of a row together."""
+    step: Weight = 0.5
+    """Length of one step."""
+    steps: Annotated[int, Bounds(2, 32)] = 3
+    """Number of losses in the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDropout(_Measure):
+    """Given tokens become random ones in training; tokens of answers, and control tokens, never do. Of plain
+    text every token is learned, so nothing changes.
+    """
+
+    rate: Annotated[float, Bounds(0, 1)] = 0.1
+    """Share of the given tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSwaps(_Measure):
+    """Neighbouring given tokens are exchanged in training; tokens of answers, and control tokens, never are."""
+
+    rate: Annotated[float, Bounds(0, 1)] = 0.1
+    """Share of the pairs of neighbours that may be exchanged."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EMA(_Measure):
     """The model is an exponential moving average of the parameters that are trained (Polyak and Juditsky
     1992): it is what is evaluated, saved, sampled and tuned on; the optimizer keeps the others.
@@ -101,14 +149,27 @@ class LayerDecay(_Measure):
     """The factor."""
 
 
-Measure = L2SP | EWC | LabelSmoothing | NEFTune | RDrop | FGM | EMA | LayerDecay
+Measure = (
+    L2SP
+    | EWC
+    | LabelSmoothing
+    | NEFTune
+    | RDrop
+    | FGM
+    | PGD
+    | FreeLB
+    | TokenDropout
+    | TokenSwaps
+    | EMA
+    | LayerDecay
+)
 """The registry of measures; `jaxgpt.objectives.measures.MEASURES` has the hooks of each."""
 
 STARTED = (L2SP, EWC)
 """Measures that refer to the parameters that a run starts from."""
 
 
-PLAIN = (LabelSmoothing, NEFTune, RDrop, FGM)
+PLAIN = (LabelSmoothing, NEFTune, RDrop, FGM, PGD, FreeLB, TokenDropout, TokenSwaps)
 """Measures of objectives that score one prediction per target."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import FLOAT32, HERE
 
 from jaxgpt.batch import Batch
@@ -20,7 +22,9 @@ from jaxgpt.config import (
     FGM,
     GPT,
     L2SP,
+    PGD,
     CausalLM,
+    FreeLB,
     Full,
     LabelSmoothing,
     LayerDecay,
@@ -28,6 +32,8 @@ from jaxgpt.config import (
     NEFTune,
     RDrop,
     Run,
+    TokenDropout,
+    TokenSwaps,
 )
 from jaxgpt.config.measures import Measure, check_measures
 from jaxgpt.errors import UserError
@@ -99,7 +105,7 @@ def test_measures_that_do_not_fit_are_refused(measures, init_from, tune, words) 
 
 
 def a_model(dropout: float = 0.0) -> tuple[Any, dict]:
-    config = GPT(vocab_size=264, context=16, layers=2, width=16, heads=2, dropout=dropout)
+    config = GPT(vocab_size=264, context=16, layers=1, width=16, heads=2, dropout=dropout)
     graph, _ = abstract_model(config, FLOAT32, HERE)
     return graph, init_params(config, FLOAT32, HERE, jax.random.key(0))
 
@@ -211,3 +217,36 @@ def test_measures_against_overfitting_that_do_not_fit_are_refused(measures, part
     model = GPT(vocab_size=264, context=16, layers=1, width=16, heads=2, **parts)
     with pytest.raises(UserError, match=words):
         Run(name="a", model=model, measures=measures)
+
+
+def test_more_adversarial_steps_by_hand() -> None:
+    """PGD of one step of epsilon is FGM; FreeLB of two losses is their mean."""
+    loss, params, _ = under()
+    fgm = float(under(FGM(epsilon=0.1))[0](params))
+    assert float(under(PGD(epsilon=0.1, step=0.1, steps=1))[0](params)) == pytest.approx(fgm, rel=1e-6)
+    assert float(under(FreeLB(epsilon=0.1, step=0.1, steps=2))[0](params)) == pytest.approx(fgm, rel=1e-6)
+    further = float(under(PGD(epsilon=0.1, step=0.05, steps=4))[0](params))
+    assert further > float(loss(params)) and abs(further - fgm) < 0.1 * abs(fgm)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.sampled_from([TokenDropout(rate=0.9), TokenSwaps(rate=1.0)]))
+def test_augmentation_never_touches_an_answer_or_its_mask(seed: int, measure: Any) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 264, (2, 13))  # the last few ids are control tokens
+    inputs, targets = jnp.asarray(tokens[:, :-1], jnp.int32), jnp.asarray(tokens[:, 1:], jnp.int32)
+    weights = jnp.asarray(rng.integers(0, 2, (2, 12)), jnp.float32)
+    segments = jnp.asarray(np.sort(rng.integers(0, 3, (2, 12)), 1)[:, ::-1], jnp.int32)
+    batch = Batch(inputs, targets, weights, segments, jnp.broadcast_to(jnp.arange(12), (2, 12)))
+    made = MEASURES[type(measure)].batch(measure, BYTES)(batch, jax.random.key(seed))
+    learned = np.pad(np.asarray(weights)[:, :-1] > 0, ((0, 0), (1, 0)))
+    control = np.asarray(BYTES.bytes_V)[tokens[:, :-1]] == 0
+    kept = learned | control | (np.asarray(segments) == 0)
+    changed = np.asarray(made.tokens_BT) != tokens[:, :-1]
+    assert not (changed & kept).any()
+    for name in ("targets_BT", "weights_BT", "segments_BT", "positions_BT"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(batch, name))
+    assert (np.asarray(BYTES.bytes_V)[np.asarray(made.tokens_BT)][changed] > 0).all()
+    if isinstance(measure, TokenSwaps):
+        for before, after in zip(tokens[:, :-1], np.asarray(made.tokens_BT), strict=True):
+            assert sorted(before.tolist()) == sorted(after.tolist())

@@ -13,10 +13,24 @@ import optax
 from flax import nnx
 
 from jaxgpt.batch import Batch
-from jaxgpt.config import EMA, EWC, FGM, L2SP, LabelSmoothing, LayerDecay, NEFTune, RDrop
+from jaxgpt.config import (
+    EMA,
+    EWC,
+    FGM,
+    L2SP,
+    PGD,
+    FreeLB,
+    LabelSmoothing,
+    LayerDecay,
+    NEFTune,
+    RDrop,
+    TokenDropout,
+    TokenSwaps,
+)
+from jaxgpt.objectives.measures.adversarial import fgm, freelb, pgd
+from jaxgpt.objectives.measures.augment import token_dropout, token_swaps
 from jaxgpt.objectives.measures.base import Change, Hooks
 from jaxgpt.objectives.measures.ema import ema
-from jaxgpt.objectives.measures.fgm import fgm
 from jaxgpt.objectives.measures.layer_decay import layer_decay
 from jaxgpt.objectives.measures.neftune import neftune
 from jaxgpt.objectives.measures.penalty import ewc, l2sp
@@ -35,6 +49,10 @@ MEASURES: dict[type, Hooks] = {
     LabelSmoothing: Hooks(objective=label_smoothing),
     NEFTune: Hooks(objective=neftune),
     FGM: Hooks(objective=fgm),
+    PGD: Hooks(objective=pgd),
+    FreeLB: Hooks(objective=freelb),
+    TokenDropout: Hooks(batch=token_dropout),
+    TokenSwaps: Hooks(batch=token_swaps),
     RDrop: Hooks(objective=rdrop),
 }
 """From a measure's config class to its hooks, from the innermost to the outermost: in this order they are
