@@ -123,7 +123,7 @@ class TokenDropout(_Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSwaps(_Measure):
-    """Neighbouring given tokens are exchanged in training; tokens of answers, and control tokens, never are."""
+    """Neighbouring given tokens are exchanged in training; tokens of answers and control tokens never are."""
 
     rate: Annotated[float, Bounds(0, 1)] = 0.1
     """Share of the pairs of neighbours that may be exchanged."""
