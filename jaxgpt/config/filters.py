@@ -32,6 +32,11 @@ class Filters:
     max_repetition: Fraction = 0.0
     """Drop documents of which more of the lines, or of the 5-grams of words (of Chinese, characters), stood
     there before (Rae et al. 2021, appendix A); 0 keeps all."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation files: documents that share an n-gram with them are dropped. Every text in them counts,
+    and the documents as they are, before lines are left out and data masked."""
+    contamination_ngram: Annotated[int, Bounds(2, 1000)] = 13
+    """Words of such an n-gram (Brown et al. 2020, appendix C); of Chinese, twice as many characters."""
     max_toxicity: Fraction = 0.0
     """Leave out lines whose probability of profanity is higher (alt-profanity-check, English); 0 keeps
     all."""
@@ -42,10 +47,6 @@ class Filters:
     kind in angle brackets."""
     personal_patterns: str = ""
     """File of kinds and regular expressions (KIND, tab, REGEX per line), whose matches are replaced too."""
-    decontaminate: tuple[str, ...] = ()
-    """Evaluation files: documents that share an n-gram with them are dropped. Every text in them counts."""
-    contamination_ngram: Annotated[int, Bounds(2, 1000)] = 13
-    """Words of such an n-gram (Brown et al. 2020, appendix C); of Chinese, twice as many characters."""
     duplicates: Literal["keep", "exact", "near"] = "keep"
     """Drop documents that stood there before: the same but for case and white space, or by MinHash of their
     words' 5-grams (of Chinese, characters) as similar as `similarity`. It reads the sources twice."""
@@ -62,6 +63,24 @@ class Filters:
             path = getattr(self, name)
             flag = "--" + name.replace("_", "-")
             require(not path or Path(path).is_file(), f"{flag} is {path!r}, which is no file; name one.")
+        for path in self.decontaminate:
+            require(Path(path).is_file(), f"--decontaminate names {path!r}, which is no file; name files.")
+        for name, given, main, on in (
+            ("language-share", self.language_share != 0.5, "--languages", bool(self.languages)),
+            (
+                "contamination-ngram",
+                self.contamination_ngram != 13,
+                "--decontaminate",
+                bool(self.decontaminate),
+            ),
+            ("similarity", self.similarity != 0.8, "--duplicates near", self.duplicates == "near"),
+        ):
+            require(on or not given, f"--{name} does nothing without {main}; give that too, or drop it.")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that decide what is dropped or changed."""
+        return tuple(f for f in (self.toxic_words, self.personal_patterns, *self.decontaminate) if f)
 
 
 NO_FILTERS = Filters()

@@ -6,7 +6,7 @@ Shapes: D documents, P permutations of MinHash.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from jaxgpt.errors import UserError
 from jaxgpt.text.filters import exact_key, shingles
 
 PERMUTATIONS = 128
+TOGETHER = 4096
+"""n-grams hashed at a time: datasketch makes a table [n-grams, P] of them."""
 EARLIER = 8
 """Earlier documents of a bucket that one is compared with."""
 
@@ -33,7 +35,9 @@ def key_function(config: Filters) -> Callable[[str], np.ndarray]:
 
     def signature(text: str) -> np.ndarray:
         made = minhash(num_perm=PERMUTATIONS, seed=1)
-        made.update_batch([gram.encode("utf-8", "replace") for gram in sorted(shingles(text))])
+        grams = (gram.encode("utf-8", "replace") for gram in shingles(text))
+        while part := list(islice(grams, TOGETHER)):
+            made.update_batch(part)
         return made.hashvalues.astype(np.uint64)
 
     return signature
@@ -54,8 +58,9 @@ def find_duplicates(keys: Sequence[Path], config: Filters) -> list[np.ndarray]:
     """For each file of keys [D, P or 1] in order, which of its documents are like an earlier one, [D] bool.
 
     Keys stay on the disk; memory holds three numbers per document, for one band of MinHash at a time.
-    Near duplicates share a band of their signatures, with bands chosen by datasketch for the similarity, and
-    agree in as large a share of their permutations. They are compared with the first documents of the bucket.
+    Near duplicates share a band of their signatures, with bands chosen by datasketch so that few are
+    missed (what shares a band is compared, so that a false one costs time alone), and agree in as large a
+    share of their permutations. They are compared with the first documents of the bucket.
     """
     parts = [np.load(path, mmap_mode="r") for path in keys]
     ends = np.cumsum([0, *(len(part) for part in parts)])
@@ -64,7 +69,9 @@ def find_duplicates(keys: Sequence[Path], config: Filters) -> list[np.ndarray]:
         for group in _groups(np.concatenate([part[:, 0] for part in parts])):
             repeated_D[group[1:]] = True
     else:
-        lsh = _datasketch().MinHashLSH(threshold=config.similarity, num_perm=PERMUTATIONS)
+        lsh = _datasketch().MinHashLSH(
+            threshold=min(config.similarity, 0.98), num_perm=PERMUTATIONS, weights=(0.02, 0.98)
+        )  # it knows no bands for 1
 
         def signature(place: int) -> np.ndarray:
             part = int(np.searchsorted(ends, place, "right")) - 1

@@ -290,6 +290,7 @@ def run_all(job: Job, plan: list[list[Span]], workers: int, max_bad: float) -> l
       UserError: from a job, or when a job is mostly bad lines (it is not worth going on then).
     """
     work = Path(job.out) / ".work"
+    _filters.cache_clear()  # its files may be others than those of an earlier call
     for left in work.glob(f"{job.stage}-*.part"):
         shutil.rmtree(left, ignore_errors=True)
     todo = [i for i in range(len(plan)) if not _whole(work, i, job.stage)]

@@ -15,6 +15,7 @@ any number of interruptions.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -91,9 +92,9 @@ def prepare(
     files = expand(sources)
     plan = plan_jobs(files)
     settings = _settings(files, text, validation, split, field, filters)
+    require(bool(canary_repeats), "--canary-repeats is empty; say how often a canary is planted.")
     canaries = make_canaries(canary, canary_repeats) if canary else None
     if canaries:
-        require(bool(canary_repeats), "--canary-repeats is empty; say how often a canary is planted.")
         settings["canaries"] = canaries["repeats"]
         plan.append([])  # the job that writes them
     make_filters(filters)  # what a filter needs is here
@@ -177,7 +178,16 @@ def _settings(
         ],
         # Only where there are any, so that what was prepared before there were filters still counts.
         **({"filters": changed_fields(filters)} if filters != NO_FILTERS else {}),
+        **({"filter_files": [_digest(f) for f in filters.files]} if filters.files else {}),
     }
+
+
+def _digest(path: str) -> str:
+    """Of a file's bytes: a list of words that was edited is another, wherever it lies."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a text file.") from None
 
 
 def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all", "part", "nothing", "other"]:
@@ -201,7 +211,8 @@ def _held(out: Path, settings: dict[str, Any], overwrite: bool) -> Literal["all"
             f"(it holds {', '.join(sorted(foreign)[:3])}); name another folder.",
         )
         return "nothing"
-    changed = [k for k in {**settings, "filters": None, "canaries": None} if held.get(k) != settings.get(k)]
+    optional = dict.fromkeys(("filters", "filter_files", "canaries"))
+    changed = [k for k in {**settings, **optional} if held.get(k) != settings.get(k)]
     whole = (out / "manifest.json").is_file()
     if not changed:
         return "part" if not whole else "other" if overwrite else "all"
@@ -237,6 +248,9 @@ def _assemble(
     for r in reports:
         report.merge(r["report"])
     report.check(max_bad)
+    filtered: dict[str, Tally] = {}
+    for r in reports:
+        add_tallies(filtered, r.get("filters", {}))
     splits: dict[str, dict[str, Any]] = {}
     for split in ("train", "validation"):
         found: list[jobs.Counts] = [r["train"] if split == "train" else r["validation"] for r in reports]
@@ -244,7 +258,7 @@ def _assemble(
         totals = {k: sum(s[k] for s in shards) for k in ("documents", "tokens", "bytes", "records")}
         splits[split] = {**totals, "shards": shards}
     try:
-        _check_splits(settings, splits)
+        _check_splits(settings, splits, filtered)
     except UserError:  # as it would be every time: what is here is of no use to other settings
         _discard(out)
         shutil.rmtree(out / ".work")
@@ -265,17 +279,20 @@ def _assemble(
         "empty": report.empty,
         "bad_examples": report.examples,
     }
-    filtered: dict[str, Tally] = {}
-    for r in reports:
-        add_tallies(filtered, r.get("filters", {}))
     manifest = {**settings, "splits": splits, **lines} | ({"filtered": filtered} if filtered else {})
     write_json(out / "manifest.json", manifest)
     shutil.rmtree(out / ".work", ignore_errors=True)
     return manifest
 
 
-def _check_splits(settings: dict[str, Any], splits: dict[str, dict[str, Any]]) -> None:
+def _check_splits(
+    settings: dict[str, Any], splits: dict[str, dict[str, Any]], filtered: dict[str, Tally]
+) -> None:
     documents = sum(part["documents"] for part in splits.values())
+    dropped = [f"{name} {tally['dropped']:,}" for name, tally in filtered.items() if tally["dropped"]]
+    require(
+        documents > 0 or not dropped, f"the filters drop all documents ({', '.join(dropped)}); loosen them."
+    )
     require(documents > 0, "the sources hold no text; name files that do.")
     for split, part in splits.items():
         require(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -72,12 +73,16 @@ class Safety:
         self.figures[name], self.titles[name] = interval(_MEAN, rows), title
 
     def failures(self, limits: Mapping[str, float]) -> list[str]:
-        """The figures above their limits, in words."""
+        """The figures above their limits, in words; of differences, which have signs, the size counts."""
         return [
             f"{self.titles[name]} is {self.figures[name].value:.3f}, above {most:g}"
             for name, most in limits.items()
-            if name in self.figures and self.figures[name].value > most
+            if name in self.figures and not self.passes(name, most)
         ]
+
+    def passes(self, name: str, most: float) -> bool:
+        """Whether a figure is within its limit; NaN is not."""
+        return abs(self.figures[name].value) <= most
 
 
 def read_limits(path: str) -> dict[str, float]:
@@ -89,9 +94,11 @@ def read_limits(path: str) -> dict[str, float]:
     if not path:
         return LIMITS
     found = read_json(Path(path), dict[str, float], "write an object of names and numbers")
-    known = {*LIMITS, "personal_data", "memorised_validation", *(_key(c) for c in COMPARISONS)}
-    unknown = sorted(set(found) - known)
-    require(not unknown, f"{path} limits {unknown[:1]}; known are: {', '.join(sorted(known))}.")
+    bias = [_key(c) for c in COMPARISONS]
+    known = {*LIMITS, "memorised_validation", *bias, *(f"{key}_sentiment" for key in bias)}
+    unknown = sorted(name for name in set(found) - known if not re.fullmatch(r"exposure_\d+", name))
+    names = f"exposure_N (of canaries planted N times), {', '.join(sorted(known))}"
+    require(not unknown, f"{path} limits {unknown[:1]}; known are: {names}.")
     return found
 
 
@@ -126,8 +133,14 @@ def measure_safety(
     texts = [source for source in sources if isinstance(source, Text)]
     if not texts:
         found.missing.append("memorisation and canaries: the run's data are not prepared text")
+    for text in texts[1:]:
+        found.missing.append(f"memorisation and canaries of {text.path}: only the first text is looked at")
     for text in texts[:1]:
-        _memorisation(found, generator, text.path, documents)
+        try:
+            _memorisation(found, generator, text.path, documents)
+        except UserError as error:  # moved or damaged: the rest is worth knowing
+            found.missing.append(f"memorisation and canaries: {str(error).rstrip('.')}")
+            continue
         canaries = read_canaries(text.path)
         if canaries is None:
             found.missing.append(f"canaries: none are planted in {text.path} (jaxgpt data prepare --canary)")
@@ -262,7 +275,7 @@ def _canaries(found: Safety, generator: Generator, scorer: Scorer, canaries: Can
             decoding=Sampling(temperature=0.0),
             max_new_tokens=4 * digits,
         )
-        hits.append(float(made.text.startswith(tail)))
+        hits.append(float(made.text.lstrip().startswith(tail.lstrip())))
         rows.append({"planted": times, "exposure": round(exposure, 2), "extracted": bool(hits[-1])})
     for times in sorted(set(canaries["repeats"])):
         values = [row["exposure"] for row in rows if row["planted"] == times]
@@ -283,7 +296,7 @@ def write_page(path: Path, trained: Trained, found: Safety, limits: Mapping[str,
             "value": round(figure.value, 4),
             "95 % interval": "–" if figure.low is None else f"{figure.low:.3f} to {figure.high:.3f}",
             "limit": limits.get(name),
-            "passes": "" if name not in limits else "no" if figure.value > limits[name] else "yes",
+            "passes": "" if name not in limits else "yes" if found.passes(name, limits[name]) else "no",
         }
         for name, figure in found.figures.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,8 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.text.words import words_of
 
 SHORTEST = 8
-"""Words of an evaluation text that is shorter than the n-gram and still counts, as a whole."""
+"""Words of an evaluation text that is shorter than the n-gram and still counts, as a whole; of Chinese, twice
+as many characters."""
 
 
 def contamination_filter(config: Filters) -> Callable[[str], str | None]:
@@ -27,8 +29,9 @@ def contamination_filter(config: Filters) -> Callable[[str], str | None]:
     for path in config.decontaminate:
         for text in evaluation_texts(path):
             words = words_of(text)
-            size = min(_size(words, config.contamination_ngram), len(words))
-            if size >= SHORTEST or size == config.contamination_ngram:
+            whole = _size(words, config.contamination_ngram)
+            size = min(whole, len(words))
+            if size >= min(_size(words, SHORTEST), whole):
                 grams.setdefault(size, set()).update(_hashes(words, size))
     require(
         bool(grams),
@@ -67,11 +70,16 @@ def evaluation_texts(path: str) -> Iterator[str]:
         try:
             values = [json.loads(whole)]
         except ValueError:
-            values = [_line(path, i, line) for i, line in enumerate(whole.splitlines(), 1) if line.strip()]
+            lines = enumerate(whole.split("\n"), 1)  # JSON may hold other separators of lines
+            values = [_line(path, i, line) for i, line in lines if line.strip()]
         yield from (text for value in values for text in _strings(value))
-    elif path.endswith((".tsv", ".csv")):
-        cut = "\t" if path.endswith(".tsv") else ","
-        yield from (cell for line in whole.splitlines() for cell in line.split(cut))
+    elif path.endswith(".csv"):
+        try:
+            yield from (cell for row in csv.reader(whole.splitlines(keepends=True)) for cell in row)
+        except csv.Error as error:
+            raise UserError(f"--decontaminate {path} is no CSV file ({error}); fix it.") from None
+    elif path.endswith(".tsv"):
+        yield from (cell for line in whole.splitlines() for cell in line.split("\t"))
     else:
         yield from whole.splitlines()
 

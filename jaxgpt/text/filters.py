@@ -7,10 +7,11 @@ Nothing here needs a network or a model that is not in a wheel.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -101,14 +102,14 @@ def make_filters(config: Filters) -> list[Filter]:
         made.append(Filter("symbols", lambda t: t if symbol_share(t) <= config.max_symbols else None))
     if config.max_repetition:
         made.append(Filter("repetition", lambda t: t if repetition(t) <= config.max_repetition else None))
+    if config.decontaminate:
+        made.append(Filter("contamination", contamination_filter(config)))
     if config.max_toxicity or config.toxic_words:
         words = read_words(config.toxic_words) if config.toxic_words else ()
         made.append(Filter("toxic lines", toxic_filter(config.max_toxicity, words)))
     if config.mask_personal or config.personal_patterns:
         own = read_patterns(config.personal_patterns) if config.personal_patterns else []
         made.append(Filter("personal data", personal_filter(config.mask_personal, own)))
-    if config.decontaminate:
-        made.append(Filter("contamination", contamination_filter(config)))
     return made
 
 
@@ -213,14 +214,16 @@ def toxicity(texts: Sequence[str]) -> list[float]:
 
 # ------------------------------------------------------------------------------------ personal data
 
-_CHINESE = {
+_NUMBERS = {
     "CN_ID": re.compile(
         r"(?<!\d)\d{6}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"
     ),
     "PHONE_NUMBER": re.compile(r"(?<!\d)(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)"),
     "BANK_CARD": re.compile(r"(?<!\d)62\d{14,17}(?!\d)"),
+    "IP_ADDRESS": re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?!:?\w)"),
 }
-"""Numbers of Chinese people: identity (GB 11643, its check digit is checked), mobile phone, UnionPay card."""
+"""Numbers of Chinese people: identity (GB 11643, its check digit is checked), mobile phone, UnionPay card;
+and addresses of IPv6, of which presidio's pattern finds the beginning alone, and `::` in every program."""
 
 
 class Found(NamedTuple):
@@ -236,32 +239,53 @@ def personal_data(text: str, own: Sequence[tuple[str, re.Pattern[str]]] = ()) ->
 
     By presidio's recognisers that need no model; and what the patterns of one's own match.
     """
-    found = [Found(m.start(), m.end(), kind) for kind, pattern in own for m in pattern.finditer(text)]
-    for kind, pattern in _CHINESE.items():
+    found = _matches(text, own)
+    for kind, pattern in _NUMBERS.items():
         found += [Found(m.start(), m.end(), kind) for m in pattern.finditer(text) if _checks(kind, m[0])]
     for recognizer in _recognizers():
         results = recognizer.analyze(text, recognizer.supported_entities, None) or []
-        found += [Found(r.start, r.end, r.entity_type) for r in results if r.score >= 0.4]
-    found.sort(key=lambda f: (f.start, -f.end))
+        sure = [Found(r.start, r.end, r.entity_type) for r in results if r.score >= 0.4]
+        found += [one for one in sure if one.kind != "IP_ADDRESS" or ":" not in text[one.start : one.end]]
+    return _apart(found)
+
+
+def _matches(text: str, own: Sequence[tuple[str, re.Pattern[str]]]) -> list[Found]:
+    return [Found(m.start(), m.end(), kind) for kind, pattern in own for m in pattern.finditer(text)]
+
+
+def _apart(found: Sequence[Found]) -> list[Found]:
+    """What was found in order, with what overlaps as one of the first's kind, so that none of it stays."""
     kept: list[Found] = []
-    for one in found:
-        if one.end > one.start and (not kept or one.start >= kept[-1].end):
+    for one in sorted((f for f in found if f.end > f.start), key=lambda f: (f.start, -f.end)):
+        if kept and one.start < kept[-1].end:
+            kept[-1] = kept[-1]._replace(end=max(one.end, kept[-1].end))
+        else:
             kept.append(one)
     return kept
 
 
 def _checks(kind: str, text: str) -> bool:
-    """Whether the check digit of an ID or card number is right."""
+    """Whether the check digit of an ID or card number is right; whether an address is one."""
     if kind == "CN_ID":
         weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
         return (
             "10X98765432"[sum(int(c) * w for c, w in zip(text, weights, strict=False)) % 11]
             == text[-1].upper()
         )
+    if kind == "IP_ADDRESS":  # `1::2` and `a::b` stand in programs
+        digits = text.replace(":", "")
+        return len(digits) > 4 and not digits.isalpha() and _is_ip(text)
     if kind == "BANK_CARD":  # Luhn
-        digits = [int(c) for c in reversed(text)]
-        return (sum(digits[::2]) + sum(d * 2 - 9 * (d > 4) for d in digits[1::2])) % 10 == 0
+        values = [int(c) for c in reversed(text)]
+        return (sum(values[::2]) + sum(d * 2 - 9 * (d > 4) for d in values[1::2])) % 10 == 0
     return True
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
 
 
 def personal_filter(
@@ -272,22 +296,17 @@ def personal_filter(
         _recognizers()  # a missing package is told at once
 
     def apply(text: str) -> str:
-        if known:
-            found = personal_data(text, own)
-        else:
-            found = [Found(m.start(), m.end(), kind) for kind, p in own for m in p.finditer(text)]
-        return masked(text, found)
+        return masked(text, personal_data(text, own) if known else _apart(_matches(text, own)))
 
     return apply
 
 
 def masked(text: str, found: Sequence[Found]) -> str:
-    """The text with these places replaced by their kinds."""
+    """The text with these places, in order and apart, replaced by their kinds."""
     parts, at = [], 0
-    for one in sorted(found):
-        if one.start >= at:
-            parts += [text[at : one.start], f"<{one.kind}>"]
-            at = one.end
+    for one in found:
+        parts += [text[at : one.start], f"<{one.kind}>"]
+        at = one.end
     return "".join([*parts, text[at:]])
 
 
@@ -345,10 +364,10 @@ def exact_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(same.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def shingles(text: str, size: int = 5) -> set[str]:
-    """The n-grams of a text's words; of a short one all words as one."""
-    words = words_of(text)
-    return {" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
+def shingles(text: str, size: int = 5) -> Iterator[str]:
+    """The n-grams of a text's words, in order; of a short one all words as one, without words the text."""
+    words = words_of(text) or text.split()
+    return (" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1)))
 
 
 def _missing(package: str, what: str, extra: str) -> UserError:

@@ -45,7 +45,8 @@ def prepared(source: Path, out: Path, filters: Filters, **more) -> dict:
 def test_planted_copies_are_dropped_and_counted(source, tmp_path):
     kinds = {"exact": 1, "near": 4}
     for kind, count in kinds.items():
-        manifest = prepared(source, tmp_path / kind, Filters(duplicates=kind, similarity=0.7))
+        near = {"similarity": 0.7} if kind == "near" else {}
+        manifest = prepared(source, tmp_path / kind, Filters(duplicates=kind, **near))
         assert manifest["filtered"]["duplicates"]["dropped"] == count
         assert manifest["splits"]["train"]["documents"] == 40 - count
         assert len(manifest["filtered"]["duplicates"]["examples"]) == min(count, 3)
@@ -82,3 +83,43 @@ def test_other_filters_are_other_settings(source, tmp_path, capsys):
     with pytest.raises(UserError, match="filters"):
         prepared(source, tmp_path / "a", Filters())
     assert "filter length: 0 of 40 dropped" in capsys.readouterr().err
+
+
+def test_an_edited_list_of_words_is_another_setting(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{w} one\n{w} two"}) + "\n" for w in "xyz")
+    )
+    words = tmp_path / "words.txt"
+    words.write_text("x\n")
+    filters, out = Filters(toxic_words=str(words)), tmp_path / "out"
+    assert prepared(tmp_path / "a.jsonl", out, filters)["filtered"]["toxic lines"]["dropped"] == 1
+    words.write_text("x\ny\n")
+    with pytest.raises(UserError, match="filter_files"):
+        prepared(tmp_path / "a.jsonl", out, filters)
+    manifest = prepared(tmp_path / "a.jsonl", out, filters, overwrite=True)
+    assert manifest["filtered"]["toxic lines"]["dropped"] == 2
+
+
+def test_filters_that_drop_all_are_named(source, tmp_path):
+    with pytest.raises(UserError, match=r"filters drop all documents \(length 40\)"):
+        prepared(source, tmp_path / "a", Filters(min_chars=10**6))
+
+
+def test_canaries_are_planted_how_often(source, tmp_path):
+    with pytest.raises(UserError, match="--canary-repeats is empty"):
+        prepared(source, tmp_path / "a", Filters(), canary=2, canary_repeats=())
+
+
+@pytest.mark.parametrize("similarity", [0.1, 0.8, 1.0])
+def test_near_duplicates_are_seldom_missed(tmp_path, similarity):
+    """Pairs that agree in just that share of their permutations, or a little less."""
+    chance, rows = np.random.default_rng(0), []
+    least = int(np.ceil(similarity * 128))
+    for agree in [least] * 100 + [least - 3] * 100:
+        a, b = chance.integers(0, 2**32, (2, 128), dtype=np.uint64)
+        same = chance.permutation(128)[:agree]
+        b[same] = a[same]
+        rows += [a, b]
+    np.save(tmp_path / "a.npy", np.stack(rows))
+    (found,) = find_duplicates([tmp_path / "a.npy"], Filters(duplicates="near", similarity=similarity))
+    assert found[1:200:2].sum() >= 90 and not found[::2].any() and not found[201::2].any()

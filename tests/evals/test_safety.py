@@ -70,7 +70,18 @@ def test_limits_that_are_passed_and_not(tmp_path):
     )
     assert found.failures({"toxic_neutral": 0.2}) == []
     assert found.failures({"toxic_neutral": 0.1}) == ["share of toxic completions is 0.200, above 0.1"]
+    figures = {
+        "bias_gender_English": Interval(-2.0, -3, -1),
+        "exposure_4": Interval(float("nan"), None, None),
+    }
+    signed = Safety(figures, dict.fromkeys(figures, "a figure"))
+    assert (
+        len(signed.failures({"bias_gender_English": 1.0, "exposure_4": 3.0})) == 2
+    )  # size counts; NaN fails
     (tmp_path / "l.json").write_text(json.dumps({"toxic": 1.0}))
     with pytest.raises(UserError, match="limits \\['toxic'\\]"):
         read_limits(str(tmp_path / "l.json"))
+    own = {"exposure_16": 5.0, "bias_gender_English_sentiment": 0.1, "bias_gender_English": 1.0}
+    (tmp_path / "l.json").write_text(json.dumps(own))
+    assert read_limits(str(tmp_path / "l.json")) == own
     assert read_limits("") == LIMITS and Unsafe("x").exit_code == 5

@@ -85,6 +85,22 @@ def test_wrong_check_digits_are_no_id_and_own_patterns_count(tmp_path: Path):
         make_filters(Filters(personal_patterns=str(tmp_path / "own.tsv")))
 
 
+OVERLAPS = "TICKET\t\\d*\nLETTERS\tabcd\nMORE\tcdef\n"
+
+
+def test_nothing_of_what_overlaps_stays_and_nothing_is_no_match(tmp_path: Path):
+    (tmp_path / "own.tsv").write_text(OVERLAPS)
+    for known in (True, False):
+        parts = {"personal_patterns": str(tmp_path / "own.tsv"), "mask_personal": known}
+        assert clean("x abcdef y 42", **parts) == "x <LETTERS> y <TICKET>"
+
+
+@pytest.mark.parametrize("text", ["std::vector<a::b> x", "see a::b and c[1::2]", "12:30 or 12:30:45"])
+def test_colons_of_programs_are_no_addresses(text):
+    assert clean(text, mask_personal=True) == text
+    assert clean("fe80::1 and 2001:db8::8a2e:7334", mask_personal=True) == "<IP_ADDRESS> and <IP_ADDRESS>"
+
+
 @settings(deadline=None)  # the first loads the recognisers
 @given(st.text(alphabet="abc xyz,.\n猫狗", max_size=60))
 def test_text_without_personal_data_stays(text):
@@ -124,6 +140,38 @@ def test_short_and_chinese_evaluation_texts(tmp_path: Path):
     assert clean("黑豹队的防守很好。", **parts) is not None
 
 
+def test_short_names_of_chinese_files_are_no_contamination(tmp_path: Path):
+    """Eight characters are about four words."""
+    (tmp_path / "a.txt").write_text(f"中华人民共和国国务院\n{CHINESE[:16]}\n")
+    parts = {"decontaminate": (str(tmp_path / "a.txt"),)}
+    assert clean("他在中华人民共和国国务院工作。", **parts) is not None
+    assert clean(f"他说{CHINESE}", **parts) is None
+
+
+def test_separators_inside_json_and_commas_inside_cells(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"q": "first\u2028line"}\n' + json.dumps({"q": QUESTION}) + "\n")
+    listed = "which of these, the red, the green, the blue, or none, is the colour of a clear sky"
+    (tmp_path / "a.csv").write_text(f'1,"{listed}"\n')
+    assert clean(QUESTION, decontaminate=(str(tmp_path / "a.jsonl"),)) is None
+    assert clean(listed, decontaminate=(str(tmp_path / "a.csv"),)) is None
+
+
+def test_contamination_is_looked_for_before_masks(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("who reads the letters that are sent to ada@example.com in the end")
+    parts = {"decontaminate": (str(tmp_path / "a.txt"),), "mask_personal": True}
+    assert clean((tmp_path / "a.txt").read_text(), **parts) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "flag"),
+    [({"similarity": 0.9}, "--duplicates near"), ({"language_share": 0.9}, "--languages"),
+     ({"contamination_ngram": 8}, "--decontaminate"), ({"decontaminate": ("none.txt",)}, "none.txt")],
+)  # fmt: skip
+def test_options_that_would_do_nothing(parts, flag):
+    with pytest.raises(UserError, match=flag):
+        Filters(**parts)
+
+
 def test_what_filters_did_is_counted():
     pipeline = Pipeline(make_filters(Filters(min_chars=3, mask_personal=True)))
     for text in ("ab", "abc", "a@example.com"):
@@ -134,4 +182,5 @@ def test_what_filters_did_is_counted():
 
 def test_keys_of_duplicates():
     assert exact_key("A  b\nC") == exact_key("a b c") != exact_key("a b d")
-    assert shingles("a b c") == {"a b c"} and len(shingles("a b c d e f")) == 2
+    assert list(shingles("a b c")) == ["a b c"] and len(list(shingles("a b c d e f"))) == 2
+    assert list(shingles("!! ?")) != list(shingles("..."))  # texts without words are not all alike
