@@ -95,8 +95,10 @@ def test_nothing_of_what_overlaps_stays_and_nothing_is_no_match(tmp_path: Path):
         assert clean("x abcdef y 42", **parts) == "x <LETTERS> y <TICKET>"
 
 
-@pytest.mark.parametrize("text", ["std::vector<a::b> x", "see a::b and c[1::2]", "12:30 or 12:30:45"])
-def test_colons_of_programs_are_no_addresses(text):
+@pytest.mark.parametrize(
+    "text", ["std::vector<a::b> x", "see a::b and c[1::2]", "12:30 or 12:30:45", "Gotham 169-8"]
+)
+def test_programs_times_and_scores_are_no_personal_data(text):
     assert clean(text, mask_personal=True) == text
     assert clean("fe80::1 and 2001:db8::8a2e:7334", mask_personal=True) == "<IP_ADDRESS> and <IP_ADDRESS>"
 
