@@ -112,6 +112,7 @@ def test_every_number_of_a_command_has_bounds_and_is_named_by_its_flag() -> None
         for name, hint in hints(command).items():
             if name == "return" or not is_number(hint):
                 continue
+            assert len(bounds_of(hint)) == 1, (command.__name__, name)
             (bounds,) = bounds_of(hint)
             for value in (bounds.least - 1, 2 * bounds.most + 1, float("nan")):
                 with pytest.raises(

@@ -228,7 +228,7 @@ def test_names_are_those_of_the_files_and_differ() -> None:
     runs: dict[str, Run] = {path.stem: load(path) for path in FILES if path.stem not in SWEPT}
     folders = {run.folder for run in runs.values()}
     assert len(folders) == len(runs)
-    names = {"base": "ablation_base", "gpt3": "gpt3_125m"}
+    names = {"base": "ablation_base", "continual": "first", "gpt3": "gpt3_125m"}
     for stem, run in runs.items():
         assert names.get(stem, stem) in (run.name, f"quickstart_{run.name}")
         assert run.init_from in {"", *map(str, folders)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Full, Mesh, Run, code, load_run
-from jaxgpt.config.bounds import Steps, bounded
+from jaxgpt.config.bounds import Steps, Weight, bounded
 from jaxgpt.convert.commands import refuse_filled, save_params, whole
 from jaxgpt.errors import require
 from jaxgpt.files import write_json
@@ -25,7 +25,7 @@ def soup(
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     *,
     out: str,
-    weights: tuple[float, ...] = (),
+    weights: tuple[Weight, ...] = (),
     last: Steps = 1,
     checkpoint: str = "best",
     verify: Verify = True,
