@@ -89,7 +89,7 @@ class PGD(_Measure):
 
     epsilon: Weight = 1.0
     """Most length of the move, of all embeddings of a row together."""
-    step: Weight = 0.5
+    step_size: Weight = 0.5
     """Length of one step."""
     steps: Annotated[int, Bounds(1, 32)] = 3
     """Number of steps."""
@@ -105,7 +105,7 @@ class FreeLB(_Measure):
 
     epsilon: Weight = 1.0
     """Most length of the move, of all embeddings of a row together."""
-    step: Weight = 0.5
+    step_size: Weight = 0.5
     """Length of one step."""
     steps: Annotated[int, Bounds(2, 32)] = 3
     """Number of losses in the mean."""

@@ -223,9 +223,11 @@ def test_more_adversarial_steps_by_hand() -> None:
     """PGD of one step of epsilon is FGM; FreeLB of two losses is their mean."""
     loss, params, _ = under()
     fgm = float(under(FGM(epsilon=0.1))[0](params))
-    assert float(under(PGD(epsilon=0.1, step=0.1, steps=1))[0](params)) == pytest.approx(fgm, rel=1e-6)
-    assert float(under(FreeLB(epsilon=0.1, step=0.1, steps=2))[0](params)) == pytest.approx(fgm, rel=1e-6)
-    further = float(under(PGD(epsilon=0.1, step=0.05, steps=4))[0](params))
+    assert float(under(PGD(epsilon=0.1, step_size=0.1, steps=1))[0](params)) == pytest.approx(fgm, rel=1e-6)
+    assert float(under(FreeLB(epsilon=0.1, step_size=0.1, steps=2))[0](params)) == pytest.approx(
+        fgm, rel=1e-6
+    )
+    further = float(under(PGD(epsilon=0.1, step_size=0.05, steps=4))[0](params))
     assert further > float(loss(params)) and abs(further - fgm) < 0.1 * abs(fgm)
 
 

@@ -34,7 +34,7 @@ def pgd(config: PGD, vocabulary: Vocabulary) -> Wrap:
     def moves(climb: Climb) -> list[jax.Array]:
         move = None
         for _ in range(config.steps):
-            move = climb(move, config.step, config.epsilon)
+            move = climb(move, config.step_size, config.epsilon)
         assert move is not None
         return [move]
 
@@ -47,9 +47,9 @@ def freelb(config: FreeLB, vocabulary: Vocabulary) -> Wrap:
     """
 
     def moves(climb: Climb) -> list[jax.Array]:
-        made = [climb(None, config.step, config.epsilon)]
+        made = [climb(None, config.step_size, config.epsilon)]
         for _ in range(config.steps - 2):
-            made.append(climb(made[-1], config.step, config.epsilon))
+            made.append(climb(made[-1], config.step_size, config.epsilon))
         return made
 
     return _adversarial(moves, float(config.steps - 1))
