@@ -5,6 +5,7 @@ Every class is a frozen dataclass; a variant is `dataclasses.replace(run, ...)`.
 """
 
 from jaxgpt.config.architecture import Architecture
+from jaxgpt.config.batching import Batching
 from jaxgpt.config.check import changed_fields, from_json, to_json
 from jaxgpt.config.data import Chat, Labelled, Mix, Pairs, Prompts, Rated, Tagged, Text
 from jaxgpt.config.decoding import MBR, Beam, BestOf, Contrastive, Decoding, Sampling
@@ -75,6 +76,7 @@ __all__ = [
     "PREFERENCES",
     "ROW_AXES",
     "Architecture",
+    "Batching",
     "Beam",
     "Bert",
     "BestOf",
