@@ -1,0 +1,57 @@
+"""What a service is made of: a model, its engine, and the seams (`seams.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from jaxgpt.sample.request import Emit, Load, Request
+from jaxgpt.serve.limits import Limits
+from jaxgpt.serve.seams import Access, Anyone, Documents, Filters, NoDocuments, Observer, Unfiltered
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from jaxgpt.api import Model
+
+
+class Handle(Protocol):
+    """A request that an engine works on."""
+
+    def cancel(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class Engine(Protocol):
+    """What a service needs of `sample.engine.Engine`."""
+
+    def submit(self, request: Request, emit: Emit) -> Handle: ...
+
+    def load(self) -> Load: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A model that answers requests.
+
+    Attributes:
+      name: of the model in the API.
+      model: what it is.
+      engine: what generates, running; None for a model that writes no text.
+      adapters: names of loaded adapters: each is the model `name:adapter`.
+      limits: what is taken at most.
+      access, filters, documents, observers: see `seams`.
+      routers: more addresses, such as those of the page and of metrics.
+    """
+
+    name: str
+    model: Model
+    engine: Engine | None
+    adapters: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Anyone)
+    filters: Filters = field(default_factory=Unfiltered)
+    documents: Documents = field(default_factory=NoDocuments)
+    observers: tuple[Observer, ...] = ()
+    routers: tuple[APIRouter, ...] = ()
