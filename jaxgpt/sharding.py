@@ -39,6 +39,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "batch": ROW_AXES,
     "rows": (*ROW_AXES, "tensor"),  # over all devices, for work on whole rows
     "length": (),
+    "pages": (),  # of a cache that all rows share
     "features": (),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxgpt.errors import require
 
@@ -17,6 +18,7 @@ class Batching:
       chunk: tokens of a prompt that are computed between two steps of the running requests; a multiple of
         `page`. Prompts that begin alike share what they have in common in multiples of this.
       pages: of the cache, for all requests; 0 means enough for every slot to fill the context.
+      cache: `int8` holds keys and values in 8 bits; `float` in the type of the products.
       queue: most requests that wait; more are refused.
       lookup: tokens proposed a step from an n-gram that the text already holds (prompt look-up); 0 for none.
       draft: folder of a smaller run with the same tokenizer that proposes tokens; empty for none.
@@ -27,6 +29,7 @@ class Batching:
     page: int = 16
     chunk: int = 64
     pages: int = 0
+    cache: Literal["float", "int8"] = "float"
     queue: int = 256
     lookup: int = 0
     draft: str = ""

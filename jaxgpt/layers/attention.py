@@ -83,8 +83,6 @@ class Attention(nnx.Module):
         if cache is not None:
             start_B = jnp.zeros(len(x_BTD), jnp.int32) if rows.start_B is None else rows.start_B
             cache = cache.append(k_BSGK, v_BSGK, start_B)
-            if rows.start_B is not None:
-                k_BSGK, v_BSGK = cache.k_BSGK, cache.v_BSGK
         mask, kernel, extra = layer.seen(rows), self.kernel, None
         if layer.prefix is not None:
             extra = (layer.prefix[0][None], layer.prefix[1][None])
@@ -92,5 +90,8 @@ class Attention(nnx.Module):
         if mask.layout == "any":
             kernel = "xla"
         scores = replace(self.scores, bias=self.bias)
-        y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, mask, scores, kernel, extra)
+        if cache is not None and rows.start_B is not None:
+            y_BTHK = cache.attend(q_BTHK, mask, scores, kernel, extra)
+        else:
+            y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, mask, scores, kernel, extra)
         return self.out(y_BTHK, rows.adapters_B), cache

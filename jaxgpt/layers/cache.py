@@ -18,6 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import Model
+from jaxgpt.layers.kernels import attend
+from jaxgpt.layers.kernels.base import Scores
+from jaxgpt.layers.mask import Mask
+from jaxgpt.layers.paged import PagedLayer, PagedStack
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
 
@@ -37,6 +41,17 @@ class LayerCache(NamedTuple):
         put = jax.vmap(write)
         return LayerCache(put(self.k_BSGK, k_BTGK, start_B), put(self.v_BSGK, v_BTGK, start_B))
 
+    @property
+    def slots(self) -> int:
+        """Tokens that a row can hold."""
+        return self.k_BSGK.shape[1]
+
+    def attend(
+        self, q_BTHK: jax.Array, mask: Mask, scores: Scores, kernel: str, extra: Any = None
+    ) -> jax.Array:
+        """Attention over all slots; see `layers.kernels.attend`."""
+        return attend(q_BTHK, self.k_BSGK, self.v_BSGK, mask, scores, kernel, extra)
+
 
 class StackedCache(NamedTuple):
     """Keys and values of all layers; the axes of a head's matrix [S, K] are adjacent.
@@ -47,6 +62,24 @@ class StackedCache(NamedTuple):
 
     k_LBGSK: jax.Array
     v_LBGSK: jax.Array
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a row can hold."""
+        return self.k_LBGSK.shape[3]
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self.k_LBGSK)
+
+    def layer(self, i: jax.Array) -> StackedLayer:
+        """Layer i, in the stack's own memory."""
+        return StackedLayer(self, i)
+
+    def keep(self, layer: StackedLayer) -> StackedCache:
+        """The stack after a layer wrote to it."""
+        return layer.stack
 
 
 class StackedLayer(NamedTuple):
@@ -89,9 +122,15 @@ class StackedLayer(NamedTuple):
         k_LBGSK, v_LBGSK = self.stack
         return StackedLayer(StackedCache(put(k_LBGSK, k_BTGK), put(v_LBGSK, v_BTGK)), self.layer)
 
+    def attend(
+        self, q_BTHK: jax.Array, mask: Mask, scores: Scores, kernel: str, extra: Any = None
+    ) -> jax.Array:
+        """Attention over all slots; see `layers.kernels.attend`."""
+        return attend(q_BTHK, self.k_BSGK, self.v_BSGK, mask, scores, kernel, extra)
 
-HeldLayer = LayerCache | StackedLayer
-"""One layer, in either form."""
+
+HeldLayer = LayerCache | StackedLayer | PagedLayer
+"""One layer, in any form."""
 
 
 class TokenCache(NamedTuple):
@@ -100,7 +139,7 @@ class TokenCache(NamedTuple):
     tokens_BS: jax.Array
 
 
-Cache = tuple[LayerCache, ...] | StackedCache | TokenCache
+Cache = tuple[LayerCache, ...] | StackedCache | TokenCache | tuple[PagedLayer, ...] | PagedStack
 
 
 def append_tokens(tokens_BS: jax.Array, new_BT: jax.Array, start_B: jax.Array) -> jax.Array:
@@ -138,7 +177,9 @@ def constrain_cache(cache: Cache) -> Cache:
 
 def slots_of(cache: Cache) -> int:
     """Number of tokens per row of the cache."""
-    return jax.tree.leaves(cache)[0].shape[cache_axes(cache).index("length")]
+    if isinstance(cache, TokenCache):
+        return cache.tokens_BS.shape[1]
+    return (cast("Any", cache)[0] if type(cache) is tuple else cast("Any", cache)).slots
 
 
 def cached_layers(
@@ -166,19 +207,20 @@ def cached_layers(
     Returns:
       The last x and the new cache.
     """
-    if not isinstance(cache, StackedCache):
-        apart = list[LayerCache]()
-        held_layers = cast("Iterable[LayerCache]", cache)
+    if type(cache) is tuple:
+        apart = list[Any]()
+        held_layers = cast("Iterable[Any]", cache)
         for i, (block, held) in enumerate(zip(cast("Iterable[Any]", blocks), held_layers, strict=True)):
             own = jax.tree.map(operator.itemgetter(i), per_layer)
             x_BTD, layer = call(block, x_BTD, rows, own, held, i % period)
             apart.append(layer)
         return x_BTD, tuple(apart)
     graphdef, params = nnx.split(blocks)
-    layers = len(cache.k_LBGSK)
+    whole_stack = cast("StackedCache | PagedStack", cache)
+    layers = whole_stack.layers
     whole = layers - layers % period
 
-    def turn(carry: tuple[jax.Array, StackedCache], start: Any, size: int) -> tuple[Any, Any]:
+    def turn(carry: tuple[jax.Array, Any], start: Any, size: int) -> tuple[Any, Any]:
         """Run `size` layers from `start` on. Each is read in place: slices of the stack would be copies."""
         x_BTD, stack = carry
         for place in range(size):
@@ -186,8 +228,8 @@ def cached_layers(
             mine, own = jax.tree.map(
                 lambda x, i=i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), (params, per_layer)
             )
-            x_BTD, held = call(nnx.merge(graphdef, mine), x_BTD, rows, own, StackedLayer(stack, i), place)
-            stack = held.stack
+            x_BTD, held = call(nnx.merge(graphdef, mine), x_BTD, rows, own, stack.layer(i), place)
+            stack = stack.keep(held)
         return x_BTD, stack
 
     def body(carry: Any, start: jax.Array) -> tuple[Any, None]:

@@ -121,7 +121,7 @@ def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
 
 
 def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
-    (B, T, H, K), s_BGRTS = q_BTHK.shape, _scores(q_BTHK, k_BSGK, mask, scores)
+    (B, T, H, K), s_BGRTS = q_BTHK.shape, score(q_BTHK, k_BSGK, mask, scores)
     probs = jax.nn.softmax(s_BGRTS, axis=-1).astype(v_BSGK.dtype)
     y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
     y_BTHK = y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
@@ -133,11 +133,11 @@ def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, 
 
 def probabilities(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
     """How much each query attends to each key [B, H, T, S], float32; rows sum to 1."""
-    s_BGRTS = _scores(q_BTHK, k_BSGK, mask, scores)
+    s_BGRTS = score(q_BTHK, k_BSGK, mask, scores)
     return jax.nn.softmax(s_BGRTS, axis=-1).reshape(*q_BTHK.shape[::2], *s_BGRTS.shape[3:])
 
 
-def _scores(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
+def score(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
     """Scores with cap, bias and mask [B, G, R, T, S], float32."""
     B, T, H, K = q_BTHK.shape
     G, bias = k_BSGK.shape[2], scores.bias

@@ -1,0 +1,298 @@
+"""The engine: a request gets the same alone, in company, by speculation, after preemption and from shared
+pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import FLOAT32, MODELS, RECITED, sharp_params
+
+from jaxgpt.config import Batching, Sampling
+from jaxgpt.errors import UserError
+from jaxgpt.sample.constrained import choices, json_schema
+from jaxgpt.sample.engine import Engine
+from jaxgpt.sample.generate import Generator
+from jaxgpt.sample.pages import Pages
+from jaxgpt.sample.request import Full, Piece, Request
+from jaxgpt.text.tokenizer import ByteTokenizer
+
+SMALL = Batching(slots=3, page=4, chunk=8)
+SCARCE = replace(SMALL, pages=25)
+"""One context and a little more: three long rows do not fit."""
+KINDS = [
+    Sampling(temperature=0),
+    Sampling(),
+    Sampling(temperature=0.8, top_k=20, top_p=0.9),
+    Sampling(temperature=1.2, repetition_penalty=1.3, no_repeat_ngram=3, typical_p=0.9),
+]
+
+
+def ask(seed: int, length: int, most: int = 12, **more: Any) -> Request:
+    """A request with a random prompt, which begins like those of the same seed."""
+    prompt = np.random.default_rng(seed % 3).integers(0, 200, 80)[:length].tolist()
+    return Request(prompt=prompt, max_new_tokens=most, sampling=KINDS[seed % 4], seed=seed, **more)
+
+
+def serve(engine: Engine, requests: Sequence[Request]) -> list[list[Piece]]:
+    """All of them at once, to their ends."""
+    made: list[list[Piece]] = [[] for _ in requests]
+    for request, pieces in zip(requests, made, strict=True):
+        engine.submit(request, pieces.append)
+    while engine.step():
+        pass
+    assert engine.load().pages_used == engine.load().running == engine.load().queued == 0
+    return made
+
+
+def ids(pieces: Sequence[Piece]) -> list[int]:
+    return [piece.id for piece in pieces if piece.id >= 0]
+
+
+@pytest.fixture(scope="module")
+def model(modern: tuple[Any, Any, Generator]) -> Generator:
+    return modern[2]
+
+
+@pytest.fixture(scope="module")
+def alone(model: Generator) -> Any:
+    """What each request gets from an engine that serves nothing else."""
+    cache: dict[Any, list[Piece]] = {}
+
+    def find(request: Request, batching: Batching = SMALL) -> list[Piece]:
+        key = (*request.prompt, request.seed, request.max_new_tokens, request.alternatives)
+        if key not in cache:
+            cache[key] = serve(Engine(model, batching), [request])[0]
+        return cache[key]
+
+    return find
+
+
+def test_it_gives_what_the_generator_gives(model: Generator) -> None:
+    requests = [ask(seed, length) for seed, length in enumerate([1, 5, 17, 33, 40, 9, 80, 8])]
+    for request, pieces in zip(requests, serve(Engine(model, SMALL), requests), strict=True):
+        how = {"max_new_tokens": request.max_new_tokens, "seeds": [request.seed]}
+        want = model.generate([request.prompt], request.sampling, **how)[0]
+        assert ids(pieces) == want.ids
+        assert "".join(piece.text for piece in pieces) == want.text
+        np.testing.assert_allclose([p.logprob for p in pieces if p.id >= 0], want.logprobs, atol=1e-5)
+        assert pieces[-1].finish_reason == want.finish_reason
+        assert all(piece.finish_reason is None for piece in pieces[:-1])
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    plans=st.lists(
+        st.tuples(
+            st.integers(0, 11), st.integers(1, 70), st.integers(1, 24), st.integers(0, 12), st.booleans()
+        ),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_company_changes_no_bit(model: Generator, alone: Any, plans: list[Any]) -> None:
+    """Under any schedule of joins and cancels, with so few pages that rows make room for each other."""
+    engine, joins = Engine(model, SCARCE), sorted(plans, key=lambda plan: plan[3])
+    made: list[list[Piece]] = [[] for _ in joins]
+    handles = list[Any]()
+    for turn in range(14):
+        for i, (seed, length, most, when, _) in enumerate(joins):
+            if when == turn:
+                handles.append(engine.submit(ask(seed, length, most, owner=str(seed)), made[i].append))
+        engine.step()
+        for (_, _, _, when, cancel), handle in zip(joins, handles, strict=False):
+            if cancel and when + 3 == turn:
+                handle.cancel()
+    while engine.step():
+        pass
+    assert engine.load().pages_used == 0
+    for (seed, length, most, _, cancel), pieces in zip(joins, made, strict=True):
+        want, cut = alone(ask(seed, length, most)), pieces[-1].finish_reason == "cancelled"
+        assert cut <= cancel
+        got = [piece[:2] for piece in pieces if piece.id >= 0]
+        assert got == [piece[:2] for piece in want][: len(got) if cut else None]
+
+
+def test_rows_that_made_room_are_the_same(model: Generator, alone: Any) -> None:
+    requests = [ask(seed, 40, 40) for seed in range(3)]
+    engine = Engine(model, SCARCE)
+    made = serve(engine, requests)
+    assert engine.load().preemptions > 0
+    for request, pieces in zip(requests, made, strict=True):
+        assert [piece[:3] for piece in pieces] == [piece[:3] for piece in alone(request)]
+
+
+def test_shared_beginnings_change_nothing_and_are_computed_once(model: Generator, alone: Any) -> None:
+    requests = [ask(3 * i, 40 + i) for i in range(4)]  # the same beginning
+    engine = Engine(model, SMALL)
+    made = serve(engine, requests)
+    assert engine.load().shared_tokens == 32 + 40 + 40  # whole chunks before the last token
+    for request, pieces in zip(requests, made, strict=True):
+        assert [piece[:3] for piece in pieces] == [piece[:3] for piece in alone(request)]
+
+
+def test_prompt_look_up_changes_nothing(model: Generator, alone: Any) -> None:
+    looped = [*range(60, 70)] * 3
+    requests = [ask(seed, 30, 16) for seed in range(4)]
+    requests += [replace(request, prompt=looped) for request in requests]
+    for request, pieces in zip(
+        requests, serve(Engine(model, replace(SMALL, lookup=3)), requests), strict=True
+    ):
+        want = alone(request)
+        assert ids(pieces) == ids(want)
+        assert "".join(p.text for p in pieces) == "".join(p.text for p in want)
+        np.testing.assert_allclose([p.logprob for p in pieces], [p.logprob for p in want], atol=1e-5)
+
+
+def test_a_draft_changes_nothing_and_a_good_one_is_followed(model: Generator, alone: Any) -> None:
+    requests = [ask(seed, 20, 12) for seed in range(4)]
+    poor = Generator(MODELS["gpt2"], FLOAT32, sharp_params(MODELS["gpt2"]), ByteTokenizer())
+    for draft in (poor, model):
+        engine = Engine(model, replace(SMALL, proposals=2), draft)
+        for request, pieces in zip(requests, serve(engine, requests), strict=True):
+            assert ids(pieces) == ids(alone(request))
+        load = engine.load()
+        if draft is model:
+            assert load.accepted > 0.9 * load.proposed * 0.8
+
+
+def test_drawn_tokens_follow_the_models_distribution(model: Generator) -> None:
+    """Chi-square of the second token against the model's own probabilities, with proposals from a draft."""
+    poor = Generator(MODELS["gpt2"], FLOAT32, sharp_params(MODELS["gpt2"]), ByteTokenizer())
+    prompt, count = [*range(65, 77)], 300
+    first = Request(prompt=prompt, max_new_tokens=1, sampling=Sampling(), alternatives=20, stop=())
+    engine = Engine(model, replace(SMALL, proposals=2), poor)
+    likely = serve(engine, [first])[0][0].alternatives
+    drawn = [
+        Request(prompt=prompt, max_new_tokens=2, sampling=Sampling(), seed=seed, stop=())
+        for seed in range(count)
+    ]
+    found = [
+        pieces[0].id for part in range(0, count, 100) for pieces in serve(engine, drawn[part : part + 100])
+    ]
+    sure = [(token, np.exp(logprob)) for token, logprob in likely if np.exp(logprob) * count >= 5]
+    rest = 1 - sum(p for _, p in sure)
+    counts = [found.count(token) for token, _ in sure]
+    expected = [count * p for _, p in sure]
+    if rest * count >= 5:
+        counts, expected = [*counts, count - sum(counts)], [*expected, rest * count]
+    statistic = sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))
+    assert len(expected) >= 2
+    assert statistic < len(expected) - 1 + 4 * (2 * (len(expected) - 1)) ** 0.5  # four standard deviations
+
+
+def test_alternatives_are_the_likeliest(model: Generator) -> None:
+    from tiny_models import full_logits
+
+    request = replace(ask(0, 9, 4), alternatives=5)
+    pieces = serve(Engine(model, SMALL), [request])[0]
+    row = [*request.prompt, *ids(pieces)]
+    logits_TV = full_logits(MODELS["modern"], sharp_params(MODELS["modern"]), row)
+    for at, piece in enumerate(pieces, len(request.prompt) - 1):
+        logp_V = logits_TV[at] - np.logaddexp.reduce(logits_TV[at])
+        best = np.argsort(-logp_V[: ByteTokenizer().vocab_size])[:5]
+        assert [one.id for one in piece.alternatives] == best.tolist()
+        np.testing.assert_allclose([one.logprob for one in piece.alternatives], logp_V[best], atol=2e-5)
+
+
+def test_rules_hold_beside_free_rows(model: Generator, alone: Any) -> None:
+    rules = [choices(["yes", "no"]), json_schema({"type": "object", "properties": {"a": {"type": "boolean"}},
+             "required": ["a"], "additionalProperties": False}), None]  # fmt: skip
+    requests = [replace(ask(i, 20, 24), rule=rule, apart=True) for i, rule in enumerate(rules)]
+    made = serve(Engine(model, SMALL), requests)
+    texts = ["".join(piece.text for piece in pieces) for pieces in made]
+    assert texts[0] in ("yes", "no")
+    assert texts[1] in ('{"a": true}', '{"a": false}')
+    assert ids(made[2]) == ids(alone(ask(2, 20, 24)))
+
+
+def test_stop_strings_and_whole_characters(reciter: Generator) -> None:
+    prompt = [*b"x"]
+    request = Request(prompt=prompt, max_new_tokens=20, sampling=Sampling(temperature=0))
+    cut = replace(request, stop_strings=["🎉"])
+    whole, short = serve(Engine(reciter, Batching(slots=2, page=4, chunk=8)), [request, cut])
+    assert "".join(p.text for p in whole) == RECITED
+    assert whole[-1].finish_reason == short[-1].finish_reason == "stop"
+    assert "".join(p.text for p in short) == RECITED.removesuffix("🎉")
+    assert all("\ufffd" not in p.text for p in whole)
+
+
+def test_in_a_thread_with_a_full_queue_and_a_failing_receiver(model: Generator, alone: Any) -> None:
+    made: list[Piece] = []
+
+    def broken(piece: Piece) -> None:
+        raise RuntimeError("receiver")
+
+    engine = Engine(model, replace(SMALL, queue=2))
+    engine.submit(ask(0, 20), broken)
+    handle = engine.submit(ask(1, 20), made.append)
+    with pytest.raises(Full, match="2 requests wait"):
+        engine.submit(ask(2, 20), made.append)
+    with engine:
+        pass  # leaving waits for both
+    assert ids(made) == ids(alone(handle.request))
+    with pytest.raises(UserError, match="closing"):
+        engine.submit(ask(0, 20), made.append)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": []}, "empty"),
+        ({"prompt": [1] * 96}, "context"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"alternatives": 21}, "between 0 and 20"),
+        ({"adapter": "none"}, "adapter"),
+        ({"seed": -1}, "seed"),
+        ({"stop": range(17)}, "allows 16"),
+        ({"stop_strings": [""]}, "empty"),
+        ({"sampling": Sampling(no_repeat_ngram=9)}, "0 to 8"),
+    ],
+)
+def test_what_can_never_run_is_refused(model: Generator, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Engine(model, SMALL).submit(replace(ask(0, 10), **change), print)
+
+
+def test_a_request_larger_than_the_cache_is_refused(model: Generator) -> None:
+    engine = Engine(model, replace(SMALL, pages=4))
+    with pytest.raises(UserError, match=r"raise batching\.pages"):
+        engine.submit(ask(0, 10, 20), print)
+    assert len(ids(serve(engine, [ask(0, 10, 3)])[0])) == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=40))
+def test_pages_are_never_lost_or_shared_by_mistake(plan: list[tuple[int, int]]) -> None:
+    """Rows come, share, take and go: every page is free, kept or held, and held by one owner."""
+    pages, rows = Pages(24), list[tuple[list[Any], list[int]]]()
+    for seed, size in plan:
+        if len(rows) == 3:
+            path, own = rows.pop(0)
+            pages.leave(path)
+            pages.give_back(own)
+        path, own, node = [], [], pages.root(0)
+        for i in range(size):
+            tokens = (seed, i)
+            if (found := pages.follow(node, tokens)) is None:
+                if (taken := pages.take(1)) is None:
+                    break
+                found = pages.keep(node, tokens, taken)
+            path.append(node := found)
+        own = pages.take(1) or []
+        rows.append((path, own))
+        held = {page for path, _ in rows for node in path for page in node.pages}
+        alone = [page for _, own in rows for page in own]
+        assert len(set(alone)) == len(alone)
+        assert not held & set(alone)
+        assert pages.used == len(held) + len(alone)
+    for path, own in rows:
+        pages.leave(path)
+        pages.give_back(own)
+    assert pages.used == 0
+    taken = pages.take(23)
+    assert sorted(taken or []) == list(range(1, 24))
