@@ -218,11 +218,15 @@ _NUMBERS = {
     "CN_ID": re.compile(
         r"(?<!\d)\d{6}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"
     ),
-    "PHONE_NUMBER": re.compile(r"(?<!\d)(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)"),
-    "BANK_CARD": re.compile(r"(?<!\d)62\d{14,17}(?!\d)"),
+    "PHONE_NUMBER": re.compile(
+        r"(?<!\d)(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)"
+        r"|(?<!\d)(?:\(0\d{2,3}\) ?|(?:\+?86[- ]?)?0\d{2,3}-)[2-9]\d{6,7}(?!\d)"
+    ),
+    "BANK_CARD": re.compile(r"(?<!\d)62(?:[ -]?\d){14,17}(?!\d)"),
     "IP_ADDRESS": re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?!:?\w)"),
 }
-"""Numbers of Chinese people: identity (GB 11643, its check digit is checked), mobile phone, UnionPay card;
+"""Numbers of Chinese people: identity (GB 11643, its check digit is checked), mobile phone and land line,
+UnionPay card;
 and addresses of IPv6, of which presidio's pattern finds the beginning alone, and `::` in every program."""
 
 
@@ -283,7 +287,7 @@ def _checks(kind: str, text: str) -> bool:
         digits = text.replace(":", "")
         return len(digits) > 4 and not digits.isalpha() and _is_ip(text)
     if kind == "BANK_CARD":  # Luhn
-        values = [int(c) for c in reversed(text)]
+        values = [int(c) for c in reversed(text) if c.isdigit()]
         return (sum(values[::2]) + sum(d * 2 - 9 * (d > 4) for d in values[1::2])) % 10 == 0
     return True
 
