@@ -71,6 +71,12 @@ COMMANDS = {
     ),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
+    "serve keys add": Command("jaxgpt.serve.keys_command", "add", "make a key for a server, printed once"),
+    "serve keys list": Command("jaxgpt.serve.keys_command", "list_", "the keys of a server, without secrets"),
+    "serve keys remove": Command("jaxgpt.serve.keys_command", "remove", "let a key open nothing any more"),
+    "serve audit verify": Command(
+        "jaxgpt.serve.audit_command", "verify", "whether a server's audit log is as it was written"
+    ),
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
     "merge": Command("jaxgpt.convert.merge", "merge", "put a tuned run and its base into one", jax=True),
     "soup": Command("jaxgpt.convert.soup", "soup", "average the parameters of several runs", jax=True),
@@ -91,28 +97,34 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"jaxgpt {__version__}")
         return 0
-    for words in (2, 1):
-        name = " ".join(args[:words])
+    for words in (3, 2, 1):
+        name, rest = " ".join(args[:words]), args[words:]
         if name in COMMANDS:
-            return _run(name, args[words:])
-    group = [name for name in COMMANDS if name.split()[0] == args[0]]
-    if group and args[1:2] in (["-h"], ["--help"]):
-        print(usage(group))
-        return 0
-    if group and len(args) == 1:
-        print(usage(group), file=sys.stderr)
-        return USAGE_ERROR
+            return _run(name, rest)
+        if group := [other for other in COMMANDS if other.startswith(f"{name} ")]:
+            return _explain_group(name, group, rest)
+    return _unknown(args[0], list(COMMANDS))
+
+
+def _explain_group(name: str, group: list[str], rest: list[str]) -> int:
+    """List the commands that begin so; an error unless that was asked for."""
+    if rest and rest[0] not in ("-h", "--help"):
+        return _unknown(f"{name} {rest[0]}", group)
+    print(usage(group), file=sys.stdout if rest else sys.stderr)
+    return 0 if rest else USAGE_ERROR
+
+
+def _unknown(name: str, known: list[str]) -> int:
     from jaxgpt.glossary import look_up
 
-    name = " ".join(args[: 2 if group else 1])
-    print(f"jaxgpt: unknown command {name!r}{look_up(name, group or COMMANDS)}", file=sys.stderr)
+    print(f"jaxgpt: unknown command {name!r}{look_up(name, known)}", file=sys.stderr)
     return USAGE_ERROR
 
 
 def usage(names: list[str] | None = None) -> str:
     """The list of commands."""
     lines = ["usage: jaxgpt COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:<16} {COMMANDS[name].about}" for name in names or COMMANDS]
+    lines += [f"  {name:<18} {COMMANDS[name].about}" for name in names or COMMANDS]
     lines += [
         "",
         "`jaxgpt COMMAND --help` explains one; `jaxgpt quickstart` is the place to begin.",

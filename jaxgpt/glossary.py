@@ -13,7 +13,7 @@ from jaxgpt.errors import nearest, same_name
 
 _ANSWERS = {
     # -------------------------------------------------------------------------------- commands
-    "serve server api_server openai deploy endpoint": (
+    "server api_server openai deploy endpoint": (
         "a server is planned; until then use `jaxgpt chat RUN`, `jaxgpt sample RUN --json`, or "
         "`jaxgpt.load(RUN).stream(...)` in Python"
     ),
@@ -251,7 +251,8 @@ def answer(name: str, flags: bool = False) -> str:
     """The sentence about a name of another project, without its full stop; empty where there is none.
 
     Args:
-      name: a command, a field or a flag, with or without dashes; of `train.learning_rate` the last part counts.
+      name: a command, a field or a flag, with or without dashes; of `train.learning_rate` the last part
+        counts.
       flags: write the fields of a config as flags of the command line.
     """
     bare = re.sub("[-_ ]", "", name).lower()

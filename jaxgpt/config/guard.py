@@ -13,8 +13,9 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.files import parse_json, read_small
 
 Action = Literal["mask", "refuse", "flag"]
-"""`mask` puts the kind in angle brackets there; `refuse` refuses a prompt, and ends an answer before the place
-with the reason `content_filter`; `flag` changes nothing, and is counted and logged as the others are."""
+"""`mask` puts the kind in angle brackets there; `refuse` refuses a prompt, and ends an answer before the
+place with the reason `content_filter`; `flag` changes nothing, and is counted and logged as the others
+are."""
 
 
 def _check_file(path: str, name: str) -> None:
@@ -73,7 +74,9 @@ class Repetition:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemPrompt:
-    """Parts of the system prompt in an answer, word by word; one that is translated or encoded is not found."""
+    """Parts of the system prompt in an answer, word by word; one that is translated or encoded is not
+    found.
+    """
 
     action: Action = "refuse"
     words: Annotated[int, Bounds(3, 100)] = 10

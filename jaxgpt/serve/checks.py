@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxgpt.config.guard import Action, Check, PersonalData, Repetition, SystemPrompt, Toxicity, Words
 from jaxgpt.evals.safety_prompts import RUDE_ZH
-from jaxgpt.text.filters import Found, personal_data, read_patterns, read_words, toxicity
+from jaxgpt.text.filters import Found, apart, personal_data, read_patterns, read_words, toxicity
 from jaxgpt.text.words import placed_words, words_of
 
 Find = Callable[[str], Sequence[Found]]
@@ -130,16 +130,13 @@ def _words(check: Words, system: str) -> Finder:
 def _repetition(check: Repetition, system: str) -> Finder:
     def find(text: str) -> list[Found]:
         words = placed_words(text)
-        runs = (
-            run
-            for period in range(1, min(LONGEST_PERIOD, len(words) // 2) + 1)
-            for run in _runs([word.text for word in words], period)
-        )
-        return [
+        plain = [word.text for word in words]
+        return apart(
             Found(words[start].start, words[end - 1].end, "REPETITION")
-            for start, end in runs
+            for period in range(1, min(LONGEST_PERIOD, len(words) // 2) + 1)
+            for start, end in _runs(plain, period)
             if end - start > check.most
-        ]
+        )
 
     before = CHARACTERS * (2 * LONGEST_PERIOD + check.most)
     return Finder("Repetition", check.action, find, before)

@@ -1,7 +1,8 @@
 """API keys: who may ask for what. Only their hashes are kept; a key itself is shown once, when it is made.
 
 A key is `sk-ID-SECRET`: the ID is public and finds the entry, the SECRET has 256 random bits. Guessing that
-is hopeless however fast a hash is, so SHA-256 serves, and a slow hash for passwords would only delay requests.
+is hopeless however fast a hash is, so SHA-256 serves, and a slow hash for passwords would only delay
+requests.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ from jaxgpt.config.bounds import Bounds
 from jaxgpt.config.check import check_types, from_json
 from jaxgpt.errors import UserError, require
 from jaxgpt.files import parse_json, read_json, write_json
+from jaxgpt.serve.seams import SCOPES
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["completions", "embeddings", "classify", "metrics"]
-"""What a key opens: `completions` are chat, completions, scores and tokens."""
-SCOPES: tuple[Scope, ...] = ("completions", "embeddings", "classify", "metrics")
-Name = Annotated[str, "of a person or a program"]
+Scope = Literal["generate", "embed", "classify", "tokenize", "metrics"]
+"""What a key opens, see `seams.SCOPES`."""
 Requests = Annotated[int, Bounds(0, 10**6)]
 Quota = Annotated[int, Bounds(0, 2**53)]
 ENVIRONMENT = "env:"
@@ -60,7 +60,7 @@ class Key:
     id: str
     name: str
     sha256: str
-    scopes: tuple[Scope, ...] = SCOPES[:3]
+    scopes: tuple[Scope, ...] = ("generate", "embed", "classify", "tokenize")
     requests_per_minute: Requests = 0
     tokens_per_day: Quota = 0
     expires: str = ""

@@ -22,7 +22,7 @@ def add(
     name: KeyName,
     *,
     keys: Path,
-    scopes: tuple[Scope, ...] = ("completions", "embeddings", "classify"),
+    scopes: tuple[Scope, ...] = ("generate", "embed", "classify", "tokenize"),
     requests_per_minute: Requests = 0,
     tokens_per_day: Quota = 0,
     expires: str = "",
@@ -32,7 +32,7 @@ def add(
     Args:
       name: whose it is.
       keys: file of keys; made where it is not there.
-      scopes: what it opens.
+      scopes: what it opens: completions and chats, embeddings, classes, tokens and scores, or metrics.
       requests_per_minute: most requests in any 60 seconds; 0 for no limit.
       tokens_per_day: most tokens of prompts and answers in a day (UTC); 0 for no limit.
       expires: last day on which it opens anything (YYYY-MM-DD, UTC); empty for no end.
@@ -65,11 +65,12 @@ def list_(*, keys: Path) -> None:
       UserError: it cannot be read.
     """
     for key in read_keys(keys).keys:
-        print(
-            f"{key.id}  {key.name}  {','.join(key.scopes)}  "
-            f"{key.requests_per_minute or 'any'} requests a minute, {key.tokens_per_day or 'any'} tokens a day"
-            + (f", until {key.expires}" if key.expires else "")
+        limits = (
+            f"{key.requests_per_minute or 'any'} requests a minute",
+            f"{key.tokens_per_day or 'any'} tokens a day",
+            *([f"until {key.expires}"] if key.expires else []),
         )
+        print(f"{key.id}  {key.name}  {','.join(key.scopes)}  {', '.join(limits)}")
 
 
 def remove(name: KeyName, *, keys: Path) -> None:

@@ -1,7 +1,7 @@
 """Rates of requests and quotas of tokens for each key: in memory for one process, in Redis for several.
 
-A request is admitted with the most tokens that it may use, which are set aside at once, and settled with
-those that it did use. So a quota is never exceeded, however many requests run at a time.
+A request is counted when it comes, the most tokens that it may use are set aside before it runs, and those
+that it did not use are given back when it ends. So no quota is exceeded, however many run at a time.
 """
 
 from __future__ import annotations
@@ -20,35 +20,37 @@ from jaxgpt.serve.keys import Key
 MINUTE, DAY = 60.0, 86400.0
 
 
-class Admission(NamedTuple):
-    """Whether a request may run, and what is left of its key's limits.
+class Standing(NamedTuple):
+    """What a key has used of its limits, and whether the request at hand may go on.
 
     Attributes:
-      limit: `requests` or `tokens`, of which there are too few; empty where the request may run.
-      seconds: after which it may; 0 where that is now. A request that asks for more tokens than a day has
-        never may: infinity.
-      requests_left, tokens_left: of this minute and day; None without a limit.
-      tokens: set aside for it.
-      day: of which they are, in days since 1970.
+      limit: `requests` or `tokens`, of which there are too few; empty where it may.
+      seconds: until it may; infinity where it asks for more tokens than a day has.
+      requests: of the last 60 seconds.
+      tokens: of this day, those set aside included.
+      day: in days since 1970 (UTC), to which tokens are counted.
     """
 
     limit: str
     seconds: float
-    requests_left: int | None
-    tokens_left: int | None
+    requests: int
     tokens: int
     day: int
 
 
-class Limits(Protocol):
+class Quotas(Protocol):
     """Counts requests and tokens of keys."""
 
-    async def admit(self, key: Key, tokens: int) -> Admission:
-        """Count a request and set aside its tokens, or neither if one of the limits is reached."""
+    async def admit(self, key: Key) -> Standing:
+        """Count a request, unless a limit is reached."""
         ...
 
-    async def settle(self, key: Key, admission: Admission, used: int) -> None:
-        """Give back those tokens of an admitted request that it did not use."""
+    async def reserve(self, key: Key, tokens: int) -> Standing:
+        """Set tokens aside, unless there are fewer left."""
+        ...
+
+    async def add(self, key: Key, tokens: int, day: int) -> None:
+        """Add tokens to those of a day, if it is not over; negative ones are given back."""
         ...
 
     async def close(self) -> None:
@@ -56,15 +58,7 @@ class Limits(Protocol):
         ...
 
 
-def _left(key: Key, requests: int, tokens: int) -> tuple[int | None, int | None]:
-    """What is left of limits of which so much is used."""
-    return (
-        max(0, key.requests_per_minute - requests) if key.requests_per_minute else None,
-        max(0, key.tokens_per_day - tokens) if key.tokens_per_day else None,
-    )
-
-
-def _wait_for_tokens(key: Key, tokens: int, now: float) -> float:
+def _until_tomorrow(key: Key, tokens: int, now: float) -> float:
     return math.inf if tokens > key.tokens_per_day else DAY - now % DAY
 
 
@@ -76,8 +70,8 @@ class _Count:
 
 
 @dataclass
-class MemoryLimits:
-    """Limits of one process; they start anew with it.
+class MemoryQuotas:
+    """Counts of one process; they start anew with it.
 
     Attributes:
       clock: seconds since 1970.
@@ -86,76 +80,95 @@ class MemoryLimits:
     clock: Callable[[], float] = time.time
     _counts: dict[str, _Count] = field(default_factory=dict)
 
-    async def admit(self, key: Key, tokens: int) -> Admission:
-        """As `Limits`."""
+    async def admit(self, key: Key) -> Standing:
+        """As `Quotas`."""
+        now, count = self._now(key)
+        rate = key.requests_per_minute
+        if rate and len(count.times) >= rate:
+            return self._standing(count, "requests", count.times[-rate] + MINUTE - now)
+        if key.tokens_per_day and count.tokens >= key.tokens_per_day:
+            return self._standing(count, "tokens", _until_tomorrow(key, 0, now))
+        if rate:
+            count.times.append(now)
+        return self._standing(count)
+
+    async def reserve(self, key: Key, tokens: int) -> Standing:
+        """As `Quotas`."""
+        now, count = self._now(key)
+        if key.tokens_per_day and count.tokens + tokens > key.tokens_per_day:
+            return self._standing(count, "tokens", _until_tomorrow(key, tokens, now))
+        count.tokens += tokens
+        return self._standing(count)
+
+    async def add(self, key: Key, tokens: int, day: int) -> None:
+        """As `Quotas`."""
+        _, count = self._now(key)
+        if count.day == day:
+            count.tokens += tokens
+
+    async def close(self) -> None:
+        """As `Quotas`."""
+
+    def _now(self, key: Key) -> tuple[float, _Count]:
+        """The time, and the key's counts without what is over."""
         now = self.clock()
         day, count = int(now // DAY), self._counts.setdefault(key.id, _Count())
         if count.day != day:
             count.day, count.tokens = day, 0
         while count.times and count.times[0] <= now - MINUTE:
             count.times.popleft()
-        limit, seconds = "", 0.0
-        if key.requests_per_minute and len(count.times) >= key.requests_per_minute:
-            limit, seconds = "requests", count.times[-key.requests_per_minute] + MINUTE - now
-        elif key.tokens_per_day and count.tokens + tokens > key.tokens_per_day:
-            limit, seconds = "tokens", _wait_for_tokens(key, tokens, now)
-        else:
-            count.tokens += tokens
-            if key.requests_per_minute:
-                count.times.append(now)
-        return Admission(limit, seconds, *_left(key, len(count.times), count.tokens), tokens, day)
+        return now, count
 
-    async def settle(self, key: Key, admission: Admission, used: int) -> None:
-        """As `Limits`."""
-        count = self._counts[key.id]
-        if count.day == admission.day:
-            count.tokens += used - admission.tokens
-
-    async def close(self) -> None:
-        """As `Limits`."""
+    def _standing(self, count: _Count, limit: str = "", seconds: float = 0.0) -> Standing:
+        return Standing(limit, seconds, len(count.times), count.tokens, count.day)
 
 
-_ADMIT = """
+_NOW = """
 local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-local rate, quota, tokens = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local day = math.floor(clock[1] / 86400)
+local now, day = clock[1] * 1000000 + clock[2], math.floor(clock[1] / 86400)
 if tonumber(redis.call('HGET', KEYS[2], 'day') or -1) ~= day then
   redis.call('HSET', KEYS[2], 'day', day, 'tokens', 0)
+  redis.call('EXPIRE', KEYS[2], 172800)
 end
-redis.call('EXPIRE', KEYS[2], 172800)
 local used = tonumber(redis.call('HGET', KEYS[2], 'tokens'))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000000)
 local requests = redis.call('ZCARD', KEYS[1])
 local limit, wait = '', 0
+local rate, quota = tonumber(ARGV[1]), tonumber(ARGV[2])
+"""
+"""The key's counts without what is over; `now` and `wait` in microseconds."""
+_STANDING = "return {limit, wait, requests, used, day, tonumber(clock[1])}"
+_ADMIT = f"""{_NOW}
 if rate > 0 and requests >= rate then
   limit = 'requests'
   wait = redis.call('ZRANGE', KEYS[1], -rate, -rate, 'WITHSCORES')[2] + 60000000 - now
-elseif quota > 0 and used + tokens > quota then
+elseif quota > 0 and used >= quota then
+  limit = 'tokens'
+elseif rate > 0 then
+  redis.call('ZADD', KEYS[1], now, ARGV[3])
+  redis.call('EXPIRE', KEYS[1], 61)
+  requests = requests + 1
+end
+{_STANDING}"""
+_RESERVE = f"""{_NOW}
+if quota > 0 and used + tonumber(ARGV[3]) > quota then
   limit = 'tokens'
 else
-  used = redis.call('HINCRBY', KEYS[2], 'tokens', tokens)
-  if rate > 0 then
-    redis.call('ZADD', KEYS[1], now, ARGV[4])
-    redis.call('EXPIRE', KEYS[1], 61)
-    requests = requests + 1
-  end
+  used = redis.call('HINCRBY', KEYS[2], 'tokens', ARGV[3])
 end
-return {limit, wait, requests, used, day, tonumber(clock[1])}
-"""
-_SETTLE = """
-if tonumber(redis.call('HGET', KEYS[1], 'day') or -1) == tonumber(ARGV[1]) then
-  redis.call('HINCRBY', KEYS[1], 'tokens', ARGV[2])
-end
-"""
+{_STANDING}"""
+_ADD = f"""{_NOW}
+if day == tonumber(ARGV[4]) then
+  redis.call('HINCRBY', KEYS[2], 'tokens', ARGV[3])
+end"""
 
 
 class Unreachable(UserError):
-    """The limits cannot be read: no request is admitted meanwhile."""
+    """The counts cannot be read: no request is admitted meanwhile."""
 
 
-class RedisLimits:
-    """Limits that several processes share, by Redis's own clock; each step is one atomic script.
+class RedisQuotas:
+    """Counts that several processes share, by Redis's own clock; each step is one atomic script.
 
     Args:
       url: such as `redis://host:6379/0`; it may hold a password, and is never shown.
@@ -174,44 +187,54 @@ class RedisLimits:
         try:
             self._client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
         except ValueError:
-            raise UserError("--redis is no URL of Redis; give one such as redis://localhost:6379/0.") from None
-        self._admit = self._client.register_script(_ADMIT)
-        self._settle = self._client.register_script(_SETTLE)
+            raise UserError(
+                "--redis is no URL of Redis; give one such as redis://localhost:6379/0."
+            ) from None
+        scripts = (_ADMIT, _RESERVE, _ADD)
+        self._admit, self._reserve, self._add = map(self._client.register_script, scripts)
 
-    async def admit(self, key: Key, tokens: int) -> Admission:
-        """As `Limits`.
+    async def admit(self, key: Key) -> Standing:
+        """As `Quotas`.
 
         Raises:
           Unreachable: Redis does not answer.
         """
-        args = [key.requests_per_minute, key.tokens_per_day, tokens, uuid.uuid4().bytes]
-        limit, wait, requests, used, day, now = await self._run(self._admit, _places(key), args)
-        seconds = _wait_for_tokens(key, tokens, now) if limit == b"tokens" else wait / 1e6
-        return Admission(limit.decode(), seconds, *_left(key, requests, used), tokens, day)
+        return _standing(key, 0, await self._run(self._admit, key, uuid.uuid4().bytes))
 
-    async def settle(self, key: Key, admission: Admission, used: int) -> None:
-        """As `Limits`.
+    async def reserve(self, key: Key, tokens: int) -> Standing:
+        """As `Quotas`.
+
+        Raises:
+          Unreachable: Redis does not answer.
+        """
+        return _standing(key, tokens, await self._run(self._reserve, key, tokens))
+
+    async def add(self, key: Key, tokens: int, day: int) -> None:
+        """As `Quotas`.
 
         Raises:
           Unreachable: Redis does not answer; what was set aside stays so until the day ends.
         """
-        await self._run(self._settle, _places(key)[1:], [admission.day, used - admission.tokens])
+        await self._run(self._add, key, tokens, day)
 
     async def close(self) -> None:
-        """As `Limits`."""
+        """As `Quotas`."""
         await self._client.aclose()
 
-    async def _run(self, script: Any, places: list[str], args: list[Any]) -> Any:
+    async def _run(self, script: Any, key: Key, *args: Any) -> Any:
         from redis.exceptions import RedisError
 
+        held = [f"jaxgpt:{{{key.id}}}:{what}" for what in ("requests", "tokens")]  # on one node of a cluster
         try:
-            return await script(keys=places, args=args)
+            return await script(keys=held, args=[key.requests_per_minute, key.tokens_per_day, *args])
         except (RedisError, OSError) as error:
+            why = type(error).__name__
             raise Unreachable(
-                f"the limits of keys cannot be read from Redis ({type(error).__name__}); start it, or check --redis."
+                f"the quotas cannot be read from Redis ({why}); try again, or start it and check --redis."
             ) from None
 
 
-def _places(key: Key) -> list[str]:
-    """Of its requests and tokens; the braces keep both on one node of a cluster."""
-    return [f"jaxgpt:{{{key.id}}}:requests", f"jaxgpt:{{{key.id}}}:tokens"]
+def _standing(key: Key, tokens: int, said: Any) -> Standing:
+    limit, wait, requests, used, day, now = said
+    seconds = _until_tomorrow(key, tokens, now) if limit == b"tokens" else wait / 1e6
+    return Standing(limit.decode(), seconds, requests, used, day)

@@ -250,7 +250,7 @@ def personal_data(text: str, own: Sequence[tuple[str, re.Pattern[str]]] = ()) ->
         results = recognizer.analyze(text, recognizer.supported_entities, None) or []
         sure = [Found(r.start, r.end, r.entity_type) for r in results if r.score >= 0.4]
         found += [one for one in sure if _believed(one.kind, text[one.start : one.end])]
-    return _apart(found)
+    return apart(found)
 
 
 def _believed(kind: str, text: str) -> bool:
@@ -264,7 +264,7 @@ def _matches(text: str, own: Sequence[tuple[str, re.Pattern[str]]]) -> list[Foun
     return [Found(m.start(), m.end(), kind) for kind, pattern in own for m in pattern.finditer(text)]
 
 
-def _apart(found: Sequence[Found]) -> list[Found]:
+def apart(found: Iterable[Found]) -> list[Found]:
     """What was found in order, with what overlaps as one of the first's kind, so that none of it stays."""
     kept: list[Found] = []
     for one in sorted((f for f in found if f.end > f.start), key=lambda f: (f.start, -f.end)):
@@ -307,7 +307,7 @@ def personal_filter(
         _recognizers()  # a missing package is told at once
 
     def apply(text: str) -> str:
-        return masked(text, personal_data(text, own) if known else _apart(_matches(text, own)))
+        return masked(text, personal_data(text, own) if known else apart(_matches(text, own)))
 
     return apply
 
