@@ -97,7 +97,7 @@ def test_fields_of_config_files(tmp_path: Path) -> None:
 FIELDS = [f.name for kind in KINDS for f in dataclasses.fields(kind)]
 
 
-@pytest.mark.parametrize("name", ["serve", "lora", "stop", "test", "tuner", "foo", "x", "attn", "llama"])
+@pytest.mark.parametrize("name", ["lora", "stop", "test", "tuner", "foo", "x", "attn", "llama"])
 def test_nothing_far_fetched_is_suggested(name: str) -> None:
     assert not near_names(name, {*FIELDS, *COMMANDS} - {"text", "test", "tune"})
 
