@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -14,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 import uvicorn
 import yaml
 from fastapi import FastAPI
 
 from jaxgpt.sample.request import Load
+from jaxgpt.serve.limits import Limits
 from jaxgpt.serve.monitoring import Monitoring, monitor
 from jaxgpt.serve.seams import Client, Exchange, Usage
 
@@ -67,7 +71,7 @@ def monitoring() -> Monitoring:
 
 
 def panels() -> list[Any]:
-    held = json.loads((MONITORING / "grafana.json").read_text("utf-8"))["panels"]
+    held = json.loads((MONITORING / "grafana" / "dashboards" / "jaxgpt.json").read_text("utf-8"))["panels"]
     return [panel for panel in held if panel["type"] != "row"]
 
 
@@ -115,7 +119,8 @@ def test_what_the_service_exports_is_on_the_dashboard(monitoring: Monitoring) ->
 
 def test_promtool_accepts_the_rules_and_they_fire_when_they_should() -> None:
     promtool = tool("promtool")
-    for words in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
+    check = ["check", "config", "--syntax-only"]
+    for words in ([*check, "prometheus.yml"], [*check, "compose.yml"], ["test", "rules", "alerts_test.yml"]):
         done = subprocess.run([promtool, *words], cwd=MONITORING, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -128,15 +133,33 @@ def test_every_alert_is_tried_out() -> None:
         assert {"summary", "fix"} == rule["annotations"].keys()
 
 
+@contextlib.contextmanager
+def serving(app: Any, port: int) -> Iterator[None]:
+    """An ASGI app on a port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield
+    server.should_exit = True
+    thread.join()
+
+
+def wait_for(url: str) -> None:
+    """Wait until something answers there."""
+    for _ in range(100):
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(url)
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer")
+
+
 @pytest.fixture
 def prometheus(monitoring: Monitoring, tmp_path: Path) -> Iterator[str]:
     """The address of a Prometheus that reads a busy service."""
     program, port, ours = tool("prometheus"), free_port(), free_port()
     app = FastAPI()
     app.include_router(monitoring.router)
-    server = uvicorn.Server(uvicorn.Config(app, port=ours, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))
     config["global"]["scrape_interval"] = "500ms"
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{ours}"]
@@ -148,11 +171,10 @@ def prometheus(monitoring: Monitoring, tmp_path: Path) -> Iterator[str]:
         "web.listen-address": f"127.0.0.1:{port}",
         "log.level": "error",
     }
-    with subprocess.Popen([program, *(f"--{name}={value}" for name, value in options.items())]) as process:
+    words = [program, *(f"--{name}={value}" for name, value in options.items())]
+    with serving(app, ours), subprocess.Popen(words) as process:
         yield f"http://127.0.0.1:{port}"
         process.terminate()
-    server.should_exit = True
-    thread.join()
 
 
 def ask(address: str, query: str) -> list[Any]:
@@ -174,3 +196,123 @@ def test_every_query_of_the_dashboard_shows_something(prometheus: str, monitorin
         time.sleep(0.2)
         queries = {query for query in queries if not ask(prometheus, query)}
     assert not queries
+
+
+def test_the_autoscalers_metric_is_exported(monitoring: Monitoring) -> None:
+    exported = {family.name for family in monitoring.metrics.registry.collect()}
+    (rule,) = yaml.safe_load((MONITORING / "adapter.yaml").read_text("utf-8"))["rules"]["custom"]
+    (metric,) = manifests()["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] in exported
+    assert rule["seriesQuery"].startswith(metric["pods"]["metric"]["name"] + "{")
+
+
+# ------------------------------------------------------------------------------ Kubernetes, Compose
+
+
+def manifests() -> dict[str, Any]:
+    """The objects of launch/kubernetes by their kind."""
+    found = [yaml.safe_load(path.read_text("utf-8")) for path in (LAUNCH / "kubernetes").iterdir()]
+    return {made["kind"]: made for made in found}
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_kubernetes_knows_every_field(version: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    assert len(manifests()) == 4
+    for made in manifests().values():
+        validate(made, version, strict=True)
+
+
+def test_the_objects_are_about_the_same_pods() -> None:
+    made = manifests()
+    pods = made["Deployment"]["spec"]["template"]
+    labels = pods["metadata"]["labels"]
+    (container,) = pods["spec"]["containers"]
+    assert made["Service"]["spec"]["selector"] == labels
+    assert made["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert (
+        made["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
+        == made["Deployment"]["metadata"]["name"]
+    )
+    assert {port["targetPort"] for port in made["Service"]["spec"]["ports"]} == {
+        port["name"] for port in container["ports"]
+    }
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pods["spec"]["volumes"]
+    }
+
+
+def test_a_pod_has_the_time_to_drain() -> None:
+    spec = manifests()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert spec["terminationGracePeriodSeconds"] > waits + Limits().drain_seconds
+    compose = yaml.safe_load((LAUNCH / "compose.yaml").read_text("utf-8"))["services"]["jaxgpt"]
+    assert float(compose["stop_grace_period"].removesuffix("s")) > Limits().drain_seconds
+
+
+def test_compose_and_grafana_find_their_files() -> None:
+    schemas = pytest.importorskip("check_jsonschema")
+    folder = Path(schemas.__file__).parent / "builtin_schemas" / "vendor"
+    schema = json.loads((folder / "compose-spec.json").read_text("utf-8"))
+    made = yaml.safe_load((LAUNCH / "compose.yaml").read_text("utf-8"))
+    jsonschema.validate(made, schema)
+    for service in made["services"].values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert not source.startswith(".") or (LAUNCH / source).exists(), source
+    assert (LAUNCH.parent / made["services"]["jaxgpt"]["build"]["dockerfile"]).is_file()
+
+
+# ------------------------------------------------------------------------------------------ nginx
+
+
+async def tell_slowly(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI app that streams its request's id and an end, which it tells only after a second."""
+    if scope["type"] != "http":
+        return
+    headers = dict(scope["headers"])
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": headers[b"x-request-id"], "more_body": True})
+    await asyncio.sleep(1)
+    await send({"type": "http.response.body", "body": b" end"})
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI app that drains."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[str]:
+    """The address of an nginx before a service that streams and one that drains."""
+    program, port, ours = tool("nginx"), free_port(), (free_port(), free_port())
+    config = (LAUNCH / "nginx.conf").read_text("utf-8")
+    there, *rest = re.findall(r"server jaxgpt:8000(.*?;)", config)
+    assert not rest
+    servers = "".join(f"server 127.0.0.1:{one}{there}" for one in ours)
+    config = config.replace(f"server jaxgpt:8000{there}", servers).replace(
+        "listen 8080", f"listen 127.0.0.1:{port}"
+    )
+    (tmp_path / "nginx.conf").write_text(config)
+    options = f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/log;"
+    words = [program, "-c", tmp_path / "nginx.conf", "-p", tmp_path, "-g", options]
+    checked = subprocess.run([*words, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    with serving(tell_slowly, ours[0]), serving(refuse, ours[1]), subprocess.Popen(words) as process:
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+def test_nginx_streams_keeps_ids_and_leaves_out_who_drains(nginx: str) -> None:
+    wait_for(nginx + "/metrics")
+    for i in range(4):
+        began = time.monotonic()
+        with httpx.stream("POST", nginx, headers={"x-request-id": f"mine-{i}"}, json={}) as answer:
+            parts = [(part, time.monotonic() - began) for part in answer.iter_text()]
+        assert [part for part, _ in parts] == [f"mine-{i}", " end"]
+        assert parts[0][1] < 0.7 < parts[1][1]
+    assert httpx.get(nginx + "/metrics").status_code == 404
+    assert httpx.post(nginx, content=b"x" * (Limits().body_bytes + 1)).status_code == 413
