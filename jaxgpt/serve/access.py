@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+from jaxgpt.errors import require
 from jaxgpt.serve.errors import Refused
-from jaxgpt.serve.keys import Key, Keys
-from jaxgpt.serve.quotas import Quotas, Standing, Unreachable
-from jaxgpt.serve.seams import Client, Usage
+from jaxgpt.serve.keys import Key, Keys, from_environment
+from jaxgpt.serve.quotas import MemoryQuotas, Quotas, RedisQuotas, Standing, Unreachable
+from jaxgpt.serve.seams import Access, Anyone, Client, Usage
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,23 @@ class KeyAccess:
                 retry_after=now.seconds if math.isfinite(now.seconds) else None,
                 headers=_headers(key, now),
             )
+
+
+def make_access(keys: str, redis: str) -> Access:
+    """Who may ask a service.
+
+    Args:
+      keys: a file of keys, or `env:NAME`; empty for none.
+      redis: URL of a Redis where several processes count together, or `env:NAME`; empty for memory.
+
+    Raises:
+      UserError: keys cannot be read, or Redis is named without keys, or by no URL.
+    """
+    if not keys:
+        require(not redis, "--redis counts what keys have used; give --keys too, or drop it.")
+        return Anyone()
+    url = from_environment(redis, "--redis")
+    return KeyAccess(Keys(keys), RedisQuotas(url) if url else MemoryQuotas())
 
 
 def _unreachable(error: Unreachable) -> Refused:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxgpt.config.guard import Action, Check, PersonalData, Repetition, SystemPrompt, Toxicity, Words
+from jaxgpt.config.checks import Action, Check, PersonalData, Repetition, SystemPrompt, Toxicity, Words
 from jaxgpt.evals.safety_prompts import RUDE_ZH
 from jaxgpt.text.filters import Found, apart, personal_data, read_patterns, read_words, toxicity
 from jaxgpt.text.words import placed_words, words_of

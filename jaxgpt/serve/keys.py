@@ -116,6 +116,19 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
+def from_environment(value: str, flag: str) -> str:
+    """What `env:NAME` means; any other value as it is.
+
+    Raises:
+      UserError: there is no such variable.
+    """
+    if not value.startswith(ENVIRONMENT):
+        return value
+    name = value.removeprefix(ENVIRONMENT)
+    require(bool(os.environ.get(name)), f"{flag} is {value} but {name} is not set; set it.")
+    return os.environ[name]
+
+
 def redacted(text: str) -> str:
     """The text without what looks like a key."""
     return _SECRET.sub("sk-***", text)
@@ -153,10 +166,8 @@ class Keys:
 
     def __post_init__(self) -> None:
         if self.source.startswith(ENVIRONMENT):
-            name = self.source.removeprefix(ENVIRONMENT)
-            require(bool(os.environ.get(name)), f"--keys is {self.source} but {name} is not set; set it.")
-            held = parse_json(os.environ[name], dict[str, Any], self.source, _FIX, once=True)
-            self._take(from_json(KeyFile, held, ""))
+            held = from_environment(self.source, "--keys")
+            self._take(from_json(KeyFile, parse_json(held, dict[str, Any], self.source, _FIX, once=True), ""))
         else:
             self._stamp = _stamp(Path(self.source))
             self._take(read_keys(Path(self.source)))

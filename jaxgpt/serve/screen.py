@@ -1,4 +1,4 @@
-"""Texts as a guard lets them through: whole ones, and streams with a look-behind.
+"""Texts as checks let them through: whole ones, and streams with a look-behind.
 
 A stream is judged part by part. Where a part ends depends on the text alone, never on how it arrived, and a
 part is judged once the `look_behind` characters after it are known. So any chunks give the same text.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from jaxgpt.config.guard import Guard, SystemPrompt
+from jaxgpt.config.checks import Checks, SystemPrompt
 from jaxgpt.serve.checks import SENTENCE, Finder, Hit, find_hits, make_finder
 
 PART = 24
@@ -54,6 +54,8 @@ class Screen:
     """Characters that were judged."""
     _masked: int = 0
     """Up to where they stand behind a mask that was given already."""
+    _latest: dict[str, int] = field(default_factory=dict)
+    """Of each check, the last hit."""
 
     def feed(self, chunk: str) -> str:
         """What may be seen of the text by now, that was not given before."""
@@ -110,9 +112,9 @@ class Screen:
     def _note(self, found: Sequence[Hit]) -> None:
         """Keep the hits; what goes on from one part into the next is one."""
         for hit in found:
-            known = (i for i, old in enumerate(self.hits) if old.check == hit.check and old.end > hit.start)
-            place = next(known, None)
-            if place is None:
+            place = self._latest.get(hit.check)
+            if place is None or self.hits[place].end <= hit.start:
+                self._latest[hit.check] = len(self.hits)
                 self.hits.append(hit)
             else:
                 self.hits[place] = self.hits[place]._replace(end=max(hit.end, self.hits[place].end))
@@ -130,24 +132,26 @@ class Screen:
 
 
 class Screens:
-    """The checks of a guard, made once for all requests.
+    """The checks of a service, made once for all requests.
 
     Args:
-      guard: their settings.
+      checks: their settings.
 
     Raises:
       UserError: a file cannot be read, or a package is not installed.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._input = [make_finder(check) for check in guard.input]
-        self._output = [None if type(check) is SystemPrompt else make_finder(check) for check in guard.output]
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
+        self._input = [make_finder(check) for check in checks.input]
+        self._output = [
+            None if type(check) is SystemPrompt else make_finder(check) for check in checks.output
+        ]
 
     @property
     def changes_answers(self) -> bool:
         """Whether an answer may be seen otherwise than the model wrote it: its tokens must not be shown."""
-        return any(check.action != "flag" for check in self._guard.output)
+        return any(check.action != "flag" for check in self._checks.output)
 
     def prompt(self, text: str) -> Screened:
         """A message of a prompt."""
@@ -157,6 +161,6 @@ class Screens:
 
     def answer(self, system: str = "") -> Screen:
         """For one answer, which must not hold this system prompt."""
-        pairs = zip(self._guard.output, self._output, strict=True)
+        pairs = zip(self._checks.output, self._output, strict=True)
         finders = [made or make_finder(check, system) for check, made in pairs]
-        return Screen(finders, self._guard.look_behind)
+        return Screen(finders, self._checks.look_behind)

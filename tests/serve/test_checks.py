@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.config.guard import (
+from jaxgpt.config.checks import (
     Check,
-    Guard,
+    Checks,
     PersonalData,
     Repetition,
     SystemPrompt,
     Toxicity,
     Words,
-    read_guard,
+    read_checks,
 )
 from jaxgpt.errors import UserError
 from jaxgpt.serve.checks import find_hits, make_finder
@@ -23,7 +23,7 @@ from jaxgpt.serve.screen import Screens
 
 
 def seen(text: str, *checks: Check) -> str:
-    return Screens(Guard(input=checks)).prompt(text).text
+    return Screens(Checks(input=checks)).prompt(text).text
 
 
 def found(text: str, check: Check, system: str = "") -> list[str]:
@@ -94,7 +94,7 @@ def test_the_system_prompt() -> None:
 def test_actions(tmp_path: Path) -> None:
     text = "mail ada@example.com, you bitch"
     screens = Screens(
-        Guard(input=(PersonalData(action="flag"), Words(action="mask"))),
+        Checks(input=(PersonalData(action="flag"), Words(action="mask"))),
     )
     left = screens.prompt(text)
     assert (left.text, left.refused) == ("mail ada@example.com, you <WORD>", False)
@@ -103,7 +103,7 @@ def test_actions(tmp_path: Path) -> None:
         ("Words", "WORD", "mask"),
     ]
     assert not screens.changes_answers
-    assert Screens(Guard(input=(Words(action="refuse"),))).prompt(text).refused
+    assert Screens(Checks(input=(Words(action="refuse"),))).prompt(text).refused
 
 
 TOML = """
@@ -120,15 +120,15 @@ kind = "SystemPrompt"
 
 
 def test_a_file_of_checks(tmp_path: Path) -> None:
-    (tmp_path / "guard.toml").write_text(TOML)
-    guard = read_guard(tmp_path / "guard.toml")
-    own = Guard(
+    (tmp_path / "checks.toml").write_text(TOML)
+    checks = read_checks(tmp_path / "checks.toml")
+    own = Checks(
         input=(PersonalData(),), output=(Toxicity(action="flag", above=0.5), SystemPrompt()), look_behind=64
     )
-    assert guard == own
+    assert checks == own
     checks = [{"kind": "Words", "action": "refuse"}]
-    (tmp_path / "guard.json").write_text(json.dumps({"output": checks}))
-    assert read_guard(tmp_path / "guard.json") == Guard(output=(Words(action="refuse"),))
+    (tmp_path / "checks.json").write_text(json.dumps({"output": checks}))
+    assert read_checks(tmp_path / "checks.json") == Checks(output=(Words(action="refuse"),))
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_a_file_of_checks(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_the_file_are_told(tmp_path: Path, held: object, said: str) -> None:
-    (tmp_path / "guard.json").write_text(json.dumps(held))
+    (tmp_path / "checks.json").write_text(json.dumps(held))
     with pytest.raises(UserError) as error:
-        read_guard(tmp_path / "guard.json")
+        read_checks(tmp_path / "checks.json")
     assert said in str(error.value)
-    assert str(error.value).startswith(f"{tmp_path / 'guard.json'}: ")
+    assert str(error.value).startswith(f"{tmp_path / 'checks.json'}: ")
 
 
 def test_damaged_files_are_told(tmp_path: Path) -> None:
@@ -156,6 +156,6 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
         with pytest.raises(UserError, match=name):
-            read_guard(path)
+            read_checks(path)
     with pytest.raises(UserError, match="cannot be read"):
-        read_guard(tmp_path / "none.toml")
+        read_checks(tmp_path / "none.toml")

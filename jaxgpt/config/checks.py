@@ -90,7 +90,7 @@ Check = PersonalData | Toxicity | Words | Repetition | SystemPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class Checks:
     """Checks of what goes in and what comes out, in order."""
 
     input: tuple[Check, ...] = ()
@@ -107,7 +107,7 @@ class Guard:
         require("SystemPrompt" not in given, "input holds SystemPrompt, which checks answers; move it there.")
 
 
-def read_guard(path: Path) -> Guard:
+def read_checks(path: Path) -> Checks:
     """The checks of a file: JSON, or TOML where it is called so. Each says its class under `kind`.
 
     Raises:
@@ -123,6 +123,6 @@ def read_guard(path: Path) -> Guard:
         raise UserError(f"{path} is no TOML ({error}); {fix}.") from None
     held = parse_json(data, dict[str, Any], path, fix, once=True) if held is None else held
     try:
-        return from_json(Guard, held)
+        return from_json(Checks, held)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
