@@ -66,6 +66,9 @@ class RequestLog:
             extra={FIELDS: {"request_id": request_id, "path": path[:200], "status": status}},
         )
 
+    def close(self) -> None:
+        """As `seams.Observer`: nothing is left to do."""
+
 
 class LoggedRequest:
     """One request: a `seams.Watch`."""

@@ -156,6 +156,9 @@ class Metrics:
         """As `seams.Observer`."""
         self.requests.labels(self._path(path), self._model, "", str(status)).inc()
 
+    def close(self) -> None:
+        """As `seams.Observer`: nothing is left to do."""
+
     def hit(self, direction: str, check: str, action: str) -> None:
         """A filter found something.
 
