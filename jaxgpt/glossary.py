@@ -188,7 +188,7 @@ _ANSWERS = {
     "rms_norm_eps layer_norm_eps layer_norm_epsilon": "the norms' epsilon is `model.norm_eps`",
     # --------------------------------------------------------------------------- devices and types
     "dtype torch_dtype precision mixed_precision amp fp16 bf16 float16 bfloat16 fp32 half": (
-        "the type of products is `compute.dtype`, bfloat16 or float32 (float16 is not here, nor loss scaling)"
+        "the type of products is `compute.dtype`, bfloat16, float32 or auto (float16 is not here, nor loss scaling)"
     ),
     "device devices cuda no_cuda use_cpu cpu gpu gpus tpu n_gpu num_gpus platform": (
         "JAX finds the devices by itself (JAX_PLATFORMS=cpu in the environment keeps to the CPU), and "

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jaxgpt.batch import Batch
 from jaxgpt.config import ROW_AXES, Compute, Mesh, Run
+from jaxgpt.layers.product_type import with_type
 from jaxgpt.models import (
     abstract_model,
     abstract_params,
@@ -67,13 +68,13 @@ class Cost:
 
 
 def cost(run: Run) -> Cost:
-    """The cost of a run on its mesh; nothing is computed or allocated.
+    """The cost of a run on its mesh; nothing of it is computed or allocated.
 
     Raises:
       UserError: batch or model do not divide over the mesh.
     """
     axes = {name: max(1, size) for name, size in dataclasses.asdict(run.mesh).items()}
-    run = dataclasses.replace(run, mesh=Mesh(**axes))
+    run = with_type(dataclasses.replace(run, mesh=Mesh(**axes)))
     devices = math.prod(axes.values())
     run.check_mesh(devices)
     model = abstract_params(run.model)

@@ -85,7 +85,7 @@ def pretrain_run(workdir: Path) -> Run:
             name="muon", muon_lr=0.01, peak_lr=3e-3, final_lr=3e-4, warmup_steps=20, schedule="linear"
         ),
         train=Train(steps=250, batch_size=8, eval_every=50, eval_batches=16, save_every=125),
-        compute=Compute(dtype="float32"),
+        compute=Compute(dtype="auto"),
     )
 
 
@@ -108,7 +108,7 @@ def tune_run(workdir: Path) -> Run:
             weight_decay=0.0,
         ),
         train=Train(steps=500, batch_size=8, eval_every=100, save_every=250),
-        compute=Compute(dtype="float32"),
+        compute=Compute(dtype="auto"),
     )
 
 

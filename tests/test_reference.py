@@ -32,6 +32,6 @@ def test_values_and_defaults_are_those_of_the_classes() -> None:
         "| `name` | Name of the run's folder. | text | required |",
         "empty for a plain one. | tuple of int between 1 and 16,777,216 | `()` |",
         "(Llama 3.1); None leaves them. | `RopeScaling` or None | `None` |",
-        "norms, softmax and losses stay float32. | `float32`, `bfloat16` | `'bfloat16'` |",
+        "wherever it goes on. | `auto`, `float32`, `bfloat16` | `'bfloat16'` |",
     ):
         assert row in page()

@@ -21,6 +21,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.checkpoint.checksum import jit_measure
 from jaxgpt.config import GRPO, Compute, Run
 from jaxgpt.layers.cache import cache_axes
+from jaxgpt.layers.product_type import with_type
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.objectives.measures import measured
@@ -62,8 +63,9 @@ def compile_on(
     decoding = decoding or Decoding()
     kind = mesh.devices.flat[0].device_kind
     head: Any = (program, where or kind, kind, {axis: n for axis, n in mesh.shape.items() if n > 1})
+    target = target or Target.of(mesh)
     function, arguments = _program(
-        run, mesh, target or Target.of(mesh), program, decoding
+        with_type(run, target), mesh, target, program, decoding
     )  # before the mesh is set, while new arrays are still created on this machine
     clock = [time.perf_counter()]
     with jax.set_mesh(mesh):

@@ -27,8 +27,10 @@ from jaxgpt.errors import require
 class Compute:
     """How a model is computed. None of this changes what a checkpoint holds."""
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Activations and matrix products; parameters, norms, softmax and losses stay float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "bfloat16"
+    """Activations and matrix products; parameters, norms, softmax and losses stay float32. auto measures once
+    which is faster on this machine; config.json then stores the type, and a run keeps it wherever it goes
+    on."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, each layer, or all but the matrix products."""
     attention: Literal["auto", "xla", "cudnn", "cudnn_packed", "splash", "tokamax"] = "auto"

@@ -25,12 +25,14 @@ from jaxgpt.config import GRPO, PromptTuning, Run, load_run
 from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator, validation_parts
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
+from jaxgpt.layers.product_type import with_type
 from jaxgpt.models import flops_per_token, init_memory, parameter_counts
 from jaxgpt.objectives import make_objective
 from jaxgpt.objectives.measures import measured
 from jaxgpt.optim import schedule
 from jaxgpt.runtime import memory_errors, require_memory
 from jaxgpt.sharding import batch_sharding, make_mesh, place_rows, process_rows
+from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.fisher import remember
@@ -98,7 +100,7 @@ def train(
       Diverged: see `Train.max_bad_steps`; or parameters are not finite.
     """
     mesh = make_mesh(run.check_mesh(jax.device_count()))
-    tokenizer = run_tokenizer(run)
+    run, tokenizer = with_type(run, Target.of(mesh)), run_tokenizer(run)
     field = "model.backbone.vocab_size" if run.headed else "model.vocab_size"
     require(
         tokenizer.vocab_size <= run.model.vocab_size,
