@@ -113,7 +113,7 @@ def read_checks(path: Path) -> Checks:
     Raises:
       UserError: it cannot be read, or says what there is not.
     """
-    fix = "write lists `input` and `output` of checks, each with its `kind` (docs/serving.md)"
+    fix = "write lists `input` and `output` of checks, each with its `kind` (docs/access.md)"
     try:
         data = read_small(path, fix)
         held = tomllib.loads(data.decode()) if path.suffix == ".toml" else None

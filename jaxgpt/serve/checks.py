@@ -131,6 +131,8 @@ def _repetition(check: Repetition, system: str) -> Finder:
     def find(text: str) -> list[Found]:
         words = placed_words(text)
         plain = [word.text for word in words]
+        if len(plain) - len(set(plain)) <= check.most:  # too few stand there twice
+            return []
         return apart(
             Found(words[start].start, words[end - 1].end, "REPETITION")
             for period in range(1, min(LONGEST_PERIOD, len(words) // 2) + 1)

@@ -151,6 +151,15 @@ def test_mistakes_in_the_file_are_told(tmp_path: Path, held: object, said: str) 
     assert str(error.value).startswith(f"{tmp_path / 'checks.json'}: ")
 
 
+def test_the_file_in_the_document(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "access.md").read_text("utf-8")
+    (tmp_path / "checks.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert read_checks(tmp_path / "checks.toml") == Checks(
+        input=(PersonalData(), Words(action="refuse")),
+        output=(PersonalData(), Toxicity(), Repetition(), SystemPrompt()),
+    )
+
+
 def test_damaged_files_are_told(tmp_path: Path) -> None:
     for name, data in (("a.toml", "input = ["), ("a.json", "{"), ("b.toml", b"\xff")):
         path = tmp_path / name
