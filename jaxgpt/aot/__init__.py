@@ -38,9 +38,9 @@ from jaxgpt.sharding import TABLE
 
 log = logging.getLogger(__name__)
 
-PROGRAMS = ("train", "eval", "prefill", "decode", "beams", "rollout", "checksum")
-"""`beams` is a whole beam search with four beams for each row; `rollout` is prefill and the whole loop of
-decoding from the parameters of training, as GRPO calls it."""
+PROGRAMS = ("train", "eval", "prefill", "decode", "beams", "rollout", "chunk", "step", "checksum")
+"""`chunk` and `step` are those of the serving engine; `beams` is a whole beam search with four beams for each
+row; `rollout` is prefill and the whole loop of decoding from the parameters of training, as GRPO calls it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Decoding:
     rows: int = 8
     prompt: int = 1024
     slots: int = 2048
+    page: int = 16
+    """Tokens of a page of the serving engine's cache, of which there are enough for all slots."""
 
 
 @dataclass(frozen=True)

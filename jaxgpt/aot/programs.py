@@ -22,9 +22,11 @@ from jaxgpt.checkpoint.checksum import jit_measure
 from jaxgpt.config import GRPO, Compute, Run
 from jaxgpt.layers.cache import cache_axes
 from jaxgpt.layers.product_type import with_type
+from jaxgpt.layers.paged import POOL_AXES, init_pools
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.objectives.measures import measured
+from jaxgpt.sample import lanes
 from jaxgpt.sample import program as sampling
 from jaxgpt.sample.beam import Knobs, Search, beam_search
 from jaxgpt.sample.settings import Sampling
@@ -151,6 +153,8 @@ def _program(
         run.model, compute, target, decoding.slots, run.model.vocab_size, Features(True, True, False, False)
     )
     params, rows = _sampler_params(run, compute, target, mesh), _rows(decoding, mesh)
+    if program in ("chunk", "step"):
+        return _engine(run, compute, target, mesh, program, decoding, params)
     if program == "prefill":
         return sampling.prefill, (static, params, rows)
     if program == "beams":
@@ -174,6 +178,35 @@ def _rollout(
         decoding = Decoding(run.train.batch_size, run.length - config.max_new_tokens, run.length)
     function = sampler(run, parts, run.model.vocab_size, how, group, decoding.slots)
     return function, (parts.abstract.params, parts.base or None, _rows(decoding, mesh))
+
+
+def _engine(
+    run: Run, compute: Compute, target: Target, mesh: Any, program: str, decoding: Decoding, params: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    """A program of the serving engine, whose rows are the same on all devices and whose cache is split by
+    heads.
+    """
+    lane = lanes.Lane(run.model, compute, target, run.model.vocab_size)
+    rows, pages = decoding.rows, decoding.slots // decoding.page
+    everywhere = NamedSharding(mesh, spec(()))
+    how = (run.model, compute, target, rows * pages + 1, decoding.page)
+
+    def empty() -> lanes.Lanes:
+        return lanes.empty_lanes(lane, rows, decoding.slots, init_pools(*how), None)
+
+    held = jax.eval_shape(empty)
+    pools = jax.tree.map(lambda x: NamedSharding(mesh, spec(POOL_AXES[: x.ndim])), held.pools)
+    held = _laid_out(held, everywhere)._replace(pools=_laid_out(held.pools, pools))
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    V = run.model.vocab_size
+    if program == "chunk":
+        more = (array(jnp.int32, 1, pages), array(jnp.bool_, 1, V), array(jnp.int32, 5))
+        return lanes.chunk, (lane, decoding.prompt, (params, None), held, *more)
+    more = (array(jnp.int32, rows, pages), array(jnp.bool_, rows), array(jnp.bool_, rows, V))
+    return lanes.step, (lane, (params, None), held, *more, array(jnp.int32))
 
 
 def _sampler_params(run: Run, compute: Compute, target: Target, mesh: jax.sharding.Mesh) -> Any:

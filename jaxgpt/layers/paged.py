@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.config import Model
+from jaxgpt.config import GPT, Compute, Model
 from jaxgpt.layers.kernels.base import Scores
-from jaxgpt.layers.kernels.paged import Held, attend_pages
+from jaxgpt.layers.kernels.paged import Held, attend_pages, pick_paged
 from jaxgpt.layers.mask import Mask
 from jaxgpt.sharding import constrain
 from jaxgpt.target import Target
@@ -41,8 +41,8 @@ class PagedLayer:
     """
 
     held: Held
-    table_BM: jax.Array
-    real_B: jax.Array | None = None
+    table_BM: Any
+    real_B: Any = None
 
     @property
     def slots(self) -> int:
@@ -93,8 +93,8 @@ class PagedStack:
     """
 
     held: Held
-    table_BM: jax.Array
-    real_B: jax.Array | None = None
+    table_BM: Any
+    real_B: Any = None
     layers: int = field(default=1, metadata={"static": True})
 
     @property
@@ -131,23 +131,23 @@ class Pools(NamedTuple):
 
 
 def init_pools(
-    model: Model, target: Target, pages: int, page: int, dtype: jnp.dtype, *, int8: bool = False
+    model: Model, compute: Compute, target: Target, pages: int, page: int, *, int8: bool = False
 ) -> Pools:
     """Empty pools of `pages` pages in each layer, in the target's form.
 
     Args:
       model: the architecture.
+      compute: its type is that of keys and values.
       target: what the program is built for.
       pages: N, page 0 included.
       page: P.
-      dtype: of keys and values.
       int8: whether they are held in 8 bits, with a scale for each token and head.
     """
     G, K = model.groups, model.head
     count, size = (model.layers, pages) if target.unroll else (1, model.layers * pages)
-    kernel = "xla"
+    kernel = pick_paged(model, compute, target, int8=int8) if isinstance(model, GPT) else "xla"
     shape = (size, page, 2 * G, K)
-    made = [Held.empty(shape, dtype, kernel, int8=int8) for _ in range(count)]
+    made = [Held.empty(shape, jnp.dtype(compute.dtype), kernel, int8=int8) for _ in range(count)]
     return Pools(tuple(made))
 
 

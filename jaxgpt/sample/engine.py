@@ -200,11 +200,10 @@ class Engine:
         """Empty lanes."""
         asked, g = self.batching, self.generator
         how = {"int8": asked.cache == "int8"}
-        pools = init_pools(g.model, g.target, self.pages.count, asked.page, jnp.dtype(g.compute.dtype), **how)
+        pools = init_pools(g.model, g.compute, g.target, self.pages.count, asked.page, **how)
         second = None
         if (d := self._draft) is not None:
-            dtype = jnp.dtype(d.compute.dtype)
-            second = init_pools(d.model, g.target, self.pages.count, asked.page, dtype, **how)
+            second = init_pools(d.model, d.compute, g.target, self.pages.count, asked.page, **how)
         width = self._table_width * asked.page
         self._lanes = empty_lanes(self.lane, asked.slots, width, pools, second)
 

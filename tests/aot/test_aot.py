@@ -79,7 +79,8 @@ def test_every_program_compiles_for_a_mesh(program):
     assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
     assert found.memory["arguments"] > 0 and found.needed == sum(found.memory.values())
     # Decoding until all rows are done is a loop whose iterations are known only at run time.
-    assert found.unknown_loops == (program in ("decode", "beams", "rollout"))
+    loops = ("decode", "beams", "rollout", "chunk", "step")  # the engine reads pages up to the longest row
+    assert found.unknown_loops == (program in loops) or (program in loops[3:] and found.unknown_loops)
     assert {axis for one in found.collectives for axis in one.axes} <= set(MIXED)
     assert aot.Report.of(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 

@@ -6,18 +6,29 @@ G key-value heads, R = H / G queries per key, K head size, C = 2 * G.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from jaxgpt.layers.kernels.base import Scores, score
+from jaxgpt.config import GPT, Compute
+from jaxgpt.errors import require
+from jaxgpt.layers.kernels.base import Scores, score, unfit
+from jaxgpt.layers.kernels.tpu import LANES
 from jaxgpt.layers.mask import Mask
+from jaxgpt.sharding import spec
+from jaxgpt.target import Target
+
+log = logging.getLogger(__name__)
 
 BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
 """Keys that one turn of `_blockwise` reads."""
+QUERIES = 32
+"""That one turn of the TPU's kernel computes."""
 STEPS = 127
 """Of an int8 number on either side of 0."""
 
@@ -33,8 +44,8 @@ class Held:
       kernel: what attends to them, a name in `PAGED`.
     """
 
-    kv_NPCK: jax.Array
-    scale_NPC: jax.Array | None = None
+    kv_NPCK: Any
+    scale_NPC: Any = None
     kernel: str = field(default="xla", metadata={"static": True})
 
     @classmethod
@@ -91,7 +102,7 @@ def attend_pages(
     Returns:
       [B, T, H, K], in the type of the queries. A row's result depends on its own tokens alone, bit for bit.
     """
-    run = PAGED["xla" if extra is not None else held.kernel]
+    run = PAGED["xla" if extra is not None else held.kernel].run
     return run(q_BTHK, held, table_BM, mask, scores, extra)
 
 
@@ -148,5 +159,88 @@ def merge(
     return new_BGRT, sum_BGRT, y_BGRTK * keep_BGRT[..., None] + more_BGRTK
 
 
-PAGED: dict[str, Callable[..., jax.Array]] = {"xla": _blockwise}
-"""What attends to pages, by name."""
+def _plain_problem(model: GPT, compute: Compute, target: Target) -> str:
+    return ""
+
+
+def _ragged_problem(model: GPT, compute: Compute, target: Target) -> str:
+    packing = 4 // jnp.dtype(compute.dtype).itemsize
+    rows, rest = divmod(2 * model.groups, packing)
+    if problem := unfit(model, target, "tpu"):
+        return problem
+    if model.head % LANES:
+        return f"it needs a head size that is a multiple of {LANES}, not {model.head}"
+    if rest or (rows not in (1, 2, 4) and rows % 8):
+        return f"it cannot tile {2 * model.groups} keys and values of a token in {compute.dtype}"
+    return ""
+
+
+def _ragged(
+    q_BTHK: jax.Array, held: Held, table_BM: jax.Array, mask: Mask, scores: Scores, extra: Any
+) -> jax.Array:
+    """JAX's TPU kernel, which reads no page beyond a row's own."""
+    del extra
+    (B, T), M = q_BTHK.shape[:2], table_BM.shape[1]
+    end_B = jnp.minimum(mask.q_index_BT[:, -1] + 1, M * held.page)
+
+    def run(q_BTHK: jax.Array, kv_NPCK: jax.Array, table_BM: jax.Array, end_B: jax.Array) -> jax.Array:
+        from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
+
+        y = ragged_paged_attention(
+            q_BTHK.reshape(-1, *q_BTHK.shape[2:]).astype(kv_NPCK.dtype),
+            kv_NPCK,
+            end_B.astype(jnp.int32),
+            table_BM.astype(jnp.int32),
+            T * jnp.arange(B + 1, dtype=jnp.int32),
+            jnp.full(1, B, jnp.int32),
+            sm_scale=scores.scale,
+            sliding_window=mask.window or None,
+            soft_cap=scores.cap,
+            # Given, since the kernel would ask this process's own device.
+            num_kv_pages_per_block=min(M, max(1, BLOCK["tpu"] // held.page)),
+            num_queries_per_block=min(B * T, QUERIES),
+        )
+        return y.reshape(q_BTHK.shape).astype(q_BTHK.dtype)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return run(q_BTHK, held.kv_NPCK, table_BM, end_B)
+    heads = spec(("length", "length", "heads", "head"))
+    layouts = (heads, spec(("pages", "length", "kv_heads", "head")), P(), P())
+    spread = jax.shard_map(run, in_specs=layouts, out_specs=heads, check_vma=False)
+    return spread(q_BTHK, held.kv_NPCK, table_BM, end_B)
+
+
+class Paged(NamedTuple):
+    """A kernel over pages.
+
+    Attributes:
+      problem: from (model, compute, target) to the reason why it cannot run, or "".
+      run: from (q_BTHK, held, table_BM, mask, scores, extra) to y_BTHK.
+    """
+
+    problem: Callable[[GPT, Compute, Target], str]
+    run: Callable[..., jax.Array]
+
+
+PAGED = {"ragged": Paged(_ragged_problem, _ragged), "xla": Paged(_plain_problem, _blockwise)}
+"""What attends to pages. GPUs have none of their own: JAX's call of cuDNN wants a pool with as many pages as
+all tables together, so that rows could share none, and the Pallas one is deprecated (docs/adr/0003)."""
+
+
+def pick_paged(model: GPT, compute: Compute, target: Target, *, int8: bool = False) -> str:
+    """The kernel for a paged cache on a target, a name in `PAGED`; logged where the fastest cannot run.
+
+    Raises:
+      UserError: under `compute.strict`, if it cannot.
+    """
+    if target.platform != "tpu":
+        return "xla"
+    problem = _ragged_problem(model, compute, target)
+    problem = problem or ("it knows no scale for each token, which a cache of int8 has" if int8 else "")
+    require(
+        not (problem and compute.strict),
+        f"compute.strict is on but the paged attention kernel cannot run here: {problem}; use strict=False.",
+    )
+    if problem:
+        log.warning("paged attention kernel: xla instead of ragged, because %s", problem)
+    return "xla" if problem else "ragged"
