@@ -194,7 +194,8 @@ def _engine(
     def empty() -> lanes.Lanes:
         return lanes.empty_lanes(lane, rows, decoding.slots, init_pools(*how), None)
 
-    held = jax.eval_shape(empty)
+    with jax.set_mesh(mesh):
+        held = jax.eval_shape(empty)
     pools = jax.tree.map(lambda x: NamedSharding(mesh, spec(POOL_AXES[: x.ndim])), held.pools)
     held = _laid_out(held, everywhere)._replace(pools=_laid_out(held.pools, pools))
 

@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import HERE, mesh
 from tiny_models import FLOAT32, MODELS, RECITED, sharp_params
 
 from jaxgpt.config import Batching, Sampling
 from jaxgpt.errors import UserError
+from jaxgpt.models import abstract_model
 from jaxgpt.sample.constrained import choices, json_schema
 from jaxgpt.sample.engine import Engine
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.pages import Pages
 from jaxgpt.sample.request import Full, Piece, Request
+from jaxgpt.sharding import param_shardings
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 SMALL = Batching(slots=3, page=4, chunk=8)
@@ -125,6 +129,31 @@ def test_rows_that_made_room_are_the_same(model: Generator, alone: Any) -> None:
     assert engine.load().preemptions > 0
     for request, pieces in zip(requests, made, strict=True):
         assert [piece[:3] for piece in pieces] == [piece[:3] for piece in alone(request)]
+
+
+@pytest.mark.parametrize("form", ["stacked", "tensor=2", "int8"])
+def test_other_forms_of_the_cache(model: Generator, alone: Any, form: str) -> None:
+    """That of accelerators, with the layers scanned; split over heads; in 8 bits, whose error shows first in
+    log-probabilities.
+    """
+    on = mesh({"tensor": 2}) if form == "tensor=2" else None
+    params = sharp_params(MODELS["modern"])
+    if on is not None:
+        params = jax.device_put(params, param_shardings(abstract_model(model.model, FLOAT32, HERE)[1], on))
+    other = Generator(model.model, FLOAT32, params, ByteTokenizer(), mesh=on)
+    if form == "stacked":
+        other.target = replace(other.target, unroll=False)
+        other.update(params)
+    requests = [ask(seed, 20 + seed, 6) for seed in range(4)]
+    batching = replace(SMALL, cache="int8") if form == "int8" else SMALL
+    for request, pieces in zip(requests, serve(Engine(other, batching), requests), strict=True):
+        want = alone(request)
+        if form == "int8":
+            assert abs(pieces[0].logprob - want[0].logprob) < 0.1 or ids(pieces) != ids(want)
+            assert pieces[0].id != want[0].id or pieces[0].logprob != want[0].logprob
+        else:
+            assert ids(pieces) == ids(want)
+            np.testing.assert_allclose([p.logprob for p in pieces], [p.logprob for p in want], atol=1e-5)
 
 
 def test_shared_beginnings_change_nothing_and_are_computed_once(model: Generator, alone: Any) -> None:

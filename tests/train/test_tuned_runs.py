@@ -15,12 +15,26 @@ from tiny_runs import copy, curve, interrupt_at, records, restore, text_run
 import jaxgpt
 from jaxgpt.checkpoint import load_params
 from jaxgpt.cli import main
-from jaxgpt.config import GPT, Full, LoRA, Optim, PrefixTuning, PromptTuning, Run, Train, load_run
+from jaxgpt.config import (
+    GPT,
+    Batching,
+    Full,
+    LoRA,
+    Optim,
+    PrefixTuning,
+    PromptTuning,
+    Run,
+    Sampling,
+    Train,
+    load_run,
+)
 from jaxgpt.convert.merge import merge
 from jaxgpt.errors import UserError
 from jaxgpt.evals.loss import validation_loss
+from jaxgpt.sample.engine import Engine
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.load import load_trained
+from jaxgpt.sample.request import Piece, Request
 from jaxgpt.train.loop import train
 from jaxgpt.tune.base import flatten
 from jaxgpt.tune.slots import fill
@@ -158,6 +172,13 @@ def test_adapters_of_one_batch_are_those_of_each_alone(runs: Path) -> None:
         (expected,) = alone[name].generate(prompts[i : i + 1], max_new_tokens=8, seeds=[i])
         assert made[i].ids == expected.ids
         np.testing.assert_allclose(made[i].logprobs, expected.logprobs, atol=1e-4)
+    engine, pieces = Engine(generator, Batching(slots=4, page=4, chunk=8)), [list[Piece]() for _ in prompts]
+    for i, name in enumerate(["one", "two", None, "one"]):
+        how = {"adapter": name, "sampling": Sampling(), "seed": i, "max_new_tokens": 8}
+        engine.submit(Request(prompt=prompts[i], **how), pieces[i].append)
+    while engine.step():
+        pass
+    assert [[piece.id for piece in row] for row in pieces] == [one.ids for one in made]
     for names, words in (
         ("three", "there is no adapter 'three'; loaded are one, two"),
         (["one"], "adapters has 1 entries for 4 prompts"),

@@ -164,14 +164,15 @@ def _plain_problem(model: GPT, compute: Compute, target: Target) -> str:
 
 
 def _ragged_problem(model: GPT, compute: Compute, target: Target) -> str:
-    packing = 4 // jnp.dtype(compute.dtype).itemsize
-    rows, rest = divmod(2 * model.groups, packing)
+    packing, here = 4 // jnp.dtype(compute.dtype).itemsize, jax.sharding.get_abstract_mesh()
+    shards = 1 if here.empty else here.shape["tensor"]
+    rows, rest = divmod(2 * model.groups // shards, packing)
     if problem := unfit(model, target, "tpu"):
         return problem
     if model.head % LANES:
         return f"it needs a head size that is a multiple of {LANES}, not {model.head}"
     if rest or (rows not in (1, 2, 4) and rows % 8):
-        return f"it cannot tile {2 * model.groups} keys and values of a token in {compute.dtype}"
+        return f"it cannot tile {2 * model.groups // shards} keys and values of a token in {compute.dtype}"
     return ""
 
 
