@@ -21,8 +21,8 @@ from jaxgpt.batch import Batch
 from jaxgpt.checkpoint.checksum import jit_measure
 from jaxgpt.config import GRPO, Compute, Run
 from jaxgpt.layers.cache import cache_axes
-from jaxgpt.layers.product_type import with_type
 from jaxgpt.layers.paged import POOL_AXES, init_pools
+from jaxgpt.layers.product_type import with_type
 from jaxgpt.models import abstract_model, flops_per_token, init_memory
 from jaxgpt.objectives import extra_columns, make_objective
 from jaxgpt.objectives.measures import measured
