@@ -71,6 +71,7 @@ COMMANDS = {
     ),
     "sample": Command("jaxgpt.sample.commands", "sample", "complete prompts with a trained run", jax=True),
     "chat": Command("jaxgpt.sample.commands", "chat", "talk to a trained run", jax=True),
+    "serve": Command("jaxgpt.serve.command", "serve", "answer requests over HTTP, as OpenAI's API", jax=True),
     "serve keys add": Command("jaxgpt.serve.keys_command", "add", "make a key for a server, printed once"),
     "serve keys list": Command("jaxgpt.serve.keys_command", "list_", "the keys of a server, without secrets"),
     "serve keys remove": Command("jaxgpt.serve.keys_command", "remove", "let a key open nothing any more"),

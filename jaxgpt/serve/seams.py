@@ -4,9 +4,9 @@ Each seam is a small protocol with a default that does nothing. `app.make_app(se
 `service.Service`. Nothing here imports a web framework.
 
 One request is one `Exchange`. In order: `Access.admit`, `Observer.open`, `Filters.open`, `Guard.enter` on its
-texts, `Documents.find` on a chat, then for every choice an `Outflow`, and at the end, whatever happened,
-`Guard.close`, `Watch.close` and `Access.spend`. Methods that are not `async` and not said to run in a thread
-of their own are called on the event loop, and must return soon.
+texts, `Documents.find` on a chat, `Access.reserve`, then for every choice an `Outflow`, and at the end,
+whatever happened, `Guard.close`, `Watch.close` and `Access.spend`. Methods that are not `async` and not said
+to run in a thread of their own are called on the event loop, and must return soon.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Exchange:
       model: the name that was asked for.
       adapter: of it, the adapter; empty for none.
       stream: whether the answer is streamed.
+      user: what the client calls its own user (`user` or `safety_identifier`), for logs; empty for nothing.
+      trace: of the header `traceparent`, so that a span joins its caller's trace; empty for nothing.
     """
 
     id: str
@@ -53,6 +55,8 @@ class Exchange:
     model: str
     adapter: str = ""
     stream: bool = False
+    user: str = ""
+    trace: str = ""
 
 
 class Usage(NamedTuple):
@@ -86,8 +90,22 @@ class Access(Protocol):
         """
         ...
 
+    async def reserve(self, client: Client, tokens: int) -> None:
+        """Set aside the most tokens that a request may use, its prompt's included, before it begins.
+
+        Raises:
+          Refused: 429 as `admit`.
+        """
+        ...
+
     async def spend(self, client: Client, usage: Usage) -> None:
-        """Count the tokens of a request that ended, also one that failed or was cancelled."""
+        """Count the tokens of a request that ended, also one that failed or was cancelled; with the same
+        `Client` that `admit` gave. What was reserved and not used is free again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """The service ended."""
         ...
 
 
@@ -99,7 +117,13 @@ class Anyone:
     async def admit(self, headers: Mapping[str, str], peer: str, path: str) -> Client:
         return Client()
 
+    async def reserve(self, client: Client, tokens: int) -> None:
+        pass
+
     async def spend(self, client: Client, usage: Usage) -> None:
+        pass
+
+    async def close(self) -> None:
         pass
 
 
@@ -165,6 +189,10 @@ class Filters(Protocol):
         """The filters of one request."""
         ...
 
+    def close(self) -> None:
+        """The service ended."""
+        ...
+
 
 class Unfiltered:
     """No filters: everything passes as it is. It is `Filters`, `Guard` and `Outflow` in one."""
@@ -187,7 +215,7 @@ class Unfiltered:
     def flush(self) -> str:
         return ""
 
-    def close(self, status: int) -> None:
+    def close(self, status: int = 0) -> None:
         pass
 
 
@@ -253,9 +281,13 @@ class Observer(Protocol):
     """Metrics, logs and traces; several may watch a service."""
 
     def open(self, exchange: Exchange) -> Watch:
-        """A request that was admitted; its time begins here."""
+        """A request that was admitted; its time begins here. Called in the request's own asyncio task."""
         ...
 
     def refused(self, path: str, status: int, request_id: str) -> None:
         """A request that was refused before it was one: no key, no such path, not JSON, too large."""
+        ...
+
+    def close(self) -> None:
+        """The service ended; in a thread of its own."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from jaxgpt import __version__
 from jaxgpt.sample.request import Emit, Load, Request
 from jaxgpt.serve.limits import Limits
 from jaxgpt.serve.seams import Access, Anyone, Documents, Filters, NoDocuments, Observer, Unfiltered
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 
 class Handle(Protocol):
-    """A request that an engine works on."""
+    """A request that an engine works on.
+
+    Attributes:
+      error: why it ended with "error".
+    """
+
+    error: str
 
     def cancel(self) -> None:
         """Free what it holds."""
@@ -43,6 +50,8 @@ class Service:
       limits: what is taken at most.
       access, filters, documents, observers: see `seams`.
       routers: more addresses, such as those of the page and of metrics.
+      hosts: names that requests may call it by (in the header `Host`); none for any.
+      open_paths: those that need no key; one that ends with a slash stands for all below it.
     """
 
     name: str
@@ -55,3 +64,10 @@ class Service:
     documents: Documents = field(default_factory=NoDocuments)
     observers: tuple[Observer, ...] = ()
     routers: tuple[APIRouter, ...] = ()
+    hosts: tuple[str, ...] = ()
+    open_paths: tuple[str, ...] = ("/", "/page/")
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what gives the same answer to the same request and seed."""
+        return f"jaxgpt-{__version__}-{self.name}-{self.model.step}"

@@ -104,29 +104,43 @@ def _continuation(text: str, given: list[int], tokenizer: Tokenizer) -> list[int
     )
 
 
-def prompt_ids(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
+def prompt_ids(
+    messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, tools: list[dict[str, Any]] | None = None
+) -> list[int]:
     """The tokens after which the assistant's next answer begins.
 
     A strict prefix of what `render` gives for the same messages followed by that answer, as far as a
     template of the tokenizer's own allows.
 
+    Args:
+      messages: turns.
+      tokenizer: writes them.
+      tools: that the model may call, as OpenAI writes them; for a template that `takes_tools`.
+
     Raises:
       UserError: as `render`.
     """
-    return written_ids(prompt_text(messages, tokenizer), tokenizer)
+    return written_ids(prompt_text(messages, tokenizer, tools=tools), tokenizer)
 
 
-def prompt_text(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, unfinished: bool = False) -> str:
+def prompt_text(
+    messages: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    unfinished: bool = False,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
     """The prompt as a text that begins with `MARK`; `written_ids` has its tokens.
 
     Args:
       messages: turns.
       tokenizer: writes them.
       unfinished: the last turn goes on, rather than that an answer begins.
+      tools: see `prompt_ids`.
     """
     if tokenizer.template is not None:
         own = tokenizer.template
-        return MARK + (own.unfinished(messages) if unfinished else own.prompt(messages))
+        return MARK + (own.unfinished(messages) if unfinished else own.prompt(messages, tools))
+    require(not tools, f"{_OWN} writes no tools; write them into a turn.")
     parts = _parts(messages, tokenizer)
     parts = parts[:-1] if unfinished else [*parts, ("<|assistant|>", True, 0.0)]
     return "".join(

@@ -136,9 +136,34 @@ class ChatTemplate:
             part = told[start : start + several]
             yield from self._jinja.render([(_answered(guarded, i), False) for i in part])
 
-    def prompt(self, messages: Messages) -> str:
-        """The text after which the assistant's next answer begins, for `ids`."""
-        text, _ = self._faithful(*self._turns(messages), prompt=True)
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template writes the tools that it is told of."""
+        tool = {"type": "function", "function": {"name": _SENTINEL, "description": "", "parameters": {}}}
+        ask = {"role": "user", "content": "a"}
+        dialogues = [([ask], True), ([{"role": "system", "content": "a"}, ask], True)]
+        return any(
+            isinstance(text, str) and _SENTINEL in text for text in self._jinja.render(dialogues, [tool])
+        )
+
+    def prompt(self, messages: Messages, tools: Turns | None = None) -> str:
+        """The text after which the assistant's next answer begins, for `ids`.
+
+        Args:
+          messages: turns.
+          tools: that the model may call, as OpenAI writes them.
+
+        Raises:
+          UserError: the template refuses the dialogue or leaves out the tools, or these name control tokens.
+        """
+        if tools:
+            where = f"the chat template of {self._where}"
+            require(self.takes_tools, f"{where} leaves out tools; write them into a turn.")
+            require(
+                _each(tools, self.guarded) == tools,
+                f"a tool holds the name of a control token, which {where} would write; rename it.",
+            )
+        text, _ = self._faithful(*self._turns(messages), prompt=True, tools=tools or [])
         require(not self.form.lost, f"the chat template of {self._where} {self.form.lost}; fix it.")
         return _plain(text) + self.form.added
 
@@ -249,11 +274,16 @@ class ChatTemplate:
     # ------------------------------------------------------------------------------- what is learned
 
     def _faithful(
-        self, real: Turns, guarded: Turns, prompt: bool, others: Sequence[Messages] = ()
+        self,
+        real: Turns,
+        guarded: Turns,
+        prompt: bool,
+        others: Sequence[Messages] = (),
+        tools: Sequence[dict[str, Any]] = (),
     ) -> tuple[str, list[str | UserError]]:
         """The rendering of the guarded turns, checked against that of the real ones; then the others'."""
         checked = [real] if real != guarded else []
-        found = self._jinja.render([(turns, prompt) for turns in (guarded, *checked, *others)])
+        found = self._jinja.render([(turns, prompt) for turns in (guarded, *checked, *others)], tools)
         whole = _text(found[0])
         for text in found[1 : 1 + len(checked)]:
             require(

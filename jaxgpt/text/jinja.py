@@ -122,8 +122,14 @@ class Jinja:
         if reply:
             raise UserError(f"{where}: the chat template is not valid ({reply[1]}); fix it.")
 
-    def render(self, renderings: Sequence[Rendering]) -> list[str | UserError]:
+    def render(
+        self, renderings: Sequence[Rendering], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[str | UserError]:
         """The text of each rendering, with the marks of `{% generation %}` in it, or why there is none.
+
+        Args:
+          renderings: dialogues.
+          tools: that the template is told of, as OpenAI writes them.
 
         Raises:
           UserError: the template took too much time or memory.
@@ -132,7 +138,7 @@ class Jinja:
         turns = {id(turn): turn for messages, _ in renderings for turn in messages}  # each is sent once
         place = {key: i for i, key in enumerate(turns)}
         calls = [([place[id(turn)] for turn in messages], prompt) for messages, prompt in renderings]
-        replies = self._ask({"turns": list(turns.values()), "renderings": calls}, about)
+        replies = self._ask({"turns": list(turns.values()), "renderings": calls, "tools": [*tools]}, about)
         return [
             text if kind == "text" else UserError(self._refusal(kind, text, messages))
             for (kind, text), (messages, _) in zip(replies, renderings, strict=True)

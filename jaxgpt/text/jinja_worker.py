@@ -79,11 +79,17 @@ def _size(turn: dict[str, Any]) -> int:
     return len(json.dumps(turn, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
-def _rendered(template: jinja2.Template, turns: list[tuple[dict[str, Any], int]], prompt: bool) -> list[str]:
-    messages, most = [dict(turn) for turn, _ in turns], OUTPUT + TIMES * sum(size for _, size in turns)
+def _rendered(
+    template: jinja2.Template,
+    tools: list[dict[str, Any]],
+    turns: list[tuple[dict[str, Any], int]],
+    prompt: bool,
+) -> list[str]:
+    given = sum(size for _, size in turns) + sum(map(_size, tools))
+    messages, most = [dict(turn) for turn, _ in turns], OUTPUT + TIMES * given
     parts, size = [], 0
     for part in template.generate(
-        messages=messages, add_generation_prompt=prompt, tools=None, documents=None
+        messages=messages, add_generation_prompt=prompt, tools=tools or None, documents=None
     ):
         parts.append(part)
         size += len(part)  # of characters, each a byte at least
@@ -149,7 +155,8 @@ def main() -> None:
             else:
                 turns = [(turn, _size(turn)) for turn in request["turns"]]
                 calls = [([turns[i] for i in places], prompt) for places, prompt in request["renderings"]]
-                reply = [_bounded(_rendered, template, *call) for call in calls]
+                tools = request.get("tools", [])
+                reply = [_bounded(_rendered, template, tools, *call) for call in calls]
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
             sys.stdout.buffer.flush()
         except MemoryError:

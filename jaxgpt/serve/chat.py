@@ -1,0 +1,269 @@
+"""`/v1/chat/completions`: answers to dialogues, whole or as they are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyio.to_thread import run_sync
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+
+from jaxgpt.sample.constrained import Rule
+from jaxgpt.sample.request import Piece
+from jaxgpt.serve import tools
+from jaxgpt.serve.answers import Answers, Delta
+from jaxgpt.serve.asking import Asker, rule_of
+from jaxgpt.serve.errors import Refused
+from jaxgpt.serve.events import EventStream
+from jaxgpt.serve.schemas import ChatBody, Message
+from jaxgpt.serve.seams import Knowledge, Passage
+from jaxgpt.serve.session import Session, conduct
+from jaxgpt.serve.tokens import TokenNames
+from jaxgpt.text.chat import prompt_ids
+
+Turns = list[dict[str, Any]]
+
+
+async def chat(asker: Asker, http: HTTPRequest, body: ChatBody) -> Response:
+    """Answer a dialogue."""
+    return await conduct(asker.service, http, body, _Chat(asker, body).answer)
+
+
+@dataclass
+class _Chat:
+    """One dialogue to answer."""
+
+    asker: Asker
+    body: ChatBody
+
+    async def answer(self, session: Session) -> dict[str, Any] | EventStream:
+        """The answer's JSON, or its stream."""
+        body, engine = self.body, self.asker.engine
+        self._check()
+        known = await self._known(session)
+        writer = _Writer(self, session, known.sources)
+        if known.answer is not None:
+            deltas = _told(known.answer, body.n or 1)
+            return EventStream(writer.chunks(deltas), _nothing) if body.stream else await writer.whole(deltas)
+        prompt, rule, names = await run_sync(self._asked, known.messages)
+        most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        requests = self.asker.requests(
+            body,
+            session.exchange,
+            [(prompt, self.asker.most(most, prompt))],
+            body.n or 1,
+            chat=True,
+            alternatives=body.top_logprobs or 0,
+            rule=rule,
+        )
+        several = body.parallel_tool_calls is not False
+        readers = [tools.CallReader(names, several) if names else None for _ in requests]
+        answers = Answers(session, requests, readers)
+        await session.reserve(len(prompt) + sum(request.max_new_tokens for request in requests))
+        await answers.begin(engine)
+        if body.stream:
+            return EventStream(writer.chunks(answers.deltas()), answers.cancel)
+        return await writer.whole(answers.deltas())
+
+    def _check(self) -> None:
+        """Refuse fields that exclude each other.
+
+        Raises:
+          Refused: 400.
+        """
+        body = self.body
+        twice = body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens)
+        formatted = body.response_format is not None and body.response_format.type != "text"
+        tooled = bool(body.tools) and body.tool_choice != "none"
+        hidden = bool(body.logprobs) and self.asker.service.filters.changes_output
+        for wrong, param, message in (
+            (twice, "max_tokens", "max_tokens and max_completion_tokens differ; give one of them."),
+            (
+                body.top_logprobs is not None and not body.logprobs,
+                "top_logprobs",
+                "top_logprobs is given without logprobs; add logprobs: true.",
+            ),
+            (
+                body.stream_options is not None and not body.stream,
+                "stream_options",
+                "stream_options is given without stream; add stream: true, or drop it.",
+            ),
+            (
+                body.tool_choice not in (None, "none") and not body.tools,
+                "tool_choice",
+                "tool_choice is given without tools; add tools, or drop it.",
+            ),
+            (
+                formatted and tooled,
+                "response_format",
+                "response_format and tools exclude each other; set tool_choice to 'none', or drop one.",
+            ),
+            (hidden, "logprobs", "logprobs would show tokens that this server's filters may mask; drop it."),
+        ):
+            if wrong:
+                raise Refused(400, message, param=param)
+
+    async def _known(self, session: Session) -> Knowledge:
+        """The turns, filtered, with what is known about them."""
+        messages = self.body.messages
+        self.asker.check_size([message.text for message in messages], "messages")
+        roles = ["system" if message.role == "developer" else message.role for message in messages]
+        passages = [Passage(role, message.text) for role, message in zip(roles, messages, strict=True)]
+        texts = await session.enter(passages)
+        turns = [turn_of(*row) for row in zip(messages, roles, texts, strict=True)]
+        return await run_sync(self.asker.service.documents.find, session.exchange, turns)
+
+    def _asked(self, turns: Turns) -> tuple[list[int], Rule | None, list[str]]:
+        """The prompt, what the answer must follow, and the names of tools that it may call."""
+        body, tokenizer = self.body, self.asker.service.model.tokenizer
+        choice = body.tool_choice or "auto"
+        functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
+        chosen = functions
+        if not isinstance(choice, str):
+            chosen = [one for one in functions if one["name"] == choice.function.name]
+            if not chosen:
+                message = (
+                    f"tool_choice names {choice.function.name!r:.100}, which tools has not; name one of them."
+                )
+                raise Refused(400, message, param="tool_choice")
+        template = tokenizer.template
+        native = template is not None and template.takes_tools
+        shown = [] if choice == "none" else functions
+        if native:
+            given = [{"type": "function", "function": function} for function in shown]
+            prompt = prompt_ids(turns, tokenizer, given)
+        else:
+            prompt = prompt_ids(tools.told(turns, shown), tokenizer)
+        self.asker.check_prompt(prompt, "messages")
+        if not shown:
+            return prompt, rule_of(body.response_format), []
+        marked = template is None or not native or tools.OPENING in template.source
+        rule = None if choice == "auto" else tools.rule_of(chosen, marked)
+        return prompt, rule, [function["name"] for function in chosen]
+
+
+def turn_of(message: Message, role: str, text: str) -> dict[str, Any]:
+    """A turn as templates take it."""
+    turn: dict[str, Any] = {"role": role, "content": text}
+    if message.tool_calls:
+        turn["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    return turn | {
+        name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None
+    }
+
+
+@dataclass
+class _Said:
+    """What was said of one answer so far."""
+
+    text: str = ""
+    calls: list[tools.Call] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    finish: str = ""
+    begun: bool = False
+
+
+class _Writer:
+    """Deltas as OpenAI's objects."""
+
+    def __init__(self, asked: _Chat, session: Session, sources: Sequence[Any]) -> None:
+        self._body, self._session, self._sources = asked.body, session, sources
+        self._names = TokenNames(asked.asker.service.model.tokenizer)
+        self._said = [_Said() for _ in range(asked.body.n or 1)]
+        self._head = {
+            "id": f"chatcmpl-{session.exchange.id}",
+            "created": int(time.time()),
+            "model": asked.body.model,
+            "system_fingerprint": asked.asker.service.fingerprint,
+        }
+
+    async def whole(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
+        """The whole answer."""
+        async with aclosing(deltas) as made:
+            async for delta in made:
+                self._add(delta)
+        sources = {"sources": [*self._sources]} if self._sources else {}
+        choices = [
+            {
+                "index": i,
+                "message": {
+                    "role": "assistant",
+                    "content": said.text if said.text or not said.calls else None,
+                    "refusal": None,
+                    **({"tool_calls": [call.json() for call in said.calls]} if said.calls else {}),
+                },
+                "logprobs": self._logprobs(said.pieces),
+                "finish_reason": said.finish,
+            }
+            for i, said in enumerate(self._said)
+        ]
+        usage = usage_of(self._session)
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage, **sources}
+
+    async def chunks(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer as it is made."""
+        counted = bool(self._body.stream_options and self._body.stream_options.include_usage)
+        usage = {"usage": None} if counted else {}
+        head = {**self._head, "object": "chat.completion.chunk"}
+        first = {"sources": [*self._sources]} if self._sources else {}
+        async with aclosing(deltas) as made:
+            for i in range(len(self._said)):
+                yield {**head, "choices": [_chunk(i, {"role": "assistant", "content": ""})], **usage, **first}
+            async for delta in made:
+                for choice in self._choices(delta):
+                    yield {**head, "choices": [choice], **usage}
+        if counted:
+            yield {**head, "choices": [], "usage": usage_of(self._session)}
+
+    def _choices(self, delta: Delta) -> list[dict[str, Any]]:
+        """The entries of `choices`, each of a chunk of its own."""
+        said, found = self._said[delta.choice], list[dict[str, Any]]()
+        logprobs = self._logprobs(delta.pieces)
+        if delta.text or (logprobs and logprobs["content"]):
+            found.append(_chunk(delta.choice, {"content": delta.text}, logprobs))
+        for number, call in enumerate(delta.calls, len(said.calls)):
+            found.append(_chunk(delta.choice, {"tool_calls": [{"index": number, **call.json()}]}))
+        if delta.finish:
+            found.append(_chunk(delta.choice, {}, finish=delta.finish))
+        said.calls += delta.calls
+        return found
+
+    def _add(self, delta: Delta) -> None:
+        said = self._said[delta.choice]
+        said.text += delta.text
+        said.calls += delta.calls
+        said.pieces += delta.pieces
+        said.finish = delta.finish
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
+            return None
+        return {"content": self._names.chat(pieces, self._body.top_logprobs or 0), "refusal": None}
+
+
+def _chunk(choice: int, delta: Any, logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
+    return {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def usage_of(session: Session) -> dict[str, int]:
+    """Tokens read and made."""
+    prompt, completion = session.usage
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+async def _told(text: str, times: int) -> AsyncGenerator[Delta, None]:
+    """A given text as every answer."""
+    for choice in range(times):
+        yield Delta(choice, text, finish="stop")
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,162 @@
+"""A service from the options of `jaxgpt serve`: model, engine, adapters, and what hooks into it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from jaxgpt.config import ONE_DEVICE, Batching, Mesh, Sampling
+from jaxgpt.errors import UserError, require
+from jaxgpt.sample.settings import SAMPLE_DEFAULT, Verify
+from jaxgpt.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from jaxgpt.api import Model
+    from jaxgpt.sample.engine import Engine
+    from jaxgpt.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+FLAT = tyro.conf.arg(name="")
+"""Gives a group's fields as flags without a prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of a service."""
+
+    name: str = ""
+    """Of the model in the API; empty for the name of its folder."""
+    adapters: tuple[str, ...] = ()
+    """LoRA runs tuned from this model, each as NAME=FOLDER: requests name them as MODEL:NAME."""
+    checkpoint: str = "best"
+    """`best` on validation data, `newest`, or a step number."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of matrix products and activations; None means as the run was trained."""
+    verify: Verify = True
+    mesh: Mesh = ONE_DEVICE
+    """Devices to spread the model over."""
+    batching: Annotated[Batching, FLAT] = field(default_factory=Batching)
+    """How requests are batched."""
+    limits: Annotated[Limits, FLAT] = field(default_factory=Limits)
+    """What is taken at most."""
+    keys: str = ""
+    """File of API keys (`jaxgpt serve keys add`), or env:NAME; empty lets everyone on this machine ask."""
+    redis: str = ""
+    """URL of a Redis where several servers count what keys use, or env:NAME."""
+    filters: str = ""
+    """File that says what texts are checked for, both ways."""
+    audit: str = ""
+    """File of the audit log."""
+    otlp: str = ""
+    """Address of an OpenTelemetry collector that traces are sent to."""
+
+
+@contextlib.contextmanager
+def open_service(run: str, options: Options) -> Iterator[Service]:
+    """A service whose programs are compiled; leaving it waits for what runs.
+
+    Args:
+      run: folder of a run or of a Hugging Face model.
+      options: how it is served.
+
+    Raises:
+      UserError: the options do not fit the model, each other or this machine.
+    """
+    from jaxgpt.api import load
+    from jaxgpt.serve.access import make_access
+    from jaxgpt.serve.filtering import make_filters
+    from jaxgpt.serve.monitoring import monitor
+    from jaxgpt.serve.page import PUBLIC, page_router
+    from jaxgpt.serve.service import Service
+
+    name, adapters = options.name or Path(run).resolve().name, _adapters(options.adapters)
+    require(":" not in name, f"--name is {name!r}, but a colon comes before an adapter; leave it out.")
+    access = make_access(options.keys, options.redis)  # before the model, which takes its time
+    model = load(
+        run, checkpoint=options.checkpoint, dtype=options.dtype, mesh=options.mesh, verify=options.verify
+    )
+    for adapter, folder in adapters.items():
+        model.load_adapter(adapter, folder)
+    with ExitStack() as stack:
+        engine = stack.enter_context(_engine(model, options.batching)) if _writes(model) else None
+        watching = monitor(name, [*adapters], engine.load if engine else None, options.otlp)
+        for observer in watching.observers:
+            stack.callback(observer.close)
+        filters = make_filters(options.filters, options.audit, watching.metrics.hit)
+        stack.callback(filters.close)
+        yield Service(
+            name=name,
+            model=model,
+            engine=engine,
+            adapters=(*adapters,),
+            limits=options.limits,
+            access=access,
+            filters=filters,
+            observers=watching.observers,
+            routers=(watching.router, page_router()),
+            open_paths=PUBLIC,
+        )
+
+
+def _writes(model: Model) -> bool:
+    return model.config.headed is None and model.config.model.causal
+
+
+def _adapters(given: Sequence[str]) -> dict[str, str]:
+    """Folders by the names of their adapters."""
+    found = dict[str, str]()
+    for one in given:
+        name, _, folder = one.partition("=")
+        require(
+            bool(name and folder) and ":" not in name, f"--adapters has {one!r}; write each as NAME=FOLDER."
+        )
+        require(name not in found, f"--adapters has the name {name!r} twice; give each its own.")
+        found[name] = folder
+    return found
+
+
+@contextlib.contextmanager
+def _engine(model: Model, batching: Batching) -> Iterator[Engine]:
+    """A running engine whose programs are compiled."""
+    from jaxgpt.sample.engine import Engine
+    from jaxgpt.sample.generate import Generator
+
+    draft = Generator.load(batching.draft) if batching.draft else None
+    with Engine(model.generator, batching, draft) as engine:
+        begun = time.monotonic()
+        for sampling in (Sampling(temperature=0), SAMPLE_DEFAULT):
+            warm_up(engine, model, sampling)
+        log.info("compiled in %.1f s", time.monotonic() - begun)
+        yield engine
+
+
+def warm_up(engine: Engine, model: Model, sampling: Sampling) -> None:
+    """Let an engine answer once, so that no request waits for its programs.
+
+    Raises:
+      UserError: it fails.
+    """
+    from jaxgpt.sample.request import Piece, Request
+
+    done, ends = threading.Event(), list[str]()
+
+    def emit(piece: Piece) -> None:
+        if piece.finish_reason is not None:
+            ends.append(piece.finish_reason)
+            done.set()
+
+    prompt = model.generator.texts([""])["prompts"][0]
+    handle = engine.submit(Request(prompt=prompt, max_new_tokens=2, sampling=sampling), emit)
+    done.wait()
+    if ends == ["error"]:
+        raise UserError(f"the model cannot answer ({handle.error or 'its engine failed'}); look at the log.")
