@@ -63,6 +63,12 @@ COMMANDS = {
         "label new texts with a trained tagger or classifier",
         jax=True,
     ),
+    "monitor": Command(
+        "jaxgpt.serve.monitor_command",
+        "monitor",
+        "watch a stream of texts: alarm when a label becomes more frequent",
+        jax=True,
+    ),
     "label": Command(
         "jaxgpt.evals.few_labels_command", "label", "label texts that a trained run is sure of", jax=True
     ),
