@@ -6,6 +6,7 @@ SST-2 (Socher et al. 2013): each line is a sentence, a tab, and 0 or 1. `train.t
     jaxgpt tokenizer train data/sst2/train.txt --out tokenizers/sst2 --vocab-size 4096
     jaxgpt train configs/classify_sst2.py
     jaxgpt eval runs/classify_sst2 --split test
+    jaxgpt monitor runs/classify_sst2 reviews.txt --label 0    # docs/monitoring.md
 
 Expected: an accuracy of 0.80 on the test file.
 """

@@ -64,7 +64,7 @@ COMMANDS = {
         jax=True,
     ),
     "monitor": Command(
-        "jaxgpt.serve.monitor_command",
+        "jaxgpt.serve.stream_monitor.command",
         "monitor",
         "watch a stream of texts: alarm when a label becomes more frequent",
         jax=True,

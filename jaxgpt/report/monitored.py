@@ -15,7 +15,7 @@ def monitor_page(status: Any, how: Any, label: str) -> str:
     """The page as HTML, without script.
 
     Args:
-      status: `jaxgpt.serve.monitor.Status`.
+      status: `jaxgpt.serve.stream_monitor.monitor.Status`.
       how: `jaxgpt.evals.control_charts.Charting`.
       label: what is counted.
     """
@@ -44,7 +44,10 @@ def _charts(status: Any, how: Any, label: str) -> list[str]:
     alarms = [(w.number, 0.0) for w in windows if w.alarm]
     shares, ends = [(w.number, w.share) for w in windows], (windows[0].number, windows[-1].number)
     lines = {"raw": shares, "mean": smooth(shares, HALF), "skips": alarms}
-    limit = {"raw": [(n, status.chart.limit) for n in ends], "mean": [(w.number, w.statistic) for w in windows]}
+    limit = {
+        "raw": [(n, status.chart.limit) for n in ends],
+        "mean": [(w.number, w.statistic) for w in windows],
+    }
     return [
         "Windows",
         Html(figure(f"share of {label}", "by window; line: running mean", chart("share", lines, zero=True))),

@@ -1,10 +1,12 @@
-"""Texts on their way to a monitor: from files, standard input or a webhook, through one queue to a classifier."""
+"""Texts on their way to a monitor: from files, standard input or a webhook, through one queue to a
+classifier.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO
 
@@ -16,38 +18,35 @@ from jaxgpt.serve.errors import Refused
 
 log = logging.getLogger(__name__)
 
-ROOM = 4096
-"""Texts that wait; a webhook that brings more is refused."""
+ROOM = 64
+"""Batches of texts that wait; a webhook that brings another one is refused."""
 
 
 class Feed:
-    """A queue of texts, which a file fills as fast as it is emptied and a webhook only while there is room."""
+    """A queue of batches of texts, which a file fills as fast as it is emptied and a webhook while there is
+    room.
+    """
 
     def __init__(self, room: int = ROOM) -> None:
-        self._queue: queue.Queue[str | None] = queue.Queue(room)
-        self._room, self._offering = room, threading.Lock()
+        self._queue: queue.Queue[Sequence[str] | None] = queue.Queue(room)
 
-    def put(self, texts: Iterable[str]) -> None:
-        """Add texts, waiting for room."""
-        for text in texts:
-            self._queue.put(text)
+    def put(self, texts: Iterable[str], size: int = 1) -> None:
+        """Add texts, so many at a time, waiting for room."""
+        texts = iter(texts)
+        while batch := list(itertools.islice(texts, size)):
+            self._queue.put(batch)
 
     def offer(self, texts: Sequence[str]) -> None:
-        """Add all of these texts at once, or none.
+        """Add these texts, or none of them.
 
         Raises:
           Refused: 429, there is no room now.
         """
-        with self._offering:
-            if self._queue.qsize() + len(texts) > self._room:
-                raise Refused(
-                    429,
-                    f"{self.waiting} texts wait and {len(texts)} more are beyond {self._room}; send them "
-                    "later.",
-                    code="queue_full",
-                    retry_after=1,
-                )
-            self.put(texts)
+        try:
+            self._queue.put_nowait(texts)
+        except queue.Full:
+            why = f"{self.waiting} batches of texts wait, and no more may; send these later."
+            raise Refused(429, why, code="queue_full", retry_after=1) from None
 
     def end(self) -> None:
         """No more texts come."""
@@ -55,27 +54,23 @@ class Feed:
 
     @property
     def waiting(self) -> int:
+        """Batches that wait."""
         return self._queue.qsize()
 
     def drain(self, most: int, take: Callable[[Sequence[str]], None]) -> None:
         """Give texts to `take` until the end: as many as wait, at most so many at a time."""
-        texts: list[str] = []
-        while True:
-            try:
-                text = self._queue.get(block=not texts)
-            except queue.Empty:
-                pass  # what came together is enough
-            else:
-                if text is not None:
-                    texts.append(text)
-                    if len(texts) < most:
-                        continue
-                elif not texts:
-                    return
-                else:
-                    self._queue.put(None)
-            take(texts)
-            texts = []
+        ended = False
+        while not ended and (first := self._queue.get()) is not None:
+            texts = list(first)
+            while len(texts) < most and not ended:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                texts += more or ()
+                ended = more is None
+            for at in range(0, len(texts), most):
+                take(texts[at : at + most])
 
 
 def read_files(names: Sequence[str], data: Labelled, field: str) -> Iterable[str]:

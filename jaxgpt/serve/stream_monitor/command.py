@@ -5,25 +5,28 @@ jax and the web framework are imported only once the command runs, so that `--he
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Labelled, Mesh, load_run
-from jaxgpt.config.bounds import Bounds, Part, Rows, bounded
+from jaxgpt.config.bounds import Bounds, Rows, bounded
 from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.evals.control_charts import Charting, Kind, Memory, Odds, RunLength, Size
 from jaxgpt.files import to_json
 from jaxgpt.sample.settings import Verify
-from jaxgpt.serve.monitor import Monitor, Scored
-from jaxgpt.serve.monitor_feed import Feed, read_files, read_stream
+from jaxgpt.serve.stream_monitor.feed import Feed, read_files, read_stream
+from jaxgpt.serve.stream_monitor.monitor import Monitor, Scored
 
 if TYPE_CHECKING:
     from jaxgpt.sample.load import Trained
@@ -35,6 +38,8 @@ Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 ALARMED = 5
 """Exit code where an alarm came."""
+BATCH = 256
+"""Texts of a file that are put into the feed at a time."""
 HOOK_SECONDS = 30
 TOKEN = "JAXGPT_MONITOR_TOKEN"
 HOMES = ("127.0.0.1", "localhost", "::1")
@@ -65,7 +70,8 @@ def monitor(
     """Watch a stream of texts: alarm when a label, such as negative, becomes more frequent than usual.
 
     Events are JSON lines on standard output: `ready` once it is known what is usual, `alarm` with the surest
-    texts of its window, `over`. The exit code is 5 where an alarm came (a service that was stopped ends with 0).
+    texts of its window, `over`. The exit code is 5 where an alarm came (a service that was stopped ends with
+    0).
 
     Args:
       run: folder of a classifier's run.
@@ -102,6 +108,7 @@ def monitor(
     watched = Monitor(how, usual, learn, lambda event: _tell(event | {"label": label}, shown, hook))
     from jaxgpt.sample.load import load_trained
 
+    logging.getLogger("jaxgpt.data.packing").setLevel(logging.WARNING)  # it has a line for every batch
     trained, feed = load_trained(run, which=checkpoint, mesh=mesh, verify=verify), Feed()
 
     def take(texts: Sequence[str]) -> None:
@@ -152,9 +159,10 @@ def _read(
     """Fill the feed, in a thread; a mistake ends it."""
     try:
         for name in files:
-            feed.put(
-                read_stream(sys.stdin.buffer, field) if name == "-" else read_files([name], data, field)
-            )
+            if name == "-":
+                feed.put(read_stream(sys.stdin.buffer, field))
+            else:
+                feed.put(read_files([name], data, field), BATCH)
     except UserError as error:
         stop.append(error)
         log.error("%s", error)
@@ -170,24 +178,22 @@ def _tell(event: dict[str, Any], shown: Sequence[str], hook: str) -> None:
         return
     try:
         subprocess.run(
-            shlex.split(hook), input=line.encode(), timeout=HOOK_SECONDS, check=True, stdout=sys.stderr
+            shlex.split(hook), input=f"{line}\n".encode(), timeout=HOOK_SECONDS, check=True, stdout=2
         )
     except (OSError, subprocess.SubprocessError) as error:
         log.error("the hook failed: %s", error)
 
 
-def _serve(
-    host: str, port: int, drain: Callable[[], None], watched: Monitor, feed: Feed, label: str
-) -> None:
+def _serve(host: str, port: int, drain: Callable[[], None], watched: Monitor, feed: Feed, label: str) -> None:
     """Answer requests until a signal comes; then what waits is classified."""
     try:
         import uvicorn
 
-        from jaxgpt.serve.monitor_app import monitor_app
+        from jaxgpt.serve.stream_monitor.app import monitor_app
     except ImportError:
         raise UserError(
-            "--listen needs FastAPI, uvicorn and prometheus-client, which are not installed; run `pip install "
-            "'jaxgpt[serve]'`."
+            "--listen needs FastAPI, uvicorn and prometheus-client, which are not installed; run "
+            "`pip install 'jaxgpt[serve]'`."
         ) from None
     app = monitor_app(watched, feed, label, os.environ.get(TOKEN, ""))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -205,21 +211,32 @@ def _serve(
         log.info("%s takes texts (POST /v1/texts) and shows them", place)
         worker = threading.Thread(target=work)
         worker.start()
-        server.run(sockets=[bound])
+        with _own_signals():
+            server.run(sockets=[bound])
         feed.end()
         worker.join()
     if failed:
         raise failed[0]
 
 
-def _socket(host: str, port: int) -> Any:
-    import socket
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Uvicorn stops at these signals and then raises them again, which would end the process at once."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
+
+def _socket(host: str, port: int) -> socket.socket:
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(kind)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # from here on nobody is refused
     except OSError as error:
         bound.close()
         raise UserError(f"{host}:{port} cannot be used ({error.strerror}); name another.") from None

@@ -10,13 +10,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.exceptions import HTTPException
 
 from jaxgpt.errors import UserError
 from jaxgpt.files import parse_json
 from jaxgpt.report.monitored import monitor_page
 from jaxgpt.serve.errors import Refused, error_body
-from jaxgpt.serve.monitor import Monitor
-from jaxgpt.serve.monitor_feed import Feed
+from jaxgpt.serve.stream_monitor.feed import Feed
+from jaxgpt.serve.stream_monitor.monitor import Monitor
 
 MOST_BYTES = 2**20
 """Of a request."""
@@ -47,14 +48,18 @@ def monitor_app(monitor: Monitor, feed: Feed, label: str, token: str = "") -> Fa
 
     @app.middleware("http")
     async def admit(request: Request, go_on):  # noqa: ANN001, ANN202
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token and request.url.path != "/health" and not hmac.compare_digest(given.encode(), token.encode()):
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if token and request.url.path != "/health" and not hmac.compare_digest(given, token.encode()):
             return _refusal(Refused(401, "the token is wrong or missing; send Authorization: Bearer TOKEN."))
         return await go_on(request)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
         return _refusal(error)
+
+    @app.exception_handler(HTTPException)
+    async def no_such(request: Request, error: HTTPException) -> JSONResponse:
+        return _refusal(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
 
     @app.post("/v1/texts", status_code=202)
     async def texts(request: Request) -> dict[str, int]:
@@ -97,7 +102,9 @@ def _parse(body: bytes) -> list[str]:
 
 
 def _refusal(error: Refused) -> JSONResponse:
-    return JSONResponse(error_body(error.status, str(error), error.code, error.param), error.status, error.headers)
+    return JSONResponse(
+        error_body(error.status, str(error), error.code, error.param), error.status, error.headers
+    )
 
 
 class _Collector:
@@ -116,7 +123,7 @@ class _Collector:
         last = status.windows[-1] if status.windows else None
         gauges = {
             "alarm": ("1 while an alarm is on", float(status.alarm)),
-            "waiting": ("Texts that wait to be classified", self._feed.waiting),
+            "waiting": ("Batches of texts that wait to be classified", self._feed.waiting),
             "windows": ("Windows seen", last.number if last else 0),
             "usual_share": ("Share of counted texts that is usual", status.share),
             "limit": ("Limit of the chart's statistic", status.chart.limit if status.chart else None),

@@ -92,7 +92,8 @@ class Monitor:
         self._windows: deque[Window] = deque(maxlen=KEPT)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._count, self._alarms, self._alarm = 0, 0, False
-        self._share, self._chart, self._statistic = share, None, 0.0
+        self._share, self._statistic = share, 0.0
+        self._chart: Chart | None = None
         if share is not None:
             self._set(share)
 
@@ -118,16 +119,17 @@ class Monitor:
         if self._learned < self._learn:
             return []
         share = (self._learned_counted + 0.5) / (self._learned + 1)  # Jeffreys: never 0, never 1
-        self._set(share)
+        chart = self._set(share)
         error = (share * (1 - share) / self._learned) ** 0.5
         ends = [min(max(share + k * error, 1e-6), 1 - 1e-6) for k in (1.96, -1.96)]
-        between = [round(run_length_at(self._chart, self.how, end), 1) for end in ends] if self._chart else []
+        between = [round(run_length_at(chart, self.how, end), 1) for end in ends]
         # the share is an estimate, and so is how often a false alarm comes
         return [self._event("ready", share=round(share, 4), false_alarm_every=between)]
 
-    def _set(self, share: float) -> None:
-        self._share, self._chart = share, make_chart(self.how, share)
-        self._statistic = self._chart.start
+    def _set(self, share: float) -> Chart:
+        self._share, self._chart = share, (chart := make_chart(self.how, share))
+        self._statistic = chart.start
+        return chart
 
     def _charting(self, one: Scored, chart: Chart) -> list[dict[str, Any]]:
         self._open.append(one)
@@ -137,9 +139,7 @@ class Monitor:
         counted = sum(text.counted for text in texts)
         self._statistic, before = chart.add(self._statistic, counted), self._alarm
         self._alarm, self._count = self._statistic > chart.limit, self._count + 1
-        window = Window(
-            self._count, time.time(), counted, counted / len(texts), self._statistic, self._alarm
-        )
+        window = Window(self._count, time.time(), counted, counted / len(texts), self._statistic, self._alarm)
         self._windows.append(window)
         about = {"window": self._count, "texts": len(texts), "counted": counted, "share": window.share}
         about |= {"usual": self._share, "statistic": self._statistic, "limit": chart.limit}
