@@ -61,10 +61,8 @@ class RequestLog:
 
     def refused(self, path: str, status: int, request_id: str) -> None:
         """As `seams.Observer`."""
-        log.info(
-            "request refused",
-            extra={FIELDS: {"request_id": request_id, "path": path[:200], "status": status}},
-        )
+        fields = {"request_id": request_id, "path": path[:200], "status": status}
+        log.info("%d %.200r refused", status, path, extra={FIELDS: fields})
 
     def close(self) -> None:
         """As `seams.Observer`: nothing is left to do."""
@@ -86,7 +84,7 @@ class LoggedRequest:
         self, status: int, usage: Usage, reasons: Sequence[str] = (), error: str = "", filtered: str = ""
     ) -> None:
         """As `seams.Watch`."""
-        exchange = self._exchange
+        exchange, seconds = self._exchange, time.perf_counter() - self._began
         fields = {
             "request_id": exchange.id,
             "path": exchange.path,
@@ -95,7 +93,7 @@ class LoggedRequest:
             "model": exchange.model[:200],
             "adapter": exchange.adapter[:200],
             "stream": exchange.stream,
-            "seconds": round(time.perf_counter() - self._began, 6),
+            "seconds": round(seconds, 6),
             "seconds_to_first_token": None if self._first is None else round(self._first - self._began, 6),
             "prompt_tokens": usage.prompt,
             "completion_tokens": usage.completion,
@@ -105,4 +103,9 @@ class LoggedRequest:
             fields["error"] = error
         if filtered:
             fields["filtered"] = filtered
-        log.log(logging.ERROR if status >= 500 else logging.INFO, "request ended", extra={FIELDS: fields})
+        log.log(
+            logging.ERROR if status >= 500 else logging.INFO,
+            "%d %s of %s in %.3f s: %d + %d tokens",
+            *(status, exchange.path, exchange.client.name, seconds, usage.prompt, usage.completion),
+            extra={FIELDS: fields},
+        )

@@ -139,6 +139,7 @@ def test_a_request_is_one_line_of_json_without_its_text(caplog: pytest.LogCaptur
     watch.token(0)
     watch.close(400, Usage(5, 1), ("stop",), error="'my secret' is no prompt.", filtered="toxicity")
     (line,) = lines(caplog)
+    assert line["message"].startswith("400 /v1/chat/completions of ada in 0.")
     assert line["request_id"] == "r1" and line["client"] == "ada" and line["status"] == 400
     assert line["prompt_tokens"] == 5 and line["reasons"] == ["stop"] and line["filtered"] == "toxicity"
     assert 0 <= line["seconds_to_first_token"] <= line["seconds"]
