@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from jaxgpt.files import to_json
+from jaxgpt.serve.keys import redacted
 from jaxgpt.serve.seams import Exchange, Usage
 
 log = logging.getLogger("jaxgpt.serve")
@@ -61,8 +62,9 @@ class RequestLog:
 
     def refused(self, path: str, status: int, request_id: str) -> None:
         """As `seams.Observer`."""
-        fields = {"request_id": request_id, "path": path[:200], "status": status}
-        log.info("%d %.200r refused", status, path, extra={FIELDS: fields})
+        shown = redacted(path)[:200]
+        fields = {"request_id": request_id, "path": shown, "status": status}
+        log.info("%d %r refused", status, shown, extra={FIELDS: fields})
 
     def close(self) -> None:
         """As `seams.Observer`: nothing is left to do."""
