@@ -57,9 +57,8 @@ def main(
             [largest, *(abs(a.logprob - b.logprob) for a, b in zip(alone[:same], pieces, strict=False))]
         )
     print(f"{jax.devices()[0].device_kind}, {dtype}: {total} tokens of {requests} requests in {slots} slots")
-    print(
-        f"differ: {100 * differing / total:.2f} %; largest difference of a log-probability before: {largest:.1e}"
-    )
+    share = f"{100 * differing / total:.2f} %"
+    print(f"differ: {share}; largest difference of a log-probability before: {largest:.1e}")
 
 
 if __name__ == "__main__":
