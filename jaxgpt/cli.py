@@ -87,6 +87,9 @@ COMMANDS = {
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
     "merge": Command("jaxgpt.convert.merge", "merge", "put a tuned run and its base into one", jax=True),
     "soup": Command("jaxgpt.convert.soup", "soup", "average the parameters of several runs", jax=True),
+    "quantize": Command(
+        "jaxgpt.convert.quantize", "quantize", "hold a run's matrices in 8 or 4 bits", jax=True
+    ),
     "export": Command("jaxgpt.convert.commands", "export", "write a run as a Hugging Face model", jax=True),
 }
 

@@ -99,10 +99,10 @@ _ANSWERS = {
     "resume continue restart resume_from_checkpoint resume_from restore load_checkpoint auto_resume": (
         "the same `jaxgpt train` command goes on from the newest checkpoint by itself"
     ),
-    "quantize quantization quant int8 int4 load_in_8bit load_in_4bit bnb bitsandbytes awq gptq fp8": (
-        "a frozen base is quantized for tuning by tune=LoRA(base='nf4') (int8, int4); otherwise "
-        "`compute.dtype` "
-        "bfloat16 is the smallest type"
+    "quantization quant int8 int4 load_in_8bit load_in_4bit bnb bitsandbytes awq gptq smoothquant fp8 nf4 qat": (
+        "`jaxgpt quantize RUN OUT` holds a run's matrices in 8 or 4 bits; tune=LoRA(base='nf4') does so under "
+        "an "
+        "adapter, and tune=QuantizationAware() trains through the rounding"
     ),
     # -------------------------------------------------------------------------------- training
     "lr learning_rate max_lr base_lr peak_learning_rate": "the learning rate is `optim.peak_lr`",

@@ -117,7 +117,7 @@ def _reduced(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _bits(x: jax.Array) -> jax.Array:
     """The elements as uint32; those of 8 bytes as two, along a last axis."""
-    if x.dtype == bool:
+    if x.dtype in (bool, jnp.int4, jnp.uint4):
         return x.astype(jnp.uint32)
     size = x.dtype.itemsize
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)

@@ -17,6 +17,7 @@ from jaxgpt.models import abstract_params
 from jaxgpt.sharding import param_shardings, replicated
 from jaxgpt.target import Target
 from jaxgpt.tune import make_tuning
+from jaxgpt.tune.few_bits import whole_params
 
 FILE, COPY = "base.json", "base"
 """In the folder of a tuned run: what names its base, and a copy of that where one was asked for."""
@@ -105,7 +106,8 @@ def load_params(
     """Parameters of a run's model, in the training form, on any mesh; see `store.load_saved`.
 
     Those of a tuned run are put together with its base: weights are arrays, and the entry `added` is there
-    where the method adds something else (`models.assemble`).
+    where the method adds something else (`models.assemble`). Weights in few bits stay so
+    (`tune.few_bits.whole_params` makes arrays of them).
 
     Returns:
       The parameters and their step.
@@ -114,8 +116,12 @@ def load_params(
       UserError: there is no such checkpoint, none is whole, or it does not fit the config; no base is there.
     """
     saved, step = load_saved(folder, run, mesh, which, verify=verify)
-    if isinstance(run.tune, Full):
+    if type(run.tune) is Full:
         return saved, step
+    if isinstance(run.tune, Full):  # all that the run needs was saved, in another form than the model reads
+        tuning = make_tuning(run.tune, run.model, Compute(attention="xla"), Target.of(mesh))
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda saved: tuning.enter(saved, {}, None))(saved), step
     return _merged(run, saved, load_base(Path(folder), mesh, verify=verify), mesh), step
 
 
@@ -134,7 +140,7 @@ def _merged(run: Run, saved: dict, base: dict, mesh: jax.sharding.Mesh) -> dict:
 
 
 def whole_model(run: Run, base: dict) -> dict:
-    """Parameters of another run as those of this one's model: of a backbone, under its name.
+    """Parameters of another run as those of this one's model: arrays, and of a backbone under its name.
 
     Raises:
       UserError: they hold what a tuning method has added beside the weights.
@@ -144,5 +150,6 @@ def whole_model(run: Run, base: dict) -> dict:
         f"init_from {run.init_from!r} is a run tuned with something beside its weights (virtual tokens or "
         "bottleneck adapters), which no other run can start from; name the run that it was tuned from.",
     )
+    base = whole_params(base)
     headless = run.headed is not None and "backbone" not in base
     return {"backbone": base} if headless else base

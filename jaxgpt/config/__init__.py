@@ -56,6 +56,8 @@ from jaxgpt.config.tune import (
     LoRA,
     PrefixTuning,
     PromptTuning,
+    Quantization,
+    QuantizationAware,
 )
 
 __all__ = [
@@ -112,6 +114,8 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "Prompts",
+    "Quantization",
+    "QuantizationAware",
     "RDrop",
     "Rated",
     "Replay",

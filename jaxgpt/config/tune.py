@@ -12,6 +12,7 @@ from jaxgpt.errors import require
 Rank = Annotated[int, Bounds(1, 2**16)]
 Count = Annotated[int, Bounds(1, 2**16)]
 Factor = Annotated[float, Bounds(1e-6, 1e6)]
+Form = Literal["int8", "int4", "nf4", "fp8"]
 LINEAR = ("blocks.*",)
 """All linear layers of the blocks (of a mixture of experts without its routers)."""
 
@@ -156,6 +157,50 @@ class LastLayers:
         check_types(self, "tune")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Full):
+    """Nothing is trained: matrices are held in few bits. `jaxgpt quantize` writes such a run."""
+
+    to: Form = "int8"
+    """How a weight is held: in 8 bits with a scale for each output, or in 4 (`int4`, or `nf4` of QLoRA) with
+    a scale for each 64 inputs of an output; `fp8` is float8_e4m3fn."""
+    method: Literal["rtn", "gptq", "awq", "smoothquant"] = "rtn"
+    """How weights were rounded: each to the nearest value (`rtn`), making up for the errors of those before
+    (`gptq`; Frantar et al. 2023), with inputs scaled by how large they are (`awq`; Lin et al. 2024), or with
+    outliers of the inputs moved into the weights (`smoothquant`; Xiao et al. 2023)."""
+    activations: Literal["float", "int8"] = "float"
+    """`int8` rounds the inputs of each product too; the weights must be int8."""
+    skip: tuple[str, ...] = ()
+    """Linear layers that stay as they are, as patterns over their names (`blocks.mlp.down`)."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "tune")
+        require(
+            self.activations == "float" or self.to == "int8",
+            f"tune.activations is 'int8' but tune.to {self.to!r}; products of integers need 'int8' in both.",
+        )
+        require(
+            self.method != "smoothquant" or self.activations == "int8",
+            "tune.method is 'smoothquant', which is for inputs in int8; set tune.activations to 'int8' too.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationAware(Full):
+    """Train all parameters through the rounding that `jaxgpt quantize` does later (Jacob et al. 2018).
+
+    The gradient passes the rounding unchanged (a straight-through estimator; Bengio et al. 2013).
+    """
+
+    to: Form = "int4"
+    """How weights will be held; see Quantization."""
+    skip: tuple[str, ...] = ()
+    """Linear layers that are not rounded, as patterns over their names."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "tune")
+
+
 def keeps_base(tune: object) -> bool:
     """Whether all of the model that is tuned is still there, frozen, beside what is trained."""
     if isinstance(tune, LoRA):
@@ -165,4 +210,16 @@ def keeps_base(tune: object) -> bool:
     )
 
 
-Tune = Full | LoRA | DoRA | PromptTuning | PrefixTuning | BottleneckAdapters | IA3 | BitFit | LastLayers
+Tune = (
+    Full
+    | LoRA
+    | DoRA
+    | PromptTuning
+    | PrefixTuning
+    | BottleneckAdapters
+    | IA3
+    | BitFit
+    | LastLayers
+    | QuantizationAware
+    | Quantization
+)

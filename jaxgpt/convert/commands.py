@@ -206,6 +206,7 @@ def export(
     from jaxgpt.convert import files, tokenizers, weights
     from jaxgpt.convert.registry import family_of, read_config
     from jaxgpt.sample.load import load_trained
+    from jaxgpt.tune.few_bits import whole_params
 
     source, target = Path(run), Path(folder)
     held, most = load_run(source), _bytes(max_shard_size)
@@ -228,7 +229,8 @@ def export(
         "transformers' models have no place for; write it with --peft.",
     )
     words = trained.tokenizer
-    entries = list(weights.entries(family, model, trained.params, dtypes, files.NAMES.get(dtype, "")))
+    params = whole_params(trained.params)
+    entries = list(weights.entries(family, model, params, dtypes, files.NAMES.get(dtype, "")))
     size = sum(entry.size for entry in entries)
     with whole(target, size) as work, _progress(size) as done:
         tuned = origin is None or origin.parent.resolve() != source.resolve()

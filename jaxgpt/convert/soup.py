@@ -51,6 +51,7 @@ def soup(
 
     from jaxgpt.sample.load import load_trained
     from jaxgpt.train.hooks import MADE_FROM
+    from jaxgpt.tune.few_bits import whole_params
 
     places = _places(runs, last, checkpoint)
     parts = weights or (1.0,) * len(places)
@@ -74,7 +75,7 @@ def soup(
         digests.add(trained.tokenizer.digest)
         require(len(digests) == 1, f"{folder} has another tokenizer than {places[0][0]}; name runs with one.")
         made_of.append({"run": str(folder), "step": trained.step, "weight": weight / sum(parts)})
-        total = _added(total, trained.params, weight / sum(parts))
+        total = _added(total, whole_params(trained.params), weight / sum(parts))
         step = trained.step
     made = dataclasses.replace(
         held[0], name=target.resolve().name, runs=str(target.resolve().parent), tune=Full()

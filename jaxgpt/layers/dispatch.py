@@ -182,7 +182,7 @@ class _Device:
         """The experts on this device in the type of the products, gathered once along `fsdp`."""
 
         def one(w: jax.Array, at: P) -> jax.Array:
-            w = w.astype(self.dtype)
+            w = w if w.dtype.itemsize == 1 else w.astype(self.dtype)  # few bits stay as they are
             return jax.lax.all_gather(w, "fsdp", axis=at.index("fsdp"), tiled=True) if self._split(at) else w
 
         return jax.tree.map(one, weights, self.layout)

@@ -1,24 +1,29 @@
 """Weights held in few bits: a `Weight` around qwix's `QArray`.
 
-Shapes: N rows, I inputs, O outputs.
+Shapes: N rows, I inputs, O outputs; G groups of inputs that share a scale.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from jaxgpt.errors import UserError
 from jaxgpt.target import Target
 
-Form = Literal["int8", "int4", "nf4"]
+Form = Literal["int8", "int4", "nf4", "fp8"]
+"""`int8` and `int4` are integers, `nf4` the 16 quantiles of QLoRA, `fp8` is float8_e4m3fn."""
+Activations = Literal["float", "int8"]
 BLOCK = 64
 """Inputs that share a scale in 4 bits (QLoRA, section 3); of 8 bits, all inputs of an output do."""
+FOUR_BITS = ("int4", "nf4")
+_TYPES: dict[str, Any] = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4", "fp8": jnp.float8_e4m3fn}
 
 
 @jax.tree_util.register_dataclass
@@ -30,9 +35,12 @@ class Quantized:
 
     Attributes:
       array: a qwix `QArray` [..., I, O] whose leading axes are those of layers or experts.
+      activations: `int8` rounds each row of inputs too, by its own largest element, so that the product is
+        one of integers (SmoothQuant; Xiao et al. 2023, section 3). The weight must be int8.
     """
 
     array: Any
+    activations: Activations = field(default="float", metadata={"static": True})
 
     def product(
         self, x: jax.Array, axes: int, dtype: jnp.dtype, target: Target, ids: jax.Array | None = None
@@ -40,30 +48,46 @@ class Quantized:
         """`layers.linear.contract` with this weight."""
         shape = self.array.shape
         rows_NI = x.reshape(-1, math.prod(shape[:axes]))
-        y_NO = _product(rows_NI, self.array, axes, dtype, target)
+        y_NO = _product(rows_NI, self.array, axes, dtype, target, self.activations)
         return y_NO.reshape(*x.shape[: x.ndim - axes], *shape[axes:])
 
     def whole(self) -> jax.Array:
         """The weight as a float32 array."""
         return _qwix().dequantize(self.array).astype(jnp.float32)
 
+    def layout(self, split: P) -> Quantized:
+        """How the arrays of experts' weights are sharded: like [E, I, O]; scales over experts and outputs."""
+        experts, _, outputs = split
+        array: Any = self.array.replace(qvalue=split, scale=P(experts, None, outputs))
+        return Quantized(array, self.activations)
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _product(x_NI: jax.Array, array: Any, axes: int, dtype: jnp.dtype, target: Target) -> jax.Array:
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _product(
+    x_NI: jax.Array, array: Any, axes: int, dtype: jnp.dtype, target: Target, activations: Activations
+) -> jax.Array:
+    if activations == "int8":
+        return target.pin(_product_int8(x_NI, array))
     w_IO = _rounded(array, axes, dtype)
     return jnp.matmul(target.pin(x_NI.astype(dtype)), w_IO, preferred_element_type=x_NI.dtype)
 
 
-def _product_back(axes, dtype, target, saved, dy_NO):  # noqa: ANN001, ANN202
+def _product_back(axes, dtype, target, activations, saved, dy_NO):  # noqa: ANN001, ANN202
     array, dy = saved, target.pin(dy_NO.astype(dtype))
     dims = (((1,), (1,)), ((), ()))
     dx_NI = jax.lax.dot_general(dy, _rounded(array, axes, dtype), dims, preferred_element_type=dy_NO.dtype)
     return dx_NI, None
 
 
-_product.defvjp(
-    lambda x, array, axes, dtype, target: (_product(x, array, axes, dtype, target), array), _product_back
-)
+_product.defvjp(lambda x, array, *how: (_product(x, array, *how), array), _product_back)
+
+
+def _product_int8(x_NI: jax.Array, array: Any) -> jax.Array:
+    """The product of inputs and weights in int8, summed in int32."""
+    w_IO, scale_O = array.qvalue.reshape(x_NI.shape[1], -1), array.scale.reshape(-1)
+    x = _qwix().quantize(x_NI.astype(jnp.float32), jnp.int8, channelwise_axes=(0,))
+    y_NO = jax.lax.dot_general(x.qvalue, w_IO, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    return (y_NO.astype(jnp.float32) * x.scale * scale_O).astype(x_NI.dtype)
 
 
 def _rounded(array: Any, axes: int, dtype: jnp.dtype) -> jax.Array:
@@ -81,19 +105,37 @@ def quantize(weight: jax.Array, form: Form, lead: int, inputs: int) -> Quantized
       inputs: number of contracted axes.
     """
     last = lead + inputs - 1
-    tiles = {}
-    if form != "int8" and weight.shape[last] % BLOCK == 0:
-        tiles = {last: BLOCK}
-    elif form != "int8":
-        tiles = {last: math.gcd(weight.shape[last], BLOCK)}
-    channels = [axis for axis in range(weight.ndim) if axis < last or axis > last]
-    kind: Any = form if form == "nf4" else jnp.dtype(form)
-    if form == "int8":  # one scale for all inputs of an output
-        channels = [axis for axis in range(weight.ndim) if axis < lead or axis > last]
-    array = _qwix().quantize(
-        weight, kind, channelwise_axes=channels, tiled_axes=tiles, scale_dtype=jnp.float32
-    )
-    return Quantized(array)
+    channels = [axis for axis in range(weight.ndim) if axis != last]
+    tiles = {last: group_size(weight.shape[last], form)}
+    if form not in FOUR_BITS:  # one scale for all inputs of an output
+        channels, tiles = [axis for axis in channels if axis < lead or axis > last], {}
+    how = {"channelwise_axes": channels, "tiled_axes": tiles, "scale_dtype": jnp.float32}
+    return Quantized(_qwix().quantize(weight.astype(jnp.float32), _TYPES[form], **how))
+
+
+def group_size(inputs: int, form: Form) -> int:
+    """How many of the last axis of inputs share a scale."""
+    return math.gcd(inputs, BLOCK) if form in FOUR_BITS else inputs
+
+
+def from_codes(codes: jax.Array, scale: jax.Array, form: Form) -> Any:
+    """A `QArray` of what `nearest` gives and of scales, which have as many axes."""
+    return _qwix().QArray(codes, scale, None, "nf4" if form == "nf4" else jnp.dtype(_TYPES[form]))
+
+
+def nearest(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
+    """The codes nearest to weights that were divided by their scales, and what these stand for (float32)."""
+    if form == "nf4":
+        levels = _qwix().dequantize(from_codes(jnp.arange(16, dtype=jnp.uint4), jnp.ones(16), "nf4"))
+        codes = jnp.argmin(jnp.abs(x[..., None] - levels), axis=-1)
+        return codes.astype(jnp.uint4), levels[codes]
+    kind = _TYPES[form]
+    if form == "fp8":
+        most = float(jnp.finfo(kind).max)
+        codes = jnp.clip(x, -most, most).astype(kind)
+    else:
+        codes = jnp.clip(jnp.round(x), jnp.iinfo(kind).min, jnp.iinfo(kind).max).astype(kind)
+    return codes, codes.astype(jnp.float32)
 
 
 def _qwix() -> Any:

@@ -93,6 +93,14 @@ class Block(nnx.Module):
         return norm(x_BTD) if self.post else x_BTD, extra
 
 
+def norm_readers(model: GPT) -> dict[str, tuple[str, ...]]:
+    """The linear layers of a block that read each norm's output, where nothing else reads it."""
+    if model.norm_at == "post":  # the stream reads it too
+        return {}
+    found: dict[str, tuple[str, ...]] = {"attention_norm": ("attention.q", "attention.k", "attention.v")}
+    return found if model.moe else found | {"mlp_norm": ("mlp.up", "mlp.gate")}
+
+
 def make_blocks(model: GPT, compute: Compute, target: Target, key: jax.Array, *, scanned: bool) -> Any:
     """The layers, stacked or as a list."""
 

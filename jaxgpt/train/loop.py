@@ -21,7 +21,7 @@ import numpy as np
 from jaxgpt.batch import Batch
 from jaxgpt.checkpoint import Checkpoints, load_params, measure, not_finite
 from jaxgpt.checkpoint.whole import whole_model
-from jaxgpt.config import GRPO, PromptTuning, Run, load_run
+from jaxgpt.config import GRPO, PromptTuning, Quantization, Run, load_run
 from jaxgpt.data.loader import TrainIterator, ValidationBatches, train_iterator, validation_parts
 from jaxgpt.data.readers import run_tokenizer
 from jaxgpt.errors import require
@@ -99,6 +99,11 @@ def train(
       UserError: config, data, mesh, memory or folder do not fit each other, or the folder is in use.
       Diverged: see `Train.max_bad_steps`; or parameters are not finite.
     """
+    require(
+        not isinstance(run.tune, Quantization),
+        f"tune is {type(run.tune).__name__}(...), which trains nothing; set it to Full(), or name the run in "
+        "init_from and tune LoRA() over it.",
+    )
     mesh = make_mesh(run.check_mesh(jax.device_count()))
     run, tokenizer = with_type(run, Target.of(mesh)), run_tokenizer(run)
     field = "model.backbone.vocab_size" if run.headed else "model.vocab_size"

@@ -23,12 +23,15 @@ from jaxgpt.config import (
     Model,
     PrefixTuning,
     PromptTuning,
+    Quantization,
+    QuantizationAware,
 )
 from jaxgpt.config.tune import Tune
 from jaxgpt.models import abstract_model
 from jaxgpt.target import Target
 from jaxgpt.tune.adapters import bottleneck_adapters
 from jaxgpt.tune.base import About, Tuning
+from jaxgpt.tune.few_bits import quantization, quantization_aware
 from jaxgpt.tune.ia3 import ia3
 from jaxgpt.tune.lora import lora
 from jaxgpt.tune.partial import bitfit, last_layers
@@ -56,6 +59,8 @@ METHODS: dict[type, Callable[..., Tuning]] = {
     IA3: ia3,
     BitFit: bitfit,
     LastLayers: last_layers,
+    QuantizationAware: quantization_aware,
+    Quantization: quantization,
 }
 """From a method's config class to its function."""
 

@@ -49,6 +49,12 @@ class Scaled:
         y = weighted(x, self.base, axes, dtype, target)
         return y if self.out is None else y * self.out.astype(y.dtype)
 
+    def whole(self) -> jax.Array:
+        """The weight as an array, where inputs alone are scaled."""
+        assert self.into is not None and self.out is None
+        base = self.base if isinstance(self.base, jax.Array) else self.base.whole()
+        return base * self.into.reshape(*self.into.shape, *(1,) * (base.ndim - self.into.ndim))
+
     def layout(self, split: P) -> Scaled:
         """How the arrays of experts' weights are sharded."""
         experts, inputs, outputs = split

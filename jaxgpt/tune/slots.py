@@ -77,8 +77,9 @@ def with_slots(params: dict, state: nnx.State, slots: int, rank: int) -> dict:
             continue
         lead = int(about["axes"][0] == "layers")
         cut, base = lead + about["inputs"], flat[path]
-        a = jnp.zeros((*v.shape[:lead], slots, *v.shape[lead:cut], rank), base.dtype)
-        b = jnp.zeros((*v.shape[:lead], slots, rank, *v.shape[cut:]), base.dtype)
+        dtype = getattr(base, "dtype", jnp.float32)  # none of one in few bits
+        a = jnp.zeros((*v.shape[:lead], slots, *v.shape[lead:cut], rank), dtype)
+        b = jnp.zeros((*v.shape[:lead], slots, rank, *v.shape[cut:]), dtype)
         flat[path] = Slots(base, a, b, jnp.zeros((*v.shape[:lead], slots), jnp.float32))
     return unflatten(flat)
 
