@@ -23,7 +23,13 @@ Activations = Literal["float", "int8"]
 BLOCK = 64
 """Inputs that share a scale in 4 bits (QLoRA, section 3); of 8 bits, all inputs of an output do."""
 FOUR_BITS = ("int4", "nf4")
-_TYPES: dict[str, Any] = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4", "fp8": jnp.float8_e4m3fn}
+_TYPES: dict[str, Any] = {
+    "int8": jnp.dtype("int8"),
+    "int4": jnp.dtype(jnp.int4),
+    "nf4": "nf4",
+    "fp8": jnp.dtype(jnp.float8_e4m3fn),
+}
+"""As qwix names them."""
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +126,7 @@ def group_size(inputs: int, form: Form) -> int:
 
 def from_codes(codes: jax.Array, scale: jax.Array, form: Form) -> Any:
     """A `QArray` of what `nearest` gives and of scales, which have as many axes."""
-    return _qwix().QArray(codes, scale, None, "nf4" if form == "nf4" else jnp.dtype(_TYPES[form]))
+    return _qwix().QArray(codes, scale, None, _TYPES[form])
 
 
 def nearest(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
