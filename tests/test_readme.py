@@ -200,7 +200,8 @@ NO_IMPORT = {
 
 def test_what_an_extra_declares_is_used() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "jaxgpt").rglob("*.py"))
+    files = [*(ROOT / "jaxgpt").rglob("*.py"), *(ROOT / "launch").glob("*.py")]
+    code = "\n".join(path.read_text("utf-8") for path in files)
     for extra, packages in extras.items():
         for package in packages:
             name = re.split(r"[\[<>=; ]", package)[0]
