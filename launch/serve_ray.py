@@ -13,7 +13,6 @@ import contextlib
 import shlex
 from collections.abc import AsyncIterator
 
-from jaxgpt.serve.opening import Options, open_service
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from starlette.applications import Starlette
@@ -21,6 +20,7 @@ from starlette.applications import Starlette
 from jaxgpt import runtime
 from jaxgpt.config import parse_args
 from jaxgpt.errors import require
+from jaxgpt.serve.opening import Options, open_service
 
 
 class Asked(BaseModel):

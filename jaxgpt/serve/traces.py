@@ -13,6 +13,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from jaxgpt.serve.seams import Exchange, Usage
 
@@ -44,6 +45,7 @@ class Traces:
         operation = OPERATIONS.get(exchange.path, exchange.path)
         span = self._tracer.start_span(
             f"{operation} {self._model}",
+            context=TraceContextTextMapPropagator().extract({"traceparent": exchange.trace}),
             kind=SpanKind.SERVER,
             attributes={
                 "gen_ai.operation.name": operation,

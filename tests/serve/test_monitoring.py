@@ -212,8 +212,9 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 def test_a_request_is_one_span(collector: tuple[str, list[Any]]) -> None:
     endpoint, spans = collector
     traces = monitor("small", otlp=endpoint + "/").observers[-1]
-    ask(traces)
-    ask(traces, status=500, path="/score")
+    caller = "0af7651916cd43dd8448eb211c80319c"
+    ask(traces, trace=f"00-{caller}-b7ad6b7169203331-01")
+    ask(traces, status=500, path="/score", trace="nonsense")
     traces.close()
     chat, score = sorted(spans, key=lambda span: span.name, reverse=True)
     told = {a.key: a.value for a in chat.attributes}
@@ -226,6 +227,8 @@ def test_a_request_is_one_span(collector: tuple[str, list[Any]]) -> None:
         "length",
     ]
     assert (chat.status.code, score.status.code) == (0, 2)
+    assert chat.trace_id.hex() == caller != score.trace_id.hex()
+    assert chat.parent_span_id.hex() == "b7ad6b7169203331" and not score.parent_span_id
 
 
 def test_traces_are_off_and_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
