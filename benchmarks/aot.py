@@ -70,6 +70,20 @@ def lean_decoding(report: Any) -> bool:
     return logits_alone and sums <= 2 * 32 + 3 and (report.rows > 1 or sent < 2e6)
 
 
+def in_place(report: Any) -> bool:
+    """Nothing like the cache is copied or sent; on TPUs its pages are read by the kernel."""
+    cache = 2 * 32 * 128 * 2 * report.rows * 8192  # bytes of one of 8 heads
+    held = report.memory["temporaries"] + report.memory["results"] < cache / 10
+    kernels = sum(report.kernels.values()) == 32 or report.where.startswith("h")
+    return report.fits and held and kernels and report.sent < cache / 10
+
+
+def engine(where: str, program: str) -> Row:
+    flags = ("--mesh.data", "1", "--mesh.fsdp", "1", "--mesh.tensor", "8")
+    must = "the cache neither copied nor sent, the kernel in every layer on TPUs"
+    return Row("llama3_8b", where, flags, "none", must, in_place, program, 32, "engine, tensor 8, B 32")
+
+
 def sends_at_most(limit: float) -> Callable[[Any], bool]:
     return lambda report: report.fits and report.moved <= limit
 
@@ -135,6 +149,7 @@ ROWS = (
     ),
     Row("mixtral_8x7b", "v5p:4x4x4", (), "out of memory", "fits, under 1.6x", fits_under(1.6)),
     Row("mixtral_8x7b", "h100:8x8", (), "8.4x FLOPs", "fits, under 1.6x", fits_under(1.6)),
+    *(engine(where, program) for where in ("h100:1x8", "v5e:2x4") for program in ("chunk", "step")),
     *(decoding(where, rows) for where in ("h100:1x8", "v5e:2x4") for rows in (1, 64)),
 )
 
@@ -182,7 +197,8 @@ def measure(row: Row, keep: str) -> dict[str, Any]:
     path = ROOT / "configs" / f"{name}.py"
     run = config.load_sweep(path)[variant] if variant else config.load(path)
     run = config.override(run, list(row.flags))
-    sizes = aot.Decoding(rows=row.rows, prompt=1024, slots=run.model.context)
+    prompt = 256 if row.program == "chunk" else 1024
+    sizes = aot.Decoding(rows=row.rows, prompt=prompt, slots=run.model.context)
     folder = Path(keep) / row.name.replace(" ", "_") if keep else ""
     (report,) = aot.compile_for(run, row.where, [row.program], sizes, keep=folder)
     judged = argparse.Namespace(
