@@ -106,6 +106,20 @@ def read_json(path: Path, kind: type[T], fix: str, *, once: bool = False) -> T:
     return parse_json(data, kind, path, fix, once=once)
 
 
+def read_text(path: Path, fix: str) -> str:
+    """The text of a small file in UTF-8.
+
+    Raises:
+      UserError: it cannot be read, or is no such text.
+    """
+    try:
+        return read_small(path, fix).decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); {fix}.") from None
+
+
 def read_small(path: Path, fix: str) -> bytes:
     """The bytes of a file that is read whole, at most `MOST_BYTES`.
 

@@ -1,7 +1,8 @@
-"""Rules that a completion keeps: allowed answers, a regular expression or a JSON schema, by llguidance.
+"""Rules that a completion keeps: allowed answers, a regular expression, a JSON schema or a grammar.
 
-A rule becomes a grammar of bytes, and a `Guide` says before every token of its row which ones it leaves. The
-compiled step takes that as an array (`program.Rows.allowed_BV`); nothing is called back from the device.
+By llguidance, a rule becomes a grammar of bytes, and a `Guide` says before every token of its row which ones
+it leaves. The compiled step takes that as an array (`program.Rows.allowed_BV`); nothing is called back from
+the device.
 Shapes: B rows, V vocabulary of the model.
 """
 
@@ -23,7 +24,7 @@ _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 
 
 class Rule(NamedTuple):
-    """What a text may be; make one with `choices`, `regex` or `json_schema`.
+    """What a text may be; make one with `choices`, `regex`, `json_schema` or `grammar`.
 
     Attributes:
       body: of a rule of a grammar, as llguidance's dialect of Lark has it.
@@ -68,6 +69,17 @@ def json_schema(schema: Mapping[str, Any] | bool) -> Rule:
         own = schema.get("x-guidance")
         schema = {**schema, "x-guidance": _COMPACT | (dict(own) if isinstance(own, Mapping) else {})}
     return _checked(Rule(f"%json {json.dumps(schema)}", "json_schema"))
+
+
+def grammar(text: str) -> Rule:
+    """A text of a context-free grammar in llguidance's dialect of Lark, which begins with its rule `start`.
+
+    Raises:
+      UserError: it is empty or no grammar.
+    """
+    require(bool(text.strip()), "grammar is empty; write rules, the first of them named start.")
+    utf8(text)
+    return _checked(Rule(f"%lark {{\n{text}\n}}", "grammar"))
 
 
 class Guide:

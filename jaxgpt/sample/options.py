@@ -12,8 +12,8 @@ from typing import Any
 from jaxgpt.config import Knowledge, code
 from jaxgpt.data.knowledge import Found, Library, open_library
 from jaxgpt.errors import require
-from jaxgpt.files import read_json
-from jaxgpt.sample.constrained import Rule, choices, json_schema, regex
+from jaxgpt.files import read_json, read_text
+from jaxgpt.sample.constrained import Rule, choices, grammar, json_schema, regex
 from jaxgpt.sample.output import note
 
 
@@ -27,6 +27,8 @@ class Ruled:
     """Regular expression that the whole completion matches (no look-around or back-references)."""
     json_schema: str = ""
     """File with a JSON schema that the completion, a JSON value, keeps."""
+    grammar: str = ""
+    """File with a grammar in Lark's syntax that the completion follows from the rule `start` on."""
 
     def rule(self) -> Rule | None:
         """The rule; None where there is none.
@@ -44,6 +46,8 @@ class Ruled:
         if self.json_schema:
             held: Any = read_json(Path(self.json_schema), dict[str, Any] | bool, "give a JSON schema")
             return json_schema(held)
+        if self.grammar:
+            return grammar(read_text(Path(self.grammar), "give a grammar"))
         return None
 
 

@@ -15,7 +15,7 @@ from tiny_models import RECITED, full_logits
 
 from jaxgpt.config import Beam, BestOf, Sampling
 from jaxgpt.errors import UserError
-from jaxgpt.sample.constrained import Guide, Rule, choices, json_schema, regex
+from jaxgpt.sample.constrained import Guide, Rule, choices, grammar, json_schema, regex
 from jaxgpt.sample.generate import Generator
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer
@@ -43,6 +43,16 @@ def test_no_completion_leaves_its_regular_expression(modern: Any, patterns: list
     for pattern, completion in zip(patterns, made, strict=True):
         assert completion.finish_reason == "stop"
         assert re.fullmatch(pattern, completion.text), (pattern, completion.text)
+
+
+def test_a_grammar_may_nest(modern: Any) -> None:
+    """Balanced brackets, which no regular expression matches."""
+    rules = grammar('start: "(" inner ")"\ninner: start? /[ab]{1,2}/')
+    for completion in modern[2].generate([PROMPT] * 4, WILD, rules=rules, max_new_tokens=90):
+        text = completion.text
+        while (inner := re.fullmatch(r"\((.*?)[ab]{1,2}\)", text)) is not None:
+            text = inner[1]
+        assert text == "" or completion.finish_reason == "length"
 
 
 def test_json_keeps_its_schema(modern: Any) -> None:
@@ -128,6 +138,8 @@ def test_tokens_of_every_tokenizer_spell_answers_byte_for_byte(tokenizers: list[
         (lambda: regex("(a"), r"regex '\(a' cannot be followed \(unclosed group\)"),
         (lambda: regex("(?=a)b"), "look-around"),
         (lambda: regex(""), "regex is empty"),
+        (lambda: grammar("begin: x"), "grammar cannot be followed"),
+        (lambda: grammar(" "), "grammar is empty"),
         (lambda: choices(["a", ""]), "none of them empty"),
         (lambda: json_schema({"type": "foo"}), "json_schema cannot be followed .*Invalid type: foo"),
     ],
