@@ -74,9 +74,13 @@ _ANSWERS = {
         "`jaxgpt export RUN FOLDER` writes a Hugging Face folder"
     ),
     "merge_adapter merge_lora merge_and_unload fuse": "`jaxgpt merge RUN FOLDER` puts a tuned run and its base into one",
-    "gguf llamacpp ollama onnx": (
-        "this format is not here yet; `jaxgpt export RUN FOLDER` writes a Hugging Face folder, which other "
-        "tools convert"
+    "gguf llamacpp ollama": (
+        "`jaxgpt export RUN FILE.gguf --format gguf` writes GGUF, and `jaxgpt import FILE.gguf RUN` reads it "
+        "(docs/smaller.md)"
+    ),
+    "onnx": (
+        "this format is not here; `jaxgpt export RUN FOLDER` writes a Hugging Face folder, which other tools "
+        "convert"
     ),
     "test evaluate evaluation benchmark bench lm_eval validate perplexity ppl accuracy metrics": (
         "`jaxgpt eval RUN` measures: the run's own data (`--split test`), `--text FILE`, or `--tasks`"

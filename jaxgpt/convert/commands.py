@@ -6,16 +6,10 @@ jax is imported only once a command runs, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
-import os
 import re
 import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +29,8 @@ from jaxgpt.config import (
     load_run,
     to_json,
 )
-from jaxgpt.errors import UserError, require
+from jaxgpt.convert.folders import progress, refuse_filled, whole
+from jaxgpt.errors import require
 from jaxgpt.files import read_json, require_writable, write_json
 from jaxgpt.sample.settings import Verify
 
@@ -47,9 +42,6 @@ TENSORS = "tensors.json"
 """Beside them: name and type of each tensor that was imported."""
 _REWRITTEN = ("rope_parameters", "sliding_window_pattern", "_sliding_window_pattern")
 """Fields of config.json whose contents we write under other names."""
-_SPACE = "free some space or name a folder on another disk"
-_FIXES = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: "raise the limit of `ulimit -f`"}
-"""What to do about a file that cannot be written; the rest is a matter of rights."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 DType = Literal["F32", "F16", "BF16"]
@@ -62,13 +54,13 @@ RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 def import_(
     folder: ModelFolder, run: RunFolder, *, tokenizer: str = "", base: str = "", mesh: Mesh = ONE_DEVICE
 ) -> None:
-    """Import a Hugging Face model as a run, to sample, chat, evaluate, or train from with init_from.
+    """Import a Hugging Face or GGUF model as a run, to sample, chat, evaluate, or train from with init_from.
 
     The parameters become float32; their original type and config.json are kept for `export`. A folder of
     peft's (adapter_config.json) becomes a tuned run over the run that --base names.
 
     Args:
-      folder: folder of the model: config.json, safetensors files and the tokenizer's.
+      folder: folder of the model: config.json, safetensors files and the tokenizer's; or a GGUF file.
       run: folder to create.
       tokenizer: folder of another tokenizer, or `byte`; empty for the model's own.
       base: run folder of the model that an adapter of peft's belongs to.
@@ -90,9 +82,9 @@ def import_(
         return
     model = read_model(source, tokenizer, target)
     placed, family, found = sampling_mesh(model.run, mesh), model.family, model.found
-    same = model.config == files.read_json(source / files.CONFIG)
+    same = source.is_dir() and model.config == files.read_json(source / files.CONFIG)
     size = sum(math.prod(found[name].shape) for name in model.used) * 4  # in float32
-    with whole(target, size) as work, _progress(model.size) as step:
+    with whole(target, size) as work, progress(model.size) as step:
         model.tokenizer.save(work / "tokenizer")
         _remember(source, work / HF, model.config, same)
         names = {n: weights.unwrapped(n) if same else weights.usual(family, n) for n in model.used}
@@ -183,26 +175,35 @@ def export(
     *,
     checkpoint: str = "best",
     verify: Verify = True,
+    form: Annotated[Literal["hf", "gguf"], tyro.conf.arg(name="format")] = "hf",
     peft: bool = False,
-    dtype: Literal["", "float32", "bfloat16", "float16"] = "",
+    dtype: Literal["", "float32", "bfloat16", "float16", "q8_0"] = "",
     max_shard_size: str = "5GB",
     mesh: Mesh = ONE_DEVICE,
 ) -> None:
-    """Write a run as a Hugging Face model, which transformers loads without code of its own.
+    """Write a run as a Hugging Face model, which transformers loads without code of its own, or as GGUF.
 
     Args:
       run: folder of the run.
-      folder: folder to create.
+      folder: folder to create; of GGUF, the file.
       checkpoint: `best` on validation data, `newest`, or a step number.
+      form: `hf` for a folder of Hugging Face's, `gguf` for a file of llama.cpp's (Llama, Mistral, Qwen 2
+        and 3, Gemma 2 and 3).
       peft: of a tuned run, write the adapter alone, as a folder that peft's `PeftModel.from_pretrained` loads
-        over the base; unspecified means the whole model, merged.
-      dtype: type of the tensors; unspecified means as imported, or float32.
+        over the base, or as a GGUF adapter; unspecified means the whole model, merged.
+      dtype: type of the tensors; unspecified means as imported, or float32; of GGUF float16. `q8_0` is of
+        GGUF: 8 bits and a scale for each 32 weights.
       max_shard_size: maximum size of a file, such as 5GB or 500MB.
       mesh: devices to spread the model over.
 
     Raises:
       UserError: a model that belongs to no family of Hugging Face.
     """
+    if form == "gguf":
+        from jaxgpt.convert.gguf_export import export_gguf
+
+        export_gguf(Path(run), Path(folder), checkpoint, verify, mesh, dtype, peft=peft)
+        return
     from jaxgpt.convert import files, tokenizers, weights
     from jaxgpt.convert.registry import family_of, read_config
     from jaxgpt.sample.load import load_trained
@@ -210,6 +211,7 @@ def export(
 
     source, target = Path(run), Path(folder)
     held, most = load_run(source), _bytes(max_shard_size)
+    require(dtype != "q8_0", "--dtype is 'q8_0', a type of GGUF's; add --format gguf, or drop it.")
     refuse_filled(target, "a model")
     if peft:
         require(not dtype, f"--dtype is {dtype!r} but adapters are written in float32; drop it.")
@@ -232,7 +234,7 @@ def export(
     params = whole_params(trained.params)
     entries = list(weights.entries(family, model, params, dtypes, files.NAMES.get(dtype, "")))
     size = sum(entry.size for entry in entries)
-    with whole(target, size) as work, _progress(size) as done:
+    with whole(target, size) as work, progress(size) as done:
         tuned = origin is None or origin.parent.resolve() != source.resolve()
         _write_configs(work, origin, family, model, dtype, words, tuned=tuned)
         files.write_model(work, entries, most, done)
@@ -339,69 +341,3 @@ def _bytes(text: str) -> int:
     size = int(float(found[1]) * _UNITS[found[2].upper()])
     require(size > 0, f"--max-shard-size is {text!r}; it must be above 0.")
     return size
-
-
-# ------------------------------------------------------------------------------------------ folders
-
-
-def refuse_filled(target: Path, what: str) -> None:
-    """Refuse to write into a folder that holds something."""
-    require(
-        not target.exists() or (target.is_dir() and not any(target.iterdir())),
-        f"{target} exists and is not empty; {what} is written into a folder of its own.",
-    )
-
-
-@contextlib.contextmanager
-def whole(target: Path, size: int) -> Iterator[Path]:
-    """A folder to write into, which takes its place only when all is written.
-
-    Raises:
-      UserError: it cannot be made or written, or the disk has not the bytes of `size` free.
-    """
-    from jaxgpt.checkpoint import SaveError
-
-    work, what = None, f"{target} cannot be written"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        require(
-            size <= free,
-            f"{what}: it takes {size / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free; "
-            f"{_SPACE}.",
-        )
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        work.chmod(0o755)  # mkdtemp makes it private
-        yield work
-        os.replace(work, target)
-    except OSError as error:
-        if error.filename and not Path(error.filename).is_relative_to(target.parent):
-            raise
-        fix = _FIXES.get(error.errno or 0, "check the path and its rights")
-        raise UserError(f"{what} ({error.strerror}); nothing is left of it: {fix}.") from None
-    except SaveError as error:
-        raise UserError(f"{what}: {str(error).replace(str(work), str(target))}") from None
-    finally:
-        if work is not None:
-            _remove(work)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder into which threads of a failed save may write for a moment longer."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _progress(size: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on a terminal's standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=size)
-        yield lambda count: bar.advance(task, count)

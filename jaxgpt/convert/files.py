@@ -32,12 +32,22 @@ NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The same by their names in config.json."""
 
 
+def opened(path: Path) -> Any:
+    """A safetensors file, mapped and not read; `UserError` where it is damaged."""
+    import safetensors
+
+    with library_errors(f"{path} cannot be read as safetensors", AGAIN):
+        return safetensors.safe_open(path, framework="numpy")
+
+
 class Header(NamedTuple):
     """What a file says of a tensor before it is read."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    open: Callable[[Path], Any] = opened
+    """Gives what has its tensors by `get_tensor`, as a context."""
 
     @property
     def size(self) -> int:
@@ -136,14 +146,6 @@ def _headers(path: Path) -> Iterator[tuple[str, Header]]:
             yield name, Header(path, tuple(part.get_shape()), part.get_dtype())
 
 
-def opened(path: Path) -> Any:
-    """A safetensors file, mapped and not read; `UserError` where it is damaged."""
-    import safetensors
-
-    with library_errors(f"{path} cannot be read as safetensors", AGAIN):
-        return safetensors.safe_open(path, framework="numpy")
-
-
 def each(found: Mapping[str, Header], names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
     """These tensors one after another, each read once, no file opened twice in a row."""
     with ExitStack() as stack:
@@ -152,7 +154,7 @@ def each(found: Mapping[str, Header], names: Iterable[str]) -> Iterator[tuple[st
             if found[name].file != path:
                 stack.close()
                 path = found[name].file
-                file = stack.enter_context(opened(path))
+                file = stack.enter_context(found[name].open(path))
             assert file is not None
             yield name, file.get_tensor(name)
 

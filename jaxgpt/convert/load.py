@@ -1,7 +1,10 @@
-"""A Hugging Face folder, checked and read: the config, the tokenizer and the parameters of a run."""
+"""A Hugging Face folder or a GGUF file, checked and read: the config, the tokenizer and the parameters of a
+run.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxgpt.config import GPT, CausalLM, Chat, Compute, MaskedLM, Mesh, Run, Text
-from jaxgpt.convert import files, weights
+from jaxgpt.convert import files, gguf, weights
 from jaxgpt.convert.family import Family
 from jaxgpt.convert.registry import read_config, text_part
 from jaxgpt.errors import require
@@ -59,7 +62,7 @@ def read_model(source: Path, tokenizer: str, target: Path) -> Found:
     """The model of a folder, before its tensors are read.
 
     Args:
-      source: the folder.
+      source: the folder, or a GGUF file.
       tokenizer: folder of another tokenizer, or `byte`; empty for its own.
       target: folder of the run that it becomes.
 
@@ -67,13 +70,12 @@ def read_model(source: Path, tokenizer: str, target: Path) -> Found:
       UserError: a family or field that has no counterpart here, tensors or a tokenizer that do not fit it,
         or a damaged file.
     """
-    config = text_part(files.read_json(source / files.CONFIG), str(source / files.CONFIG))
-    family, model = read_config(config, str(source / files.CONFIG))
-    found = files.headers(source)
+    config, found, own = _held(source)
+    family, model = read_config(config, str(source if gguf.is_gguf(source) else source / files.CONFIG))
     model = weights.as_found(family, model, found, config)
     used, unused = weights.check(family, model, found, str(source))
     name = tokenizer or str(source)
-    words: Any = ByteTokenizer() if name == "byte" else load_tokenizer(name)
+    words: Any = ByteTokenizer() if name == "byte" else (load_tokenizer if tokenizer else own)(name)
     if isinstance(words, HFTokenizer) and (count := words.vocab_size) > model.vocab_size:
         words = words.within(model.vocab_size)
         log.info("the embedding has no rows for %d added tokens: left out", count - words.vocab_size)
@@ -82,10 +84,19 @@ def read_model(source: Path, tokenizer: str, target: Path) -> Found:
         f"the tokenizer of {name} has {words.vocab_size} ids but the embedding only "
         f"{model.vocab_size} rows; name the model's own with --tokenizer.",
     )
-    made = _run(target, model, words, {found[name].dtype for name in used})
+    made = _run(target, model, words, {found[name].dtype for name in used if len(found[name].shape) > 1})
     if unused:
         log.info("not used: %s", files.shorten(unused))
     return Found(made, words, family, config, found, used)
+
+
+def _held(source: Path) -> tuple[dict[str, Any], dict[str, files.Header], Callable[[str], Tokenizer]]:
+    """config.json, the tensors, and what makes the tokenizer of the source's name."""
+    if gguf.is_gguf(source):
+        held = gguf.read(source)
+        return held.config, held.found, functools.partial(HFTokenizer, held.words)
+    config = text_part(files.read_json(source / files.CONFIG), str(source / files.CONFIG))
+    return config, files.headers(source), load_tokenizer
 
 
 def load_model(folder: Path, mesh: Mesh, tokenizer: str = "") -> Trained:

@@ -330,7 +330,7 @@ def write_adapter(work: Path, tune: Tune, learned: dict, family: Family, model: 
     name = type(tune).__name__
     _check_model(model)
     if isinstance(tune, LoRA):
-        config, arrays = _write_lora(tune, flatten(learned), family, model)
+        config, arrays = lora_arrays(tune, flatten(learned), family, model)
     elif isinstance(tune, IA3):
         config, arrays = _write_ia3(flatten(learned), family, model)
     elif isinstance(tune, PromptTuning | PrefixTuning):
@@ -356,9 +356,14 @@ def _short(module: str) -> str:
     return re.split(r"\.\d+\.", module, maxsplit=1)[-1]
 
 
-def _write_lora(
+def lora_arrays(
     tune: LoRA, learned: Flat, family: Family, model: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """adapter_config.json and the arrays of a LoRA or DoRA.
+
+    Raises:
+      UserError: one that peft has no form for.
+    """
     require(
         tune.init == "zero",
         "tune.init is 'pissa': its base is not the model's own, which peft's folders cannot say; `jaxgpt "

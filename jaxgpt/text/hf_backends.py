@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxgpt.errors import UserError, library_errors, require
+from jaxgpt.text import hf_files
 
 BAR = "\u2581"
-_BYTE = "<0x[0-9A-F]{2}>"
 Spans = tuple[list[int], list[tuple[int, int]]]
 """Ids, and the characters [start, end) of the text that each stands for."""
 
@@ -142,7 +142,7 @@ class Library:
             if name.startswith(self.word_prefix):
                 return name.removeprefix(self.word_prefix).encode()
             return name.encode() if self._cleanup and name in (".", "?", "!", ",") else f" {name}".encode()
-        if self._fallback and re.fullmatch(_BYTE, name):
+        if self._fallback and hf_files.BYTE.fullmatch(name):
             return bytes([int(name[3:5], 16)])
         return name.replace(BAR, " ").encode()
 
@@ -254,7 +254,7 @@ def load_processor(model: bytes, where: str) -> Any:
     ):
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         names = processor.id_to_piece(list(range(processor.get_piece_size())))
-        bad = [n for i, n in enumerate(names) if processor.is_byte(i) and not re.fullmatch(_BYTE, n)]
+        bad = [n for i, n in enumerate(names) if processor.is_byte(i) and not hf_files.BYTE.fullmatch(n)]
     require(not bad, f"{where}/tokenizer.model has a byte of the name {bad[:1]}; download it again.")
     require(processor.get_piece_size() > 0, f"{where}/tokenizer.model is empty; download it again.")
     return processor

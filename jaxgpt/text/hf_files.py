@@ -10,6 +10,7 @@ which may name ends of a text that the others do not.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ KEPT = (
     *DECIDING, *MERGES, CONFIG, "special_tokens_map.json", "added_tokens.json",
     GENERATION, MODEL_CONFIG, "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Names of the pieces that stand for a byte, where characters have none of their own."""
 SETTINGS = {
     name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 } | {"no_repeat_ngram_size": "no_repeat_ngram"}

@@ -89,10 +89,11 @@ class HFTokenizer(Table):
         self._private = {name: f"<|{nonce}-{i}|>" for name, i in self.special.items()}
         longest = "|".join(re.escape(n) for n in sorted(self.special, key=len, reverse=True))
         self._names = re.compile(longest or "(?!)")
-        self._added = [added[name] for name in sorted(added)]
+        self.added = [added[name] for name in sorted(added)]
+        """Tokens beside the model's own, as entries of tokenizer.json's `added_tokens`."""
         self._backend: Library | Processor
         if self._by_library:
-            self._backend = Library(spec, self._added, self._private, where)
+            self._backend = Library(spec, self.added, self._private, where)
         else:
             inner = {self._private.get(n, n): t["id"] for n, t in added.items()}
             self._backend = Processor(files["tokenizer.model"], inner, where)
@@ -101,7 +102,8 @@ class HFTokenizer(Table):
         self._pieces = [b""] * self.vocab_size
         for name, i in ids.items():
             self._pieces[i] = b"" if name in self.special else self._backend.piece(i, name)
-        self._words = names
+        self.vocabulary = names
+        """Id of each token to its name in the files."""
 
     @classmethod
     def from_folder(cls, folder: str | Path, rows: int | None = None) -> HFTokenizer:
@@ -222,13 +224,13 @@ class HFTokenizer(Table):
     def word_starts(self) -> np.ndarray:
         starts = super().word_starts()
         if (prefix := self._backend.word_prefix) is not None:
-            for i, name in self._words.items():
+            for i, name in self.vocabulary.items():
                 starts[i] = name in self.special or not name.startswith(prefix)
         return starts
 
     @cached_property
     def digest(self) -> str:
-        table = {"control": self.control, "special": self.special, "added": self._added}
+        table = {"control": self.control, "special": self.special, "added": self.added}
         if self._by_library:
             spec = hf_files.library_spec(self.files, self._where)
             read = ("model", "normalizer", "pre_tokenizer")
