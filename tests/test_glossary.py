@@ -45,7 +45,7 @@ def test_what_an_answer_names_exists(said: str) -> None:
     for flag in re.findall(r"--([a-z-]+)", said):
         kinds = (Run, Asked, Way, Ruled, Knowledge)
         known = {f.name for kind in kinds for f in dataclasses.fields(kind)} | {"version", "out"}
-        known |= {*typing.get_type_hints(commands.sample), *typing.get_type_hints(command.evaluate)}
+        known |= {*typing.get_type_hints(commands.sample), *typing.get_type_hints(command.evaluate), "format"}
         assert flag.replace("-", "_") in known, flag
     for file in re.findall(r"configs/\w+\.py|launch/", said):
         assert (Path(__file__).parents[1] / file).exists(), file
