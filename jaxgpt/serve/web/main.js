@@ -26,6 +26,7 @@ function redraw() {
   $("send").hidden = isRunning(current);
   $("halt").hidden = !isRunning(current);
   redrawList();
+  $("heading").textContent = current.title || "New conversation";
   document.title = current.title ? `${current.title} · jaxgpt` : "jaxgpt";
   if (stays) toEnd();
 }
