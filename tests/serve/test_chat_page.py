@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from browser import chromium, serving
 from tiny_serving import tiny_model
 
 from jaxgpt.config import Batching
+from jaxgpt.sample.constrained import regex
 from jaxgpt.sample.engine import Engine, Handle
 from jaxgpt.sample.request import Emit, Piece, Request
 from jaxgpt.serve.app import make_app
@@ -24,8 +26,11 @@ pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import Locator, Page, expect
 
 
+LETTERS = regex("[a-z ]{400,}")
+
+
 class Paced(Engine):
-    """An engine that waits before each token, so that an answer can be stopped in time."""
+    """An engine whose answers are letters without an end, with a pause before each that leaves time to stop."""
 
     pause = 0.0
 
@@ -34,7 +39,7 @@ class Paced(Engine):
             time.sleep(self.pause)
             emit(piece)
 
-        return super().submit(request, later)
+        return super().submit(replace(request, rule=LETTERS), later)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +80,9 @@ def page(browser: Any, address: str) -> Iterator[Page]:
     page.on("console", lambda said: "Security Policy" in said.text and wrong.append(said.text))
     page.goto(address)
     page.locator("#open-settings").click()
-    page.get_by_label("Seed").fill("1")
-    page.get_by_label("Most tokens").fill("12")
-    page.locator("#settings").get_by_label("Close").click()
+    page.locator("#seed").fill("1")
+    page.locator("#max_tokens").fill("12")
+    page.locator("#settings .close").click()
     yield page
     context.close()
     assert not wrong
@@ -277,14 +282,14 @@ def test_a_phone(browser: Any, address: str, scheme: str) -> None:
     page.goto(address)
     ask(page, f"{'long' * 60} `code` {'word ' * 20}")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    page.get_by_label("Conversations", exact=True).first.click()
+    page.locator("#open-conversations").click()
     expect(page.locator("#list a")).to_be_visible()
     assert page.locator("main").evaluate("(main) => main.inert")
     page.keyboard.press("Escape")
     expect(page.locator("#conversations")).to_be_hidden()
     page.locator("#open-settings").click()
-    page.get_by_label("System prompt").fill("Be short.")
-    page.locator("#settings").get_by_label("Close").click()
+    page.locator("#system").fill("Be short.")
+    page.locator("#settings .close").click()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     color = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (color == "rgb(255, 255, 255)") == (scheme == "light")
