@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, serving
-from tiny_serving import tiny_model
+from browser import chromium
+from tiny_serving import CONTEXT, serving, tiny_model
 
 from jaxgpt.config import Batching
 from jaxgpt.sample.constrained import regex
@@ -25,12 +25,12 @@ from jaxgpt.serve.service import Service
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import Locator, Page, expect
 
-
 LETTERS = regex("[a-z ]{400,}")
 
 
 class Paced(Engine):
-    """An engine whose answers are letters without an end, with a pause before each that leaves time to stop."""
+    """An engine whose answers are letters without an end, with a pause before each that leaves time to
+    stop."""
 
     pause = 0.0
 
@@ -125,8 +125,10 @@ def test_a_conversation_outlives_a_reload(page: Page) -> None:
 def test_the_same_seed_says_the_same_as_the_interface(page: Page, address: str) -> None:
     turn = ask(page, "Hi")
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12}
-    answer = page.request.post(f"{address}v1/chat/completions", data=body).json()
-    stored = page.evaluate("JSON.parse(localStorage[Object.keys(localStorage).find((k) => /tion\\./.test(k))])")
+    answer = page.request.post(f"{address}/v1/chat/completions", data=body).json()
+    stored = page.evaluate(
+        "JSON.parse(localStorage[Object.keys(localStorage).find((k) => /tion\\./.test(k))])"
+    )
     assert stored["turns"][1]["content"] == answer["choices"][0]["message"]["content"]
     tokens = stored["turns"][1]["tokens"]
     assert len(tokens) == answer["usage"]["completion_tokens"]
@@ -139,7 +141,9 @@ def test_the_same_seed_says_the_same_as_the_interface(page: Page, address: str) 
 
 def test_stop(page: Page, engine: Paced) -> None:
     engine.pause = 0.03
-    page.locator("#max_tokens").evaluate("(field) => { field.value = ''; field.dispatchEvent(new Event('input')); }")
+    page.locator("#max_tokens").evaluate(
+        "(field) => { field.value = ''; field.dispatchEvent(new Event('input')); }"
+    )
     page.get_by_label("Message").fill("Go on")
     page.keyboard.press("Enter")
     expect(page.locator(".token").nth(5)).to_be_visible()
@@ -172,13 +176,13 @@ def test_an_error_is_said_in_words_and_tried_again(browser: Any, engine: Paced) 
     with serving(app(engine)) as address:
         page = context.new_page()
         page.goto(address)
-        turn = ask(page, "x" * 600)
-        expect(turn.get_by_role("alert")).to_contain_text(re.compile("512"))
+        turn = ask(page, "x" * CONTEXT)
+        expect(turn.get_by_role("alert")).to_contain_text(re.compile("tokens"))
         expect(turn.get_by_role("button", name="Try again")).to_be_visible()
         page.get_by_role("button", name="New conversation").click()
     turn = ask(page, "Are you there?")
     expect(turn.get_by_role("alert")).to_contain_text("cannot be reached")
-    with serving(app(engine), int(address.rsplit(":", 1)[1].strip("/"))):
+    with serving(app(engine), int(address.rsplit(":", 1)[1])):
         turn.get_by_role("button", name="Try again").click()
         answered(page)
         expect(page.locator(".turn").last.locator(".body")).not_to_be_empty()
@@ -207,7 +211,9 @@ def test_an_edit_and_a_second_answer_lose_nothing(page: Page) -> None:
     page.get_by_role("button", name="Save").click()
     expect(page.locator(".turn em")).to_have_text("say")
     ask(page, "Four")
-    sent = page.evaluate("JSON.parse(localStorage[Object.keys(localStorage).find((k) => /tion\\./.test(k))]).turns")
+    sent = page.evaluate(
+        "JSON.parse(localStorage[Object.keys(localStorage).find((k) => /tion\\./.test(k))]).turns"
+    )
     assert sent[sent[-2]["parent"]]["content"] == "I *say* three."
 
 

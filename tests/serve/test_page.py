@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import chromium, serving
+from browser import chromium
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from tiny_serving import serving
 
 from jaxgpt.serve.page import FOLDER, HEADERS, page_router
 

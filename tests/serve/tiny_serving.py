@@ -37,10 +37,11 @@ def tiny_model() -> Model:
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """A real server of an app, in a thread; gives its address."""
+def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """A real server of an app, in a thread; gives its address. Port 0 is any free one."""
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

@@ -58,7 +58,7 @@ export async function models(key) {
 }
 
 /**
- * The pieces of an answer as they come: `{text, tokens, finish, usage, sources}`, each part where there is one.
+ * The pieces of an answer as they come: `{text, tokens, finish, usage, sources, citations}`, each part where there is one.
  * A token is `{logprob, n, top: [[text, logprob], ...]}`: n is the number of characters that it is of the text.
  */
 export async function* answer(request, key, signal) {
@@ -73,13 +73,8 @@ export async function* answer(request, key, signal) {
     const { delta, logprobs, finish_reason: finish } = choices?.[0] ?? {};
     const text = delta?.content ?? "";
     whole ||= Boolean(finish);
-    yield {
-      text,
-      tokens: tokensOf(text, logprobs?.content ?? []),
-      finish,
-      usage,
-      sources: sources ?? delta?.sources,
-    };
+    const tokens = tokensOf(text, logprobs?.content ?? []);
+    yield { text, tokens, finish, usage, sources, citations: delta?.citations };
   }
   if (!whole) throw new Failure(CUT);
 }

@@ -6,6 +6,7 @@ import * as settings from "./settings.js";
 import * as sidebar from "./sidebar.js";
 import * as store from "./store.js";
 import * as thread from "./thread.js";
+import * as tokens from "./tokens.js";
 
 let all = store.load();
 let current = store.fresh(store.recall("settings", {}));
@@ -19,9 +20,9 @@ const panels = {
 const isRunning = (conversation) => running.has(conversation.id);
 
 function redraw() {
-  const stays = atEnd();
+  const [stays, held] = [atEnd(), document.activeElement !== document.body];
   thread.render(current, isRunning(current), actions);
-  if (document.activeElement === document.body) toPrompt();
+  if (held && document.activeElement === document.body) toPrompt();
   $("prompt").placeholder = current.turns.length ? "Reply" : "Ask anything";
   $("send").hidden = isRunning(current);
   $("halt").hidden = !isRunning(current);
@@ -39,7 +40,7 @@ function redrawList() {
 function open(conversation) {
   current = conversation;
   settings.fill(conversation.settings);
-  if ($("model").querySelector(`[value="${CSS.escape(conversation.model ?? "")}"]`))
+  if ([...$("model").options].some(({ value }) => value === conversation.model))
     $("model").value = conversation.model;
   history.replaceState(null, "", `#${conversation.id}`);
   redraw();
@@ -117,12 +118,14 @@ async function receive(pieces, conversation, index) {
   const turn = conversation.turns[index];
   const begun = performance.now();
   let [first, last, saved, drawing] = [0, 0, begun, false];
-  for await (const { text, tokens, finish, usage, sources } of pieces) {
+  for await (const { text, tokens: more, finish, usage, sources, citations } of pieces) {
     const now = performance.now();
     turn.content += text;
-    turn.tokens.push(...tokens);
+    turn.tokens.push(...more);
     if (finish) turn.finish = finish;
     if (sources) turn.sources = sources;
+    for (const { number } of citations ?? [])
+      turn.sources?.filter((one) => one.number === number).forEach((one) => (one.cited = true));
     if (text) [first, last] = [first || now, now];
     const count = usage?.completion_tokens ?? turn.tokens.length;
     turn.stats = { tokens: count, first: first && (first - begun) / 1000, seconds: (last - first) / 1000 };
@@ -269,8 +272,12 @@ function start() {
   addEventListener("pagehide", () => running.size && all.filter(isRunning).forEach(store.save));
   scroller.addEventListener("scroll", () => ($("to-end").hidden = atEnd()));
   $("to-end").addEventListener("click", toEnd);
+  addEventListener("pointerdown", ({ target }) => target.closest(".token") || tokens.hide());
+  addEventListener("wheel", tokens.hide, { passive: true });
+  addEventListener("touchmove", tokens.hide, { passive: true });
   fromAddress() ?? open(current);
   loadModels();
+  toPrompt();
 }
 
 start();

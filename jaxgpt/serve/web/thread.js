@@ -13,24 +13,47 @@ const ENDS = {
   content_filter: "Held back by the server's filter",
 };
 const shaded = new WeakSet();
-let bodies = new Map();
+const drawn = new WeakMap(); // turn -> its element, and what that shows
+const bodies = new WeakMap();
 
 /**
- * Shows a conversation.
+ * Shows a conversation; turns that have not changed stay as they are, with what is selected in them.
  * @param {{send: Function, again: Function, retry: Function, change: Function, choose: Function, settings: Function}}
  *   actions of the turns, each with the index of one.
  */
 export function render(conversation, isRunning, actions) {
   tokens.hide();
   const focus = focused();
-  bodies = new Map();
   const shown = path(conversation);
-  const turns = shown.map((index, i) =>
-    turnElement(conversation, index, isRunning && i === shown.length - 1, actions),
-  );
-  $("thread").replaceChildren(...turns);
+  const elements = shown.map((index, i) => {
+    return elementOf(conversation, index, isRunning && i === shown.length - 1, actions);
+  });
+  const thread = $("thread");
+  elements.forEach((element, i) => {
+    if (!thread.children[i]) thread.append(element);
+    else if (thread.children[i] !== element) thread.children[i].replaceWith(element);
+  });
+  while (thread.children.length > elements.length) thread.lastElementChild.remove();
   $("welcome").hidden = shown.length > 0;
-  if (focus) turns[focus.place]?.querySelector(`[aria-label="${focus.label}"]:enabled`)?.focus();
+  const active = document.activeElement === document.body;
+  if (focus && active) elements[focus.place]?.querySelector(`[aria-label="${focus.label}"]:enabled`)?.focus();
+}
+
+function elementOf(conversation, index, isRunning, actions) {
+  const turn = conversation.turns[index];
+  const { content, finish, error, parent } = turn;
+  const key = JSON.stringify([
+    isRunning,
+    content.length,
+    finish,
+    error,
+    index,
+    following(conversation, parent),
+  ]);
+  if (drawn.get(turn)?.key !== key) {
+    drawn.set(turn, { key, element: turnElement(conversation, index, isRunning, actions) });
+  }
+  return drawn.get(turn).element;
 }
 
 /** Which turn's button has the focus, by its place and label. */
@@ -103,14 +126,14 @@ function errorBox({ message, status }, index, actions) {
   return h("div", { class: "error", role: "alert" }, icon("warning"), h("p", {}, message), key, again);
 }
 
-/** What an answer rests on: numbers as the answer cites them, names, and passages to unfold. */
+/** What an answer rests on, by the numbers that it cites: names, with their passages to unfold. */
 function sourceList(sources) {
-  const item = ({ source, text, passage }) => {
-    const said = text ?? passage;
-    const name = String(source ?? "A source");
-    return h("li", {}, said ? h("details", {}, h("summary", {}, name), h("p", {}, String(said))) : name);
+  const item = ({ number, title, source, text, cited }) => {
+    const name = [title, source].filter(Boolean).join(" · ") || "A source";
+    const shown = text ? h("details", {}, h("summary", {}, name), h("p", {}, String(text))) : name;
+    return h("li", { value: Number(number) || null, class: cited && "cited" }, shown);
   };
-  return h("section", { class: "sources", "aria-label": "Sources" }, h("ol", {}, sources.map(item)));
+  return h("section", { class: "sources" }, h("b", {}, "Sources"), h("ol", {}, sources.map(item)));
 }
 
 function bar(conversation, index, element, body, actions) {
@@ -194,6 +217,7 @@ function editor(element, turn, done, cancel) {
   const save = h("button", { type: "submit", class: "primary" }, turn.role === "user" ? "Send" : "Save");
   const form = h("form", { class: "editor", submit: (event) => (event.preventDefault(), finish()) }, field);
   form.append(h("div", {}, h("button", { type: "button", click: cancel }, "Cancel"), save));
+  drawn.delete(turn);
   element.replaceChildren(form);
   field.focus();
 }

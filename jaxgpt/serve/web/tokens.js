@@ -96,7 +96,7 @@ export function attach(body, turn) {
     const token = target.closest(".token");
     token ? reveal(token, turn) : hide();
   });
-  body.addEventListener("pointerleave", hide);
+  body.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && hide());
   body.addEventListener("blur", hide);
   body.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
