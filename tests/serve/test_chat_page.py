@@ -18,8 +18,12 @@ from jaxgpt.config import Batching
 from jaxgpt.sample.constrained import regex
 from jaxgpt.sample.engine import Engine, Handle
 from jaxgpt.sample.request import Emit, Piece, Request
+from jaxgpt.serve.access import KeyAccess
 from jaxgpt.serve.app import make_app
+from jaxgpt.serve.keys import KeyFile, Keys, make_key, write_keys
 from jaxgpt.serve.page import page_router
+from jaxgpt.serve.quotas import MemoryQuotas
+from jaxgpt.serve.seams import Exchange, Knowledge, NoDocuments, Unfiltered
 from jaxgpt.serve.service import Service
 
 pytest.importorskip("playwright.sync_api")
@@ -299,4 +303,42 @@ def test_a_phone(browser: Any, address: str, scheme: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     color = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (color == "rgb(255, 255, 255)") == (scheme == "light")
+    context.close()
+
+
+class Masked(Unfiltered):
+    """Filters that may change answers, so that log-probabilities are refused."""
+
+    changes_output = True
+
+
+class Shop(NoDocuments):
+    """One passage, whatever is asked."""
+
+    def find(self, exchange: Exchange, messages: list[dict[str, Any]]) -> Knowledge:
+        source = {"number": 1, "title": "Returns", "source": "shop.md", "text": "Within <b>30</b> days."}
+        return Knowledge(messages, sources=[source])
+
+
+def test_a_server_with_keys_filters_and_documents(browser: Any, engine: Paced, tmp_path: Path) -> None:
+    key, entry = make_key("alice")
+    write_keys(tmp_path / "keys.json", KeyFile(keys=(entry,)))
+    access = KeyAccess(Keys(str(tmp_path / "keys.json")), MemoryQuotas())
+    context = browser.new_context()
+    page = context.new_page()
+    with serving(app(engine, access=access, filters=Masked(), documents=Shop())) as address:
+        page.goto(address)
+        expect(page.get_by_role("alert")).to_contain_text("wants an API key")
+        page.get_by_role("button", name="Enter a key").click()
+        page.keyboard.type(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#notice")).to_be_hidden()
+        page.locator("#max_tokens").fill("8")
+        turn = ask(page, "May I return it?")
+        assert turn.locator(".token").count() == 0, "asked again without log-probabilities"
+        expect(turn.locator(".body")).not_to_be_empty()
+        turn.get_by_text("Returns").click()
+        expect(turn.locator(".sources p")).to_have_text("Within <b>30</b> days.")
+    kept = page.evaluate("[JSON.stringify(localStorage), JSON.stringify(sessionStorage)]")
+    assert key not in kept[0] and key in kept[1], "the key is forgotten with its tab"
     context.close()
