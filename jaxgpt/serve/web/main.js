@@ -200,6 +200,12 @@ function composer() {
     prompt.value = "";
     prompt.focus();
   };
+  if (!CSS.supports("field-sizing", "content")) {
+    prompt.addEventListener("input", () => {
+      prompt.style.height = "auto";
+      prompt.style.height = `${prompt.scrollHeight}px`;
+    });
+  }
   $("composer").addEventListener("submit", (event) => (event.preventDefault(), submit()));
   $("halt").addEventListener("click", () => (running.get(current.id)?.abort(), prompt.focus()));
   prompt.addEventListener("keydown", (event) => {

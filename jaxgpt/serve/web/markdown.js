@@ -8,6 +8,7 @@ const LONGEST = 1000; // characters of emphasis: thousands of marks that never c
 const FENCE = /^ {0,3}(`{3,}|~{3,}) *([\w+#.-]*)[^`]*$/;
 const HEADING = /^(#{1,6}) +(?=\S)/;
 const RULE = /^ {0,3}([-*_])(?: *\1){2,} *$/;
+const THOUGHT = /^ *<think> */;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?: +|$)/;
 const DIVIDER = /^ *\|?(?: *:?-+:? *\|)+(?: *:?-+:? *)?$/;
@@ -85,6 +86,7 @@ function blocks(lines, depth) {
 
 function kindOf(lines, i, depth) {
   const { text } = lines[i];
+  if (depth === 0 && THOUGHT.test(text)) return "thought";
   if (FENCE.test(text)) return "fence";
   if (HEADING.test(text)) return "heading";
   if (RULE.test(text)) return "rule";
@@ -101,6 +103,10 @@ function run(lines, i, holds) {
 }
 
 const LENGTHS = {
+  thought(lines, i) {
+    const end = lines.findIndex(({ text }, at) => at >= i && endOf(text) >= 0);
+    return (end < 0 ? lines.length : end + 1) - i;
+  },
   fence(lines, i) {
     const mark = FENCE.exec(lines[i].text)[1];
     const open = run(lines, i, (text) => !closes(text, mark));
@@ -125,6 +131,13 @@ function draw({ kind, lines }, depth, write) {
 }
 
 const DRAWINGS = {
+  thought(lines, depth, write) {
+    const end = endOf(lines.at(-1).text);
+    const [first, ...rest] = [...lines.slice(0, -1), end < 0 ? lines.at(-1) : lines.at(-1).slice(0, end)];
+    const inner = [first.slice(THOUGHT.exec(first.text)[0].length), ...rest];
+    const fold = h("details", { class: "thought", open: end < 0 }, h("summary", {}, "Thoughts"));
+    return nested(fold, inner, depth, write);
+  },
   fence(lines, _, write) {
     const [, mark, language] = FENCE.exec(lines[0].text);
     const closed = lines.length > 1 && closes(lines.at(-1).text, mark);
@@ -172,6 +185,7 @@ const DRAWINGS = {
   paragraph: (lines, _, write) => inline(h("p"), Source.join(lines), write),
 };
 
+const endOf = (text) => text.search(/<\/think>\s*$/);
 const closes = (text, mark) => text.trim().startsWith(mark) && !text.trim().replaceAll(mark[0], "");
 const indentOf = (line) => /^ */.exec(line.text)[0].length;
 

@@ -48,7 +48,6 @@ function item(conversation, isCurrent, isRunning, { rename, remove }) {
       href: `#${conversation.id}`,
       "aria-current": isCurrent && "page",
       keydown: ({ key }) => keys[key]?.(),
-      dblclick: edit,
     },
     h("span", {}, conversation.title || "New conversation"),
     isRunning && h("i", { class: "dot", role: "img", "aria-label": "is being answered" }),
