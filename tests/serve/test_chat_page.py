@@ -48,7 +48,7 @@ class Paced(Engine):
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Paced]:
-    with Paced(tiny_model().generator, Batching(slots=2)) as engine:
+    with Paced(tiny_model().generator, Batching(slots=4, page=16, chunk=32, queue=8)) as engine:
         yield engine
 
 

@@ -84,8 +84,8 @@ SHOWN = {
     "a\n\n---": "<p>a</p><hr>",
     "<think>\na\n\nb\n</think>\n\nc": '<details class="thought"><summary>Thoughts</summary><p>a</p><p>b</p>'
     "</details><p>c</p>",
-    "<think>a\n- b": '<details class="thought" open=""><summary>Thoughts</summary><p>a</p><ul><li><p>b</p></li>'
-    "</ul></details>",
+    "<think>a\n- b": '<details class="thought" open=""><summary>Thoughts</summary><p>a</p>'
+    "<ul><li><p>b</p></li></ul></details>",
     "|a|b|\n|-|-|\n|1|`2`|": '<div class="table" tabindex="0"><table>'
     "<thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td><code>2</code></td></tr></tbody></table></div>",
     "see [*it*](https://a.b/c).": f"<p>see {LINK('<em>it</em>')}.</p>",
