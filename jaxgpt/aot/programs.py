@@ -206,7 +206,12 @@ def _engine(
     if program == "chunk":
         more = (array(jnp.int32, 1, pages), array(jnp.bool_, 1, V), array(jnp.int32, 5))
         return lanes.chunk, (lane, decoding.prompt, (params, None), held, *more)
-    more = (array(jnp.int32, rows, pages), array(jnp.bool_, rows), array(jnp.bool_, rows, V))
+    more = (
+        array(jnp.int32, rows),
+        array(jnp.int32, rows, pages),
+        array(jnp.bool_, rows),
+        array(jnp.bool_, rows, V),
+    )
     return lanes.step, (lane, (params, None), held, *more, array(jnp.int32))
 
 

@@ -14,6 +14,9 @@ class Batching:
 
     Attributes:
       slots: requests that run at once; the decode step is compiled for this many rows.
+      exact: whether a step always computes all slots, so that a request gets the same numbers, bit for bit on
+        a CPU, whoever runs beside it. If not, it computes 1, 2, 4 and so on, as many as run: faster while few
+        do, and log-probabilities differ by rounding.
       page: tokens of a page of the key-value cache.
       chunk: tokens of a prompt that are computed between two steps of the running requests; a multiple of
         `page`. Prompts that begin alike share what they have in common in multiples of this.
@@ -26,6 +29,7 @@ class Batching:
     """
 
     slots: int = 8
+    exact: bool = True
     page: int = 16
     chunk: int = 64
     pages: int = 0

@@ -12,6 +12,7 @@ CPU.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -93,6 +94,8 @@ class _Row:
     path: list[Node] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
     """Pages behind those of the path."""
+    allowed_V: np.ndarray | None = None
+    """What its rule allows next."""
     replay: int = 0
     """Tokens that are made again and were given before."""
     length: int = 0
@@ -154,8 +157,6 @@ class Engine:
         self._tokens = 1 + proposals
         with generator.on_mesh():
             self._reset()
-            self._anything = jnp.ones((batching.slots, model.vocab_size), bool)
-            self._anything_1 = self._anything[:1]
         self._table_BM = np.zeros((batching.slots, self._table_width), np.int32)
         self._slots: list[_Row | None] = [None] * batching.slots
         self._owners: OrderedDict[str, deque[_Row]] = OrderedDict()
@@ -422,7 +423,7 @@ class Engine:
         last = row.filled + count == row.prompt
         if not self._grow(row, row.filled + count):
             return
-        allowed_1V, level = self._anything_1, level_of([row.request.sampling], ruled=row.guide is not None)
+        allowed_1V, level = self._anything(1), level_of([row.request.sampling], ruled=row.guide is not None)
         if last and row.guide is not None and not row.ids:
             found = self._allowed(row)
             if found is None:
@@ -454,29 +455,42 @@ class Engine:
                     row, min(row.length + self._tokens * (row.flying + 1), row.end + self._tokens) - 1, flight
                 )
         rows = [row for row in rows if row.slot >= 0 and self._may_step(row)]
-        allowed_BV = self._anything
-        if any(row.guide is not None for row in rows):
-            host_BV = np.ones(allowed_BV.shape, bool)
-            for row in [*rows]:
-                if row.guide is not None and not row.replay:
-                    found = self._allowed(row)
-                    if found is None:
-                        rows.remove(row)
-                    else:
-                        host_BV[row.slot] = found
-            allowed_BV = host_BV
+        for row in [row for row in rows if row.guide is not None and not row.replay]:
+            if (found := self._allowed(row)) is None:
+                rows.remove(row)
+            else:
+                row.allowed_V = found
         if not rows:
             return
-        runs_B = np.zeros(len(self._slots), bool)
-        runs_B[[row.slot for row in rows]] = True
-        ruled = any(row.guide is not None for row in rows)
-        level = np.int32(level_of([row.request.sampling for row in rows], ruled=ruled))
-        args = (self._params(), self._lanes, self._table_BM.copy(), runs_B, allowed_BV, level)
+        slots = self._slots_of_step([row.slot for row in rows])
+        runs_B = np.isin(slots, [row.slot for row in rows])
+        ruled = [row for row in rows if row.guide is not None]
+        allowed_BV = self._anything(len(slots))
+        if ruled:
+            allowed_BV = np.ones((len(slots), self.generator.model.vocab_size), bool)
+            for row in ruled:
+                if row.allowed_V is not None:
+                    allowed_BV[slots.tolist().index(row.slot)] = row.allowed_V
+        level = np.int32(level_of([row.request.sampling for row in rows], ruled=bool(ruled)))
+        args = (self._params(), self._lanes, slots, self._table_BM[slots], runs_B, allowed_BV, level)
         self._lanes, out = step(self.lane, *args)
         self._numbers["steps"] += 1
         for row in rows:
             row.flying += 1
-        flight.append((out, [(row.slot, row) for row in rows]))
+        flight.append((out, [(slots.tolist().index(row.slot), row) for row in rows]))
+
+    @functools.cache  # noqa: B019 - a few arrays, which live as long as the engine
+    def _anything(self, rows: int) -> jax.Array:
+        """What rows without a rule may choose."""
+        return jnp.ones((rows, self.generator.model.vocab_size), bool)
+
+    def _slots_of_step(self, running: list[int]) -> np.ndarray:
+        """The slots that a step computes: all, or the next power of two of those that run."""
+        count = len(self._slots)
+        if not self.batching.exact:
+            count = min(count, 1 << (len(running) - 1).bit_length())
+        rest = [slot for slot in range(len(self._slots)) if slot not in running]
+        return np.sort(np.array([*running, *rest[: count - len(running)]], np.int32))
 
     def _may_step(self, row: _Row) -> bool:
         """Whether the row surely is not at its end, as far as the host knows."""

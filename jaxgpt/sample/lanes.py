@@ -261,23 +261,25 @@ def step(
     lane: Lane,
     params: tuple[Any, Any],
     lanes: Lanes,
+    slot_B: jax.Array,
     table_BM: jax.Array,
     runs_B: jax.Array,
     allowed_BV: jax.Array,
     level: jax.Array,
 ) -> tuple[Lanes, Out]:
-    """The next tokens of the rows that run and are not done.
+    """The next tokens of the rows that run and are not done, of all slots or of B of them.
 
     Args:
       lane: static.
       params: of the model and of the draft.
       lanes: their memory is used again.
+      slot_B: which slots these are, each at most once.
       table_BM: pages of the rows.
       runs_B: which rows run.
       allowed_BV: False where the next token must not come.
       level: of `LEVELS`.
     """
-    rows = lanes.rows
+    rows, whole_BV = jax.tree.map(lambda x: x[slot_B], (lanes.rows, lanes.seen_BV))
     runs_B = runs_B & ~rows.done
     table_BM = jnp.where(runs_B[:, None], table_BM, 0)
     start_B = jnp.where(runs_B, rows.length - 1, 0)
@@ -287,7 +289,8 @@ def step(
         if lane.draft is None:
             proposed_BT = look_back(rows.tokens_S, rows.length, lane.proposals)
         else:
-            proposed_BT, draft = _drafted(lane, params[1], lanes, start_B, table_BM, allowed_BV, level)
+            some = lanes._replace(rows=rows, seen_BV=whole_BV)
+            proposed_BT, draft = _drafted(lane, params[1], some, start_B, table_BM, allowed_BV, level)
         at_BT = rows.length[:, None] + jnp.arange(lane.proposals)
         held_BT = jnp.take_along_axis(rows.tokens_S, at_BT, axis=1, mode="clip")
         proposed_BT = jnp.where(at_BT < rows.known[:, None], held_BT, proposed_BT)
@@ -295,10 +298,9 @@ def step(
     adapters = {} if not _adapted(params[0]) else {"adapter_B": rows.adapter}
     x_BTD, pools = lane.run(params[0], tokens_BT, start_B, lanes.pools, table_BM=table_BM, **adapters)
     logits_BTV = lane.logits(params[0], x_BTD)
-    rows, seen_BV, out = _settle(
-        lane, rows, lanes.seen_BV, logits_BTV, proposed_BT, runs_B, allowed_BV, level
-    )
-    return Lanes(rows, seen_BV, pools, draft), everywhere(out)
+    new = _settle(lane, rows, whole_BV, logits_BTV, proposed_BT, runs_B, allowed_BV, level)
+    rows, seen_BV = jax.tree.map(lambda x, y: x.at[slot_B].set(y), (lanes.rows, lanes.seen_BV), new[:2])
+    return Lanes(rows, seen_BV, pools, draft), everywhere(new[2])
 
 
 def _adapted(params: dict) -> bool:
@@ -348,23 +350,24 @@ def _drafted(
     model, compute = lane.draft
     rows, seen_BV, pools = lanes.rows, lanes.seen_BV, lanes.draft
     module: Any = assemble(decoder(model, compute, lane.target)[0], params)
-    token_B1, made = jnp.take_along_axis(rows.tokens_S, start_B[:, None], axis=1), []
-    for i in range(lane.proposals + 1):
+    V, row_B = lane.model.vocab_size, jnp.arange(len(start_B))
+
+    def one(carry: tuple[Any, ...], i: jax.Array) -> tuple[Any, jax.Array]:
+        token_B, seen_BV, pools = carry
         how = (model, compute, lane.target, params)
-        x_BTD, pools = _run(*how, token_B1, start_B + i, pools, table_BM=table_BM)
-        if i == lane.proposals:
-            break
-        at_B = rows.length + i
-        logits_BV = module.logits(x_BTD[:, 0])[:, : lane.model.vocab_size]
-        pad = lane.model.vocab_size - logits_BV.shape[1]
-        logits_BV = jnp.pad(logits_BV, ((0, 0), (0, pad)), constant_values=-jnp.inf)
+        x_BTD, pools = _run(*how, token_B[:, None], start_B + i, pools, table_BM=table_BM)
+        logits_BV, at_B = module.logits(x_BTD[:, 0])[:, :V], rows.length + i
+        pad = ((0, 0), (0, V - logits_BV.shape[1]))
+        logits_BV = jnp.pad(logits_BV, pad, constant_values=-jnp.inf)
         chosen = _choose(lane, rows, rows.tokens_S, seen_BV, at_B, logits_BV, allowed_BV, level)
         held_B = jnp.take_along_axis(rows.tokens_S, at_B[:, None], axis=1, mode="clip")[:, 0]
         token_B = jnp.where(at_B < rows.known, held_B, chosen.ids_B)
-        made.append(token_B)
-        token_B1 = token_B[:, None]
-        seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-    return jnp.stack(made, axis=1), pools
+        return (token_B, seen_BV.at[row_B, token_B].set(True), pools), token_B
+
+    first_B = jnp.take_along_axis(rows.tokens_S, start_B[:, None], axis=1)[:, 0]
+    carry = (first_B, seen_BV, pools)
+    (_, _, pools), token_TB = jax.lax.scan(one, carry, jnp.arange(lane.proposals + 1))
+    return token_TB[:-1].T, pools
 
 
 def _choose(

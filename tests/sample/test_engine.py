@@ -64,6 +64,13 @@ def model(modern: tuple[Any, Any, Generator]) -> Generator:
 
 
 @pytest.fixture(scope="module")
+def poor(model: Generator) -> Generator:
+    """A draft that knows nothing of the model."""
+    params = jax.tree.map(lambda p: p[..., ::-1], sharp_params(MODELS["modern"]))
+    return Generator(model.model, FLOAT32, params, ByteTokenizer())
+
+
+@pytest.fixture(scope="module")
 def alone(model: Generator) -> Any:
     """What each request gets from an engine that serves nothing else."""
     cache: dict[Any, list[Piece]] = {}
@@ -78,7 +85,7 @@ def alone(model: Generator) -> Any:
 
 
 def test_it_gives_what_the_generator_gives(model: Generator) -> None:
-    requests = [ask(seed, length) for seed, length in enumerate([1, 5, 17, 33, 40, 9, 80, 8])]
+    requests = [ask(seed, length) for seed, length in enumerate([1, 17, 40, 80])]
     for request, pieces in zip(requests, serve(Engine(model, SMALL), requests), strict=True):
         how = {"max_new_tokens": request.max_new_tokens, "seeds": [request.seed]}
         want = model.generate([request.prompt], request.sampling, **how)[0]
@@ -131,7 +138,7 @@ def test_rows_that_made_room_are_the_same(model: Generator, alone: Any) -> None:
         assert [piece[:3] for piece in pieces] == [piece[:3] for piece in alone(request)]
 
 
-@pytest.mark.parametrize("form", ["stacked", "tensor=2", "int8"])
+@pytest.mark.parametrize("form", ["stacked", "tensor=2", "int8", "as many rows as run"])
 def test_other_forms_of_the_cache(model: Generator, alone: Any, form: str) -> None:
     """That of accelerators, with the layers scanned; split over heads; in 8 bits, whose error shows first in
     log-probabilities.
@@ -145,7 +152,9 @@ def test_other_forms_of_the_cache(model: Generator, alone: Any, form: str) -> No
         other.target = replace(other.target, unroll=False)
         other.update(params)
     requests = [ask(seed, 20 + seed, 6) for seed in range(4)]
-    batching = replace(SMALL, cache="int8") if form == "int8" else SMALL
+    batching = replace(
+        SMALL, cache="int8" if form == "int8" else "float", exact=form != "as many rows as run"
+    )
     for request, pieces in zip(requests, serve(Engine(other, batching), requests), strict=True):
         want = alone(request)
         if form == "int8":
@@ -178,9 +187,10 @@ def test_prompt_look_up_changes_nothing(model: Generator, alone: Any) -> None:
         np.testing.assert_allclose([p.logprob for p in pieces], [p.logprob for p in want], atol=1e-5)
 
 
-def test_a_draft_changes_nothing_and_a_good_one_is_followed(model: Generator, alone: Any) -> None:
+def test_a_draft_changes_nothing_and_a_good_one_is_followed(
+    model: Generator, poor: Generator, alone: Any
+) -> None:
     requests = [ask(seed, 20, 12) for seed in range(4)]
-    poor = Generator(MODELS["gpt2"], FLOAT32, sharp_params(MODELS["gpt2"]), ByteTokenizer())
     for draft in (poor, model):
         engine = Engine(model, replace(SMALL, proposals=2), draft)
         for request, pieces in zip(requests, serve(engine, requests), strict=True):
@@ -190,9 +200,8 @@ def test_a_draft_changes_nothing_and_a_good_one_is_followed(model: Generator, al
             assert load.accepted > 0.9 * load.proposed * 0.8
 
 
-def test_drawn_tokens_follow_the_models_distribution(model: Generator) -> None:
+def test_drawn_tokens_follow_the_models_distribution(model: Generator, poor: Generator) -> None:
     """Chi-square of the second token against the model's own probabilities, with proposals from a draft."""
-    poor = Generator(MODELS["gpt2"], FLOAT32, sharp_params(MODELS["gpt2"]), ByteTokenizer())
     prompt, count = [*range(65, 77)], 300
     first = Request(prompt=prompt, max_new_tokens=1, sampling=Sampling(), alternatives=20, stop=())
     engine = Engine(model, replace(SMALL, proposals=2), poor)
@@ -292,7 +301,7 @@ def test_a_request_larger_than_the_cache_is_refused(model: Generator) -> None:
     engine = Engine(model, replace(SMALL, pages=4))
     with pytest.raises(UserError, match=r"raise batching\.pages"):
         engine.submit(ask(0, 10, 20), print)
-    assert len(ids(serve(engine, [ask(0, 10, 3)])[0])) == 3
+    engine.submit(ask(0, 10, 6), print)  # 16 tokens: four pages
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=40))
