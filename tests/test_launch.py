@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import shutil
@@ -22,9 +23,12 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
+from jaxgpt.config import Batching, parse_args
 from jaxgpt.sample.request import Load
+from jaxgpt.serve.command import serve
 from jaxgpt.serve.limits import Limits
 from jaxgpt.serve.monitoring import Monitoring, monitor
+from jaxgpt.serve.opening import Options
 from jaxgpt.serve.seams import Client, Exchange, Usage
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -249,6 +253,27 @@ def test_a_pod_has_the_time_to_drain() -> None:
     assert spec["terminationGracePeriodSeconds"] > waits + Limits().drain_seconds
     compose = yaml.safe_load((LAUNCH / "compose.yaml").read_text("utf-8"))["services"]["jaxgpt"]
     assert float(compose["stop_grace_period"].removesuffix("s")) > Limits().drain_seconds
+
+
+@functools.wraps(serve)
+def asked(*words: Any, **options: Any) -> dict[str, Any]:
+    return options
+
+
+def test_the_commands_of_containers_are_ours() -> None:
+    (container,) = manifests()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    compose = yaml.safe_load((LAUNCH / "compose.yaml").read_text("utf-8"))["services"]["jaxgpt"]["command"]
+    for command, *words in (container["args"], compose):
+        options = parse_args(asked, words, command)
+        assert command == "serve" and options["options"].keys == "/keys/keys.json"
+        assert options["host"] == "0.0.0.0" and options["port"] == 8000
+
+
+def test_what_alerts_say_to_change_can_be_changed() -> None:
+    fields = {name for kind in (Options, Batching, Limits) for name in kind.__dataclass_fields__}
+    for path in (MONITORING / "alerts.yml", LAUNCH / "nginx.conf"):
+        for flag in re.findall(r"--([a-z][\w.-]*)", path.read_text("utf-8")):
+            assert flag.replace("-", "_") in fields, flag
 
 
 def test_compose_and_grafana_find_their_files() -> None:
