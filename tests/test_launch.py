@@ -272,7 +272,7 @@ def test_the_commands_of_containers_are_ours() -> None:
 def test_what_alerts_say_to_change_can_be_changed() -> None:
     fields = {name for kind in (Options, Batching, Limits) for name in kind.__dataclass_fields__}
     for path in (MONITORING / "alerts.yml", LAUNCH / "nginx.conf"):
-        for flag in re.findall(r"--([a-z][\w.-]*)", path.read_text("utf-8")):
+        for flag in re.findall(r"--([a-z][\w-]*)", path.read_text("utf-8")):
             assert flag.replace("-", "_") in fields, flag
 
 
