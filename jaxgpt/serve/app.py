@@ -30,7 +30,7 @@ from jaxgpt.serve.schemas import (
     TokenizeBody,
 )
 from jaxgpt.serve.service import Service
-from jaxgpt.serve.session import model_names
+from jaxgpt.serve.session import check_model, model_names
 
 
 def make_app(service: Service, state: State | None = None) -> FastAPI:
@@ -103,8 +103,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{model}", responses=published.ANSWERS["model"], tags=["OpenAI"])
     async def model(model: str) -> dict[str, Any]:
-        if model not in model_names(service):
-            raise Refused(404, f"there is no model {model!r:.200}.", code="model_not_found", param="model")
+        check_model(service, model)
         return card(model)
 
     @app.get("/health", responses=published.ANSWERS["state"], tags=["own"])
@@ -130,7 +129,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Refused)
     async def refused(http: Request, error: Refused) -> Response:
-        return answer(error)
+        opened = getattr(http.state, "opened", False)
+        return answer(error) if opened else watched(http, error)
 
     @app.exception_handler(RequestValidationError)
     async def unfit(http: Request, error: RequestValidationError) -> Response:

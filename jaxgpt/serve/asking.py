@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxgpt.config import Sampling
 from jaxgpt.errors import UserError
-from jaxgpt.sample.constrained import Rule, choices, json_schema, regex
+from jaxgpt.sample.constrained import Rule, choices, grammar, json_schema, regex
 from jaxgpt.sample.request import Request
 from jaxgpt.sample.settings import CHAT_DEFAULT, SAMPLE_DEFAULT, Asked
 from jaxgpt.serve.errors import Refused
@@ -165,15 +165,21 @@ def rule_of(asked: ResponseFormat | None) -> Rule | None:
     """
     if asked is None or asked.type == "text":
         return None
-    given: Any = {"json_schema": asked.json_schema, "regex": asked.regex, "choices": asked.choices}
-    if asked.type in given and given[asked.type] is None:
+    given = getattr(asked, asked.type, "")
+    if given is None:
         message = f"response_format.{asked.type} is missing; give it, as the type is {asked.type!r}."
         raise Refused(400, message, param=f"response_format.{asked.type}")
     try:
-        if asked.type == "json_object":
-            return json_schema({"type": "object"})
-        if asked.json_schema is not None and asked.type == "json_schema":
-            return json_schema(asked.json_schema.schema_ or {"type": "object"})
-        return regex(asked.regex or "") if asked.type == "regex" else choices(asked.choices or [])
+        return _RULES[asked.type](given)
     except UserError as error:
         raise Refused(400, str(error), code="invalid_schema", param="response_format") from None
+
+
+_RULES: dict[str, Callable[[Any], Rule]] = {
+    "json_object": lambda _: json_schema({"type": "object"}),
+    "json_schema": lambda given: json_schema({"type": "object"} if given.schema_ is None else given.schema_),
+    "regex": regex,
+    "choices": choices,
+    "grammar": grammar,
+}
+"""By the type of a `response_format`."""

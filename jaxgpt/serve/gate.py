@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -146,9 +147,27 @@ class Gate:
             message = f"the body did not arrive within {limits.body_seconds:g} s; send it at once."
             raise Refused(408, message, code="body_too_slow") from None
         body = b"".join(parts)
-        if body.count(b"[") + body.count(b"{") > _FEW:
-            parse_json(body, Any, "the body", "mend it")  # not nested too deeply for what reads it
+        _check(body)
         return body
+
+
+def _check(body: bytes) -> None:
+    """Refuse what would be read but not written: values nested too deeply, and halves of characters.
+
+    Raises:
+      UserError: it holds such.
+    """
+    halves = rb"\ud" in body or rb"\uD" in body
+    if halves or body.count(b"[") + body.count(b"{") > _FEW:
+        value = parse_json(body, Any, "the body", "mend it")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refused(
+                400,
+                "the body holds half of a surrogate pair (\\ud800 to \\udfff); write both.",
+                code="not_text",
+            ) from None
 
 
 class _Marking:

@@ -21,7 +21,7 @@ from jaxgpt.serve.errors import Refused
 from jaxgpt.serve.schemas import ClassifyBody, DetokenizeBody, EmbeddingBody, ScoreBody, TokenizeBody
 from jaxgpt.serve.seams import Passage
 from jaxgpt.serve.service import Service
-from jaxgpt.serve.session import Session, conduct
+from jaxgpt.serve.session import Session, check_model, conduct
 from jaxgpt.text.chat import prompt_ids
 
 
@@ -66,8 +66,7 @@ class Reader:
             parts = [[one] if isinstance(one, str) else one for one in given]
             passed = iter(await session.enter([Passage("input", text) for part in parts for text in part]))
             texts = [next(passed) if isinstance(one, str) else [next(passed) for _ in one] for one in given]
-            encode = self.service.model.tokenizer.encode
-            await session.read(sum(len(encode(text)) for part in parts for text in part))
+            await session.read(await self._count([text for part in parts for text in part]))
             found = await self._one(lambda: self.service.model.predict(texts))
             return _listed(session, [{"index": i, **_label(one)} for i, one in enumerate(found)])
 
@@ -83,8 +82,7 @@ class Reader:
             contexts = [body.context] * len(continuations) if isinstance(body.context, str) else body.context
             texts = await session.enter([Passage("input", text) for text in [*contexts, *continuations]])
             contexts, continuations = texts[: len(contexts)], texts[len(contexts) :]
-            encode = self.service.model.tokenizer.encode
-            await session.read(sum(len(encode(text)) for text in texts))
+            await session.read(await self._count(texts))
             found = await self._one(lambda: self.service.model.score(contexts, continuations))
             return _listed(
                 session, [{"index": i, "logprob": x, "greedy": g} for i, (x, g) in enumerate(found)]
@@ -94,6 +92,7 @@ class Reader:
 
     async def tokenize(self, http: HTTPRequest, body: TokenizeBody) -> Response:
         """Answer `/tokenize`."""
+        self._check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refused(400, "give a prompt or messages, one of them.", param="prompt")
         model = self.service.model
@@ -111,6 +110,7 @@ class Reader:
 
     async def detokenize(self, http: HTTPRequest, body: DetokenizeBody) -> Response:
         """Answer `/detokenize`."""
+        self._check_model(body.model)
         tokenizer = self.service.model.tokenizer
         for token in body.tokens:
             if token >= tokenizer.vocab_size:
@@ -119,6 +119,11 @@ class Reader:
         return JSONResponse({"prompt": tokenizer.decode(body.tokens)})
 
     # ------------------------------------------------------------------------------------- parts
+
+    def _check_model(self, name: str | None) -> None:
+        """Refuse a model that is not there; none named means the one that is."""
+        if name is not None:
+            check_model(self.service, name)
 
     async def _one(self, work: Callable[[], Any]) -> Any:
         """What the work gives, after what came before it."""
@@ -129,13 +134,22 @@ class Reader:
         """The ids of texts, filtered, or ids as they are given where filters change nothing in them."""
         self._plain(session)
         self._few(given)
-        tokenizer, encode = self.service.model.tokenizer, self.service.model.encode
+        encode = self.service.model.encode
         texts = [one if isinstance(one, str) else self._decoded(one) for one in given]
         passed = await session.enter([Passage("input", text) for text in texts])
-        return [
-            one if not isinstance(one, str) and before == after else encode(after)
-            for one, before, after in zip(given, texts, passed, strict=True)
-        ] or [[tokenizer.stop_ids[0]]]
+
+        def ids() -> list[list[int]]:
+            return [
+                one if not isinstance(one, str) and before == after else encode(after)
+                for one, before, after in zip(given, texts, passed, strict=True)
+            ]
+
+        return await run_sync(ids)
+
+    async def _count(self, texts: Sequence[str]) -> int:
+        """Tokens of texts."""
+        ids = await run_sync(self.service.model.tokenizer.encode_batch, texts)
+        return sum(map(len, ids))
 
     def _decoded(self, ids: Sequence[int]) -> str:
         size = self.service.model.tokenizer.vocab_size

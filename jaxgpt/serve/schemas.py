@@ -196,12 +196,13 @@ class Schema(Body):
 
 
 class ResponseFormat(Body):
-    """What an answer may be; `regex` and `choices` are our own."""
+    """What an answer may be; `regex`, `choices` and `grammar` (Lark, as llguidance has it) are our own."""
 
-    type: Literal["text", "json_object", "json_schema", "regex", "choices"]
+    type: Literal["text", "json_object", "json_schema", "regex", "choices", "grammar"]
     json_schema: Schema | None = None
     regex: str | None = None
     choices: list[str] | None = None
+    grammar: str | None = None
 
 
 class ChatBody(Generation):

@@ -101,6 +101,7 @@ async def conduct(service: Service, http: HTTPRequest, body: Common, work: Work)
       Refused: whatever goes wrong before the answer begins.
     """
     session = Session(service, exchange_of(service, http, body))
+    http.state.opened = True
     try:
         made = await _while_there(http, work(session), session.seconds)
     except BaseException as error:
@@ -141,12 +142,8 @@ def exchange_of(service: Service, http: HTTPRequest, body: Common) -> Exchange:
     Raises:
       Refused: 404 where there is no such model.
     """
-    name, _, adapter = body.model.partition(":")
-    if name != service.name or (adapter and adapter not in service.adapters):
-        hint = nearest(body.model, model_names(service))
-        raise Refused(
-            404, f"there is no model {body.model!r:.200}{hint}.", code="model_not_found", param="model"
-        )
+    check_model(service, body.model)
+    adapter = body.model.partition(":")[2]
     user = getattr(body, "user", None) or getattr(body, "safety_identifier", None) or ""
     stream = bool(getattr(body, "stream", False))
     return Exchange(
@@ -159,6 +156,18 @@ def exchange_of(service: Service, http: HTTPRequest, body: Common) -> Exchange:
         user,
         http.headers.get("traceparent", "")[:200],
     )
+
+
+def check_model(service: Service, name: str) -> None:
+    """Refuse a model that is not there.
+
+    Raises:
+      Refused: 404.
+    """
+    if name not in (names := model_names(service)):
+        hint = nearest(name, names)
+        message = f"there is no model {name!r:.200}{hint}{'' if hint.endswith('?') else '.'}"
+        raise Refused(404, message, code="model_not_found", param="model")
 
 
 def model_names(service: Service) -> list[str]:

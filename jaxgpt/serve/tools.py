@@ -119,9 +119,8 @@ class CallReader:
         if not isinstance(value, dict) or value.get("name") not in self._names:
             return None
         arguments = value.get("arguments", value.get("parameters", {}))
-        if isinstance(arguments, str):
-            return Call(_id(), value["name"], arguments)
-        return Call(_id(), value["name"], json.dumps(arguments, ensure_ascii=False))
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        return Call(_id(), value["name"], text.encode(errors="replace").decode())  # of a lone surrogate
 
 
 def _id() -> str:
