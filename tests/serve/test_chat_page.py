@@ -143,6 +143,17 @@ def test_the_same_seed_says_the_same_as_the_interface(page: Page, address: str) 
     assert page.get_by_role("tooltip").locator("tr.own").count() == 1
 
 
+def test_going_on_from_the_text(page: Page, address: str) -> None:
+    page.locator("#open-settings").click()
+    page.get_by_label("Go on from the text").check()
+    first = said(ask(page, "Once upon "))
+    turn = ask(page, " and then")
+    body = {"model": "tiny", "prompt": f"Once upon {first} and then", "seed": 1, "max_tokens": 12}
+    answer = page.request.post(f"{address}/v1/completions", data=body).json()
+    assert turn.locator(".body").text_content() == answer["choices"][0]["text"].strip()
+    assert turn.locator(".token").count() > 5
+
+
 def test_stop(page: Page, engine: Paced) -> None:
     engine.pause = 0.03
     page.locator("#max_tokens").evaluate(

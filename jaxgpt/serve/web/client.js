@@ -58,25 +58,36 @@ export async function models(key) {
 }
 
 /**
- * The pieces of an answer as they come: `{text, tokens, finish, usage, sources, citations}`, each part where there is one.
- * A token is `{logprob, n, top: [[text, logprob], ...]}`: n is the number of characters that it is of the text.
+ * The pieces of an answer as they come: `{text, tokens, finish, usage, sources, citations}`, each part where there
+ * is one. A request has `messages` to answer, or a `prompt` to go on from. A token is `{logprob, n, top: [[text, logprob], ...]}`: n is the number of characters that it is of the text.
  */
 export async function* answer(request, key, signal) {
+  const goesOn = "prompt" in request;
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-  const response = await call("v1/chat/completions", key, { method: "POST", body, signal });
+  const path = goesOn ? "v1/completions" : "v1/chat/completions";
+  const response = await call(path, key, { method: "POST", body, signal });
   const tokensOf = aligner();
   let whole = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") break;
     const { error, choices, usage, sources } = JSON.parse(data);
     if (error) throw new Failure(capital(error.message ?? WORDS[500]));
-    const { delta, logprobs, finish_reason: finish } = choices?.[0] ?? {};
-    const text = delta?.content ?? "";
+    const { delta, text: more, logprobs, finish_reason: finish } = choices?.[0] ?? {};
+    const text = (goesOn ? more : delta?.content) ?? "";
     whole ||= Boolean(finish);
-    const tokens = tokensOf(text, logprobs?.content ?? []);
+    const tokens = tokensOf(text, goesOn ? contentOf(logprobs) : (logprobs?.content ?? []));
     yield { text, tokens, finish, usage, sources, citations: delta?.citations };
   }
   if (!whole) throw new Failure(CUT);
+}
+
+/** Tokens of a completion as those of a chat. */
+function contentOf(logprobs) {
+  return (logprobs?.tokens ?? []).map((token, i) => {
+    const top = Object.entries(logprobs.top_logprobs?.[i] ?? {});
+    const others = top.map(([other, logprob]) => ({ token: other, logprob }));
+    return { token, logprob: logprobs.token_logprobs[i], top_logprobs: others };
+  });
 }
 
 /** The data of server-sent events. */

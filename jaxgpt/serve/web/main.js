@@ -92,7 +92,9 @@ async function generate(conversation, parent, index = null) {
   announce("Answering");
   const request = () => ({
     model,
-    messages: store.messages(conversation, parent),
+    ...(conversation.settings.plain
+      ? { prompt: store.text(conversation, parent) }
+      : { messages: store.messages(conversation, parent) }),
     ...settings.asked(conversation.settings),
   });
   const receiveOne = () =>
@@ -150,6 +152,10 @@ function ask(text) {
 const actions = {
   redraw: () => redraw(),
   settings: () => (panels.settings.open(), $("key").focus()),
+  plain(index) {
+    $("plain").click();
+    actions.retry(index);
+  },
   retry: (index) => isRunning(current) || generate(current, current.turns[index].parent, index),
   again: (index) => isRunning(current) || generate(current, current.turns[index].parent),
   choose(index) {

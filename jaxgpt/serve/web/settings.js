@@ -14,6 +14,7 @@ export const key = () => sessionStorage.getItem(KEY) ?? "";
 export function fill(settings) {
   for (const name of [...NUMBERS, ...TEXTS]) $(name).value = settings[name] ?? "";
   for (const name of ["temperature", "top_p"]) slide(name);
+  $("plain").checked = Boolean(settings.plain);
 }
 
 /** A slider follows its number; without a number it stands at 1, dimmed, and the server's own value holds. */
@@ -27,11 +28,12 @@ function slide(name) {
 export function listen(changed, keyChanged) {
   const read = () => {
     const named = [...NUMBERS, ...TEXTS].map((name) => [name, $(name).value]);
-    const settings = Object.fromEntries(named.filter(([, value]) => value !== ""));
+    named.push(["plain", $("plain").checked]);
+    const settings = Object.fromEntries(named.filter(([, value]) => value));
     remember("settings", settings);
     changed(settings);
   };
-  for (const name of [...NUMBERS, ...TEXTS]) $(name).addEventListener("input", read);
+  for (const name of [...NUMBERS, ...TEXTS, "plain"]) $(name).addEventListener("input", read);
   for (const name of ["temperature", "top_p"]) {
     $(name).addEventListener("input", () => slide(name));
     $(`${name}_slider`).addEventListener("input", () => {
@@ -43,7 +45,7 @@ export function listen(changed, keyChanged) {
   $("fields").addEventListener("submit", (event) => event.preventDefault());
   $("reset").addEventListener("click", () => {
     for (const name of [...NUMBERS, "stop"]) $(name).value = "";
-    fill({ system: $("system").value });
+    fill({ system: $("system").value, plain: $("plain").checked });
     read();
   });
   $("probabilities").checked = recall("probabilities", true);
@@ -65,7 +67,8 @@ export function asked(settings) {
   return {
     ...Object.fromEntries(numbers),
     ...(stop.length && { stop }),
-    ...($("probabilities").checked && { logprobs: true, top_logprobs: 5 }),
+    ...($("probabilities").checked &&
+      (settings.plain ? { logprobs: 5 } : { logprobs: true, top_logprobs: 5 })),
   };
 }
 

@@ -56,13 +56,24 @@ function titleOf(text) {
   return line.length > LONGEST_TITLE ? `${line.slice(0, LONGEST_TITLE - 1).trimEnd()}…` : line;
 }
 
-/** Messages for the service up to a turn, the system prompt first. */
-export function messages(conversation, last) {
+function upTo(conversation, last) {
   const said = [];
   for (let i = last; i >= 0; i = conversation.turns[i].parent) said.unshift(conversation.turns[i]);
+  return said;
+}
+
+/** The text up to a turn, each turn as it stands. */
+export function text(conversation, last) {
+  return upTo(conversation, last)
+    .map(({ content }) => content)
+    .join("");
+}
+
+/** Messages for the service up to a turn, the system prompt first. */
+export function messages(conversation, last) {
   const { system } = conversation.settings;
   const turns = system ? [{ role: "system", content: system }] : [];
-  for (const { role, content } of said) {
+  for (const { role, content } of upTo(conversation, last)) {
     if (turns.at(-1)?.role === role)
       turns.at(-1).content += `\n\n${content}`; // after a turn without an answer
     else if (content) turns.push({ role, content });

@@ -123,6 +123,10 @@ function errorBox({ message, status }, index, actions) {
     "Try again",
   );
   const key = status === 401 && h("button", { type: "button", click: actions.settings }, "Enter a key");
+  if (message.includes("no chat template")) {
+    const goOn = h("button", { type: "button", click: () => actions.plain(index) }, "Go on from the text");
+    return h("div", { class: "error", role: "alert" }, icon("warning"), h("p", {}, message), goOn);
+  }
   return h("div", { class: "error", role: "alert" }, icon("warning"), h("p", {}, message), key, again);
 }
 
