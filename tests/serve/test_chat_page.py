@@ -53,7 +53,7 @@ def engine() -> Iterator[Paced]:
 
 
 @pytest.fixture(autouse=True)
-def quick(engine: Paced) -> None:
+def quick(browser: Any, engine: Paced) -> None:
     engine.pause = 0.0
 
 
