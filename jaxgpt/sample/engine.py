@@ -208,6 +208,21 @@ class Engine:
         width = self._table_width * asked.page
         self._lanes = empty_lanes(self.lane, asked.slots, width, pools, second)
 
+    def warm_up(self) -> None:
+        """Compile every program, so that no request waits for one; call it before the engine starts."""
+        one = self._table_BM[:1].copy()
+        with self.generator.on_mesh():
+            for size in self._sizes:
+                nothing = np.array([0, 0, 1, 0, 0], np.int32)  # no last part, so that no token is made
+                args = (self._params(), self._lanes, one, self._anything(1), nothing)
+                self._lanes, _ = chunk(self.lane, size, *args)
+            counts = {len(self._slots_of_step([*range(n + 1)])) for n in range(len(self._slots))}
+            for count in sorted(counts):
+                slots = np.arange(count, dtype=np.int32)
+                what = (self._table_BM[slots], np.zeros(count, bool), self._anything(count), np.int32(0))
+                self._lanes, _ = step(self.lane, self._params(), self._lanes, slots, *what)
+            jax.block_until_ready(self._lanes)
+
     # --------------------------------------------------------------------------------- from outside
 
     def __enter__(self) -> Engine:

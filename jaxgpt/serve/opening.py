@@ -16,7 +16,7 @@ import tyro
 
 from jaxgpt.config import ONE_DEVICE, Batching, Mesh, Sampling
 from jaxgpt.errors import UserError, require
-from jaxgpt.sample.settings import SAMPLE_DEFAULT, Verify
+from jaxgpt.sample.settings import Verify
 from jaxgpt.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -132,16 +132,16 @@ def _engine(model: Model, batching: Batching) -> Iterator[Engine]:
     from jaxgpt.sample.generate import Generator
 
     draft = Generator.load(batching.draft) if batching.draft else None
-    with Engine(model.generator, batching, draft) as engine:
-        begun = time.monotonic()
-        for sampling in (Sampling(temperature=0), SAMPLE_DEFAULT):
-            warm_up(engine, model, sampling)
+    engine, begun = Engine(model.generator, batching, draft), time.monotonic()
+    engine.warm_up()
+    with engine:
+        try_out(engine, model)
         log.info("compiled in %.1f s", time.monotonic() - begun)
         yield engine
 
 
-def warm_up(engine: Engine, model: Model, sampling: Sampling) -> None:
-    """Let an engine answer once, so that no request waits for its programs.
+def try_out(engine: Engine, model: Model) -> None:
+    """Let an engine answer once.
 
     Raises:
       UserError: it fails.
@@ -156,7 +156,7 @@ def warm_up(engine: Engine, model: Model, sampling: Sampling) -> None:
             done.set()
 
     prompt = model.generator.texts([""])["prompts"][0]
-    handle = engine.submit(Request(prompt=prompt, max_new_tokens=2, sampling=sampling), emit)
+    handle = engine.submit(Request(prompt=prompt, max_new_tokens=2, sampling=Sampling()), emit)
     done.wait()
     if ends == ["error"]:
         raise UserError(f"the model cannot answer ({handle.error or 'its engine failed'}); look at the log.")

@@ -18,6 +18,7 @@ from tiny_models import FLOAT32, MODELS, RECITED, sharp_params
 from jaxgpt.config import Batching, Sampling
 from jaxgpt.errors import UserError
 from jaxgpt.models import abstract_model
+from jaxgpt.sample import lanes
 from jaxgpt.sample.constrained import choices, json_schema
 from jaxgpt.sample.engine import Engine
 from jaxgpt.sample.generate import Generator
@@ -127,6 +128,16 @@ def test_company_changes_no_bit(model: Generator, alone: Any, plans: list[Any]) 
         assert cut <= cancel
         got = [piece[:2] for piece in pieces if piece.id >= 0]
         assert got == [piece[:2] for piece in want][: len(got) if cut else None]
+
+
+def test_after_warming_up_no_request_compiles(model: Generator, alone: Any) -> None:
+    engine = Engine(model, SMALL)
+    engine.warm_up()
+    sizes = lanes.chunk._cache_size(), lanes.step._cache_size()
+    requests = [ask(seed, length) for seed, length in enumerate([1, 4, 8, 30])]
+    for request, pieces in zip(requests, serve(engine, requests), strict=True):
+        assert ids(pieces) == ids(alone(request))
+    assert (lanes.chunk._cache_size(), lanes.step._cache_size()) == sizes
 
 
 def test_rows_that_made_room_are_the_same(model: Generator, alone: Any) -> None:
