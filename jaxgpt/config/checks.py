@@ -119,7 +119,7 @@ def read_checks(path: Path) -> Checks:
         held = tomllib.loads(data.decode()) if path.suffix == ".toml" else None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {fix}.") from None
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} is no TOML ({error}); {fix}.") from None
     held = parse_json(data, dict[str, Any], path, fix, once=True) if held is None else held
     try:

@@ -230,6 +230,11 @@ UnionPay card;
 and addresses of IPv6, of which presidio's pattern finds the beginning alone, and `::` in every program."""
 
 
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+"""Characters of scripts that need no spaces: to regular expressions they are letters, so that no word begins
+or ends between one and an address, which presidio's patterns need."""
+
+
 class Found(NamedTuple):
     """Personal data in a text: `text[start:end]` is of this kind."""
 
@@ -246,8 +251,9 @@ def personal_data(text: str, own: Sequence[tuple[str, re.Pattern[str]]] = ()) ->
     found = _matches(text, own)
     for kind, pattern in _NUMBERS.items():
         found += [Found(m.start(), m.end(), kind) for m in pattern.finditer(text) if _checks(kind, m[0])]
+    spaced = _UNSPACED.sub(" ", text)
     for recognizer in _recognizers():
-        results = recognizer.analyze(text, recognizer.supported_entities, None) or []
+        results = recognizer.analyze(spaced, recognizer.supported_entities, None) or []
         sure = [Found(r.start, r.end, r.entity_type) for r in results if r.score >= 0.4]
         found += [one for one in sure if _believed(one.kind, text[one.start : one.end])]
     return apart(found)

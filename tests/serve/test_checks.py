@@ -168,3 +168,5 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
             read_checks(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_checks(tmp_path / "none.toml")
+    with pytest.raises(UserError, match=r"^/dev/null is not a file; write lists"):
+        read_checks(Path("/dev/null"))

@@ -67,6 +67,10 @@ PERSONAL = {
     "call +1 212 555 0123": "call <PHONE_NUMBER>",
     "手机13812345678。": "手机<PHONE_NUMBER>。",
     "身份证11010519491231002X。": "身份证<CN_ID>。",
+    "请发邮件到ada@example.com谢谢": "请发邮件到<EMAIL_ADDRESS>谢谢",
+    "卡号4111111111111111是我的": "卡号<CREDIT_CARD>是我的",
+    "地址192.168.10.1吗": "地址<IP_ADDRESS>吗",
+    "电话010-62751234，卡6222 0212 3456 7890 128。": "电话<PHONE_NUMBER>，卡<BANK_CARD>。",
 }
 
 
