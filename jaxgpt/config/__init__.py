@@ -38,6 +38,7 @@ from jaxgpt.config.objectives import (
     BradleyTerry,
     CausalLM,
     Classification,
+    Distillation,
     MaskedLM,
     SimPO,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "Compute",
     "Contrastive",
     "Decoding",
+    "Distillation",
     "DoRA",
     "FreeLB",
     "Full",

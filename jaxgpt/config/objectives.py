@@ -27,6 +27,20 @@ class CausalLM(_Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distillation(_Objective):
+    """Next-token prediction with a teacher: a run of a larger model, of whose whole distribution the student
+    learns (Hinton et al. 2015); of the same tokenizer. Its validation loss is that of CausalLM.
+    """
+
+    teacher: str = ""
+    """Run folder of the teacher."""
+    softening: Positive = 1.0
+    """Divides the logits of teacher and student; above 1, unlikely tokens count for more."""
+    hard_weight: Share = 0.0
+    """Weight of the next token's own loss; the divergence from the teacher has the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskedLM(_Objective):
     """Predict masked tokens from both sides (BERT; Devlin et al. 2019, section 3.1), new ones each step."""
 
@@ -136,7 +150,9 @@ class BradleyTerry(_Objective):
     """Weight of the squared sum of both rewards, which keeps them around 0 (Eisenstein et al. 2023)."""
 
 
-Objective = CausalLM | MaskedLM | Classification | GRPO | DPO | IPO | SimPO | ORPO | KTO | BradleyTerry
+Objective = (
+    CausalLM | MaskedLM | Classification | Distillation | GRPO | DPO | IPO | SimPO | ORPO | KTO | BradleyTerry
+)
 """The registry of objectives; `jaxgpt.objectives.OBJECTIVES` has the function of each."""
 
 PREFERENCES: dict[type, type] = {

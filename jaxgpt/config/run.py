@@ -15,7 +15,15 @@ from jaxgpt.config.gpt import GPT
 from jaxgpt.config.grpo import check_rewarded
 from jaxgpt.config.measures import Measure, check_measures
 from jaxgpt.config.models import Bert, Classifier, Headed, RewardModel, TransformerXL
-from jaxgpt.config.objectives import PREFERENCES, BradleyTerry, CausalLM, Classification, MaskedLM, Objective
+from jaxgpt.config.objectives import (
+    PREFERENCES,
+    BradleyTerry,
+    CausalLM,
+    Classification,
+    Distillation,
+    MaskedLM,
+    Objective,
+)
 from jaxgpt.config.replay import Replay, replayed
 from jaxgpt.config.tasks import Task
 from jaxgpt.config.training import ROW_AXES, Compute, Mesh, Optim, Train
@@ -158,6 +166,7 @@ class Run:
         )
         check_rewarded(self)
         self._check_preferences()
+        self._check_teacher()
         if isinstance(objective, MaskedLM):
             require(
                 not model.causal,
@@ -193,6 +202,20 @@ class Run:
             not (isinstance(model, GPT) and model.prefix) or self.templated,
             "model.prefix is True but plain text has no prompts; set it to False, or data to Chat(...) "
             "with a template.",
+        )
+
+    def _check_teacher(self) -> None:
+        """Refuse a student without a teacher, or one that a teacher's distribution does not fit."""
+        if not isinstance(self.objective, Distillation):
+            return
+        require(
+            bool(self.objective.teacher),
+            "objective.teacher is empty; name the run of the larger model that Distillation learns from.",
+        )
+        require(
+            isinstance(self.model, GPT) and not isinstance(self.data, Pairs | Rated),
+            f"objective Distillation() teaches a GPT on text, dialogues or tasks, but model is "
+            f"{type(self.model).__name__} and data {type(self.data).__name__}; set model=GPT(...).",
         )
 
     def _check_scores(self) -> None:

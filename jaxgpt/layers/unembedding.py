@@ -147,7 +147,7 @@ class Unembedding(Head):
         drawn: Drawn | None = None,
         kept_BT: jax.Array | None = None,
     ) -> tuple[Scores, Pull]:
-        logits_BTV, w_VD = self(x_BTD), self.weight.astype(x_BTD.dtype)
+        logits_BTV = self(x_BTD)
         scores_BTV = logits_BTV if drawn is None else drawn.logits(logits_BTV, targets_BT, kept_BT)
         top_BT = scores_BTV.max(-1)
         unnormalised_BTV = jnp.exp(scores_BTV - top_BT[..., None])
@@ -165,15 +165,22 @@ class Unembedding(Head):
             dlogits_BTV = unnormalised_BTV * share_BT[..., None] + dlogprob_BT[..., None] * is_target_BTV
             if drawn is not None:
                 dlogits_BTV /= drawn.temperature
-            if self.cap is not None:
-                dlogits_BTV *= 1 - jnp.square(logits_BTV / self.cap)
-            db_V = None if self.bias is None else jnp.sum(dlogits_BTV, (0, 1))
-            dlogits_BTV = dlogits_BTV.astype(w_VD.dtype)
-            dims = (((0, 1), (0, 1)), ((), ()))
-            dw_VD = jax.lax.dot_general(dlogits_BTV, x_BTD, dims, preferred_element_type=jnp.float32)
-            return Unembedding(dw_VD, db_V, self.cap), dlogits_BTV @ w_VD
+            return self.back(x_BTD, logits_BTV, dlogits_BTV)
 
         return Scores(hit_BT - log_z_BT, log_z_BT, hit_BT >= top_BT, entropy_BT), pull
+
+    def back(
+        self, x_BTD: jax.Array, logits_BTV: jax.Array, dlogits_BTV: jax.Array
+    ) -> tuple[Unembedding, jax.Array]:
+        """Gradients by the parameters (float32) and by the features, of those by the logits."""
+        w_VD = self.weight.astype(x_BTD.dtype)
+        if self.cap is not None:
+            dlogits_BTV *= 1 - jnp.square(logits_BTV / self.cap)
+        db_V = None if self.bias is None else jnp.sum(dlogits_BTV, (0, 1))
+        dlogits_BTV = dlogits_BTV.astype(w_VD.dtype)
+        dims = (((0, 1), (0, 1)), ((), ()))
+        dw_VD = jax.lax.dot_general(dlogits_BTV, x_BTD, dims, preferred_element_type=jnp.float32)
+        return Unembedding(dw_VD, db_V, self.cap), dlogits_BTV @ w_VD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -297,7 +304,7 @@ def sweep(
     def one(head: Head, x_BTD: jax.Array, targets_BT: jax.Array, *kept: jax.Array) -> Scores:
         return head.score(x_BTD, targets_BT, *_how(drawn, kept))[0]
 
-    return _over_rows(one, chunk, head, x_BTD, targets_BT, *_given(kept_BT), back=False)
+    return over_rows(one, chunk, head, x_BTD, targets_BT, *_given(kept_BT))
 
 
 def _how(drawn: Drawn | None, kept: tuple[jax.Array, ...]) -> tuple[Any, ...]:
@@ -331,12 +338,19 @@ def sweep_back(
         return dhead, (scores, dx_BTD)
 
     rows = (x_BTD, targets_BT, given_BT, *_given(kept_BT))
-    dhead, (scores, dx_BTD) = _over_rows(one, chunk, head, *rows, back=True)
+    dhead, (scores, dx_BTD) = over_rows(one, chunk, head, *rows, back=True)
     return scores, jax.tree.map(lambda grad, weight: grad.astype(weight.dtype), dhead, head), dx_BTD
 
 
-def _over_rows(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
-    """`one(head, *rows)` over chunks of every device's own rows.
+def over_rows(
+    one: Callable[..., Any],
+    chunk: int,
+    head: Any,
+    *rows: jax.Array,
+    beside: tuple[Any, ...] = (),
+    back: bool = False,
+) -> Any:
+    """`one(head, *beside, *rows)` over chunks of every device's own rows.
 
     Matrices of the head are sent between devices once, in the type of the features; sums over devices are in
     float32. The compiler decides how `tensor` splits the vocabulary.
@@ -346,34 +360,36 @@ def _over_rows(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array,
       chunk: tokens per device at a time.
       head: argument of `one`.
       rows: arguments of `one`, [B, T, ...].
+      beside: other heads, which get no gradients.
       back: see `one`.
 
     Returns:
       The results of `one` for all rows, with the gradients summed over the rows.
     """
-    head = jax.tree.map(lambda a: a.astype(rows[0].dtype) if a.ndim > 1 else a, head)
+    heads = (head, *beside)
+    heads = jax.tree.map(lambda a: a.astype(rows[0].dtype) if a.ndim > 1 else a, heads)
     mesh = jax.sharding.get_abstract_mesh()
     devices = row_shards(mesh)
     if devices == 1 or rows[0].shape[0] % devices:  # rows that do not divide: the compiler decides the layout
-        return _over_chunks(one, chunk, head, *rows, back=back)
+        return _over_chunks(one, chunk, heads, *rows, back=back)
     # Split by the columns of [V, D], like the parameters; if these do not divide, not at all.
     fsdp = mesh.shape["fsdp"]
-    split = jax.tree.map(lambda a: a.ndim > 1 and fsdp > 1 and a.shape[1] % fsdp == 0, head)
+    split = jax.tree.map(lambda a: a.ndim > 1 and fsdp > 1 and a.shape[1] % fsdp == 0, heads)
     specs = jax.tree.map(lambda split: P(None, "fsdp") if split else P(), split)
 
-    def here(head: Any, *rows: jax.Array) -> Any:
-        whole = jax.tree.map(lambda a, split: _gathered(a) if split else a, head, split)
+    def here(heads: tuple[Any, ...], *rows: jax.Array) -> Any:
+        whole = jax.tree.map(lambda a, split: _gathered(a) if split else a, heads, split)
         made = _over_chunks(one, chunk, whole, *rows, back=back)
-        return (jax.tree.map(_reduced, made[0], split), made[1]) if back else made
+        return (jax.tree.map(_reduced, made[0], split[0]), made[1]) if back else made
 
     run = jax.shard_map(
         here,
         in_specs=(specs, *(P(ROW_AXES),) * len(rows)),
-        out_specs=(specs, P(ROW_AXES)) if back else P(ROW_AXES),
+        out_specs=(specs[0], P(ROW_AXES)) if back else P(ROW_AXES),
         axis_names=set(ROW_AXES),
         check_vma=False,
     )
-    return run(head, *rows)
+    return run(heads, *rows)
 
 
 def _gathered(a_VD: jax.Array) -> jax.Array:
@@ -399,8 +415,10 @@ def _by_rows(f: Callable[[jax.Array], jax.Array], a_VD: jax.Array) -> jax.Array:
     return jax.shard_map(f, in_specs=spec, out_specs=spec, axis_names={"tensor"}, check_vma=False)(a_VD)
 
 
-def _over_chunks(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Array, back: bool) -> Any:
-    """Like `_over_rows`, on one device.
+def _over_chunks(
+    one: Callable[..., Any], chunk: int, heads: tuple[Any, ...], *rows: jax.Array, back: bool
+) -> Any:
+    """Like `over_rows`, on one device.
 
     A chunk has the same number of tokens from every row: the largest divisor of T that fits. If that is less
     than half of what fits, it is all that fits, and the last chunk is padded with zeros. These add nothing:
@@ -411,17 +429,17 @@ def _over_chunks(one: Callable[..., Any], chunk: int, head: Any, *rows: jax.Arra
     divisor = max(t for t in range(1, most + 1) if T % t == 0)
     size = divisor if 2 * divisor > most else most
     if size == T:
-        return one(head, *rows)
+        return one(*heads, *rows)
     rows = tuple(jnp.pad(a, ((0, 0), (0, -T % size), *[(0, 0)] * (a.ndim - 2))) for a in rows)
 
     def body(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         if not back:
-            return total, one(head, *part)
-        dhead, out = one(head, *part)
+            return total, one(*heads, *part)
+        dhead, out = one(*heads, *part)
         return jax.tree.map(jnp.add, total, dhead), out
 
     split = tuple(jnp.moveaxis(a.reshape(B, -1, size, *a.shape[2:]), 1, 0) for a in rows)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), head) if back else None
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), heads[0]) if back else None
     total, out_NBT = jax.lax.scan(body, zeros, split)
     out = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(B, -1, *a.shape[3:])[:, :T], out_NBT)
     return (total, out) if back else out

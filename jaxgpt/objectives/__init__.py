@@ -24,12 +24,14 @@ from jaxgpt.config import (
     BradleyTerry,
     CausalLM,
     Classification,
+    Distillation,
     MaskedLM,
     Run,
     SimPO,
 )
 from jaxgpt.objectives.causal import causal_lm
 from jaxgpt.objectives.classification import classification
+from jaxgpt.objectives.distillation import distillation
 from jaxgpt.objectives.grpo import drawn_by, grpo, grpo_columns
 from jaxgpt.objectives.kto import kto
 from jaxgpt.objectives.masked import masked_lm
@@ -62,6 +64,7 @@ OBJECTIVES: dict[type, Callable[[Any, Vocabulary], Objective]] = {
     CausalLM: causal_lm,
     MaskedLM: masked_lm,
     Classification: classification,
+    Distillation: distillation,
     GRPO: grpo,
     DPO: dpo,
     IPO: ipo,

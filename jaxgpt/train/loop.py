@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +46,7 @@ from jaxgpt.train.samples import Samples
 from jaxgpt.train.signals import Interrupted, StopSignal
 from jaxgpt.train.state import Program, State, freeze, init_state, make_program, state_bytes
 from jaxgpt.train.step import evaluation_sums, jit_eval_step, jit_train_step, loss_means
+from jaxgpt.train.teacher import load_teacher
 from jaxgpt.train.trackers import chosen
 
 log = logging.getLogger(__name__)
@@ -143,10 +144,13 @@ def train(
                 if has_reference(run):
                     splits = {"train": data.rows, "validation": validation[""].rows}
                     add_reference(run, mesh, splits, base, verify=verify, progress=progress)
+                if teacher := load_teacher(run, tokenizer, mesh, verify=verify):
+                    program = replace(program, teacher=teacher.graphdef)
                 state, memory = _start(run, program, checkpoints, data, verify, claim.changes.until, base)
                 loop, step = Loop(run, program, checkpoints, data, validation, memory), int(state.step)
                 loop.scores = scored
                 loop.base = freeze(program, whole_model(run, base)) if base and program.base else None
+                loop.teacher = teacher.params if teacher else None
                 if step == 0:
                     state = remember(run, program, state, loop.base, tokenizer)
                 if isinstance(data, Rollouts):
@@ -204,6 +208,8 @@ class Loop:
     eval_fn: Callable[..., tuple[dict[str, jax.Array], Any]]
     base: dict | None
     """The frozen part of the model, where not all of it is trained."""
+    teacher: dict | None
+    """Parameters of the model that is distilled."""
     memory_fn: Callable[[], Any]
     score: Score
     """Of the last evaluation, what makes a checkpoint the best."""
@@ -255,7 +261,7 @@ class Loop:
         times = [time.perf_counter()]
         columns = {"types": self.run.typed, "extra": self.data.extra}
         batch = Batch.abstract(train.batch_size, self.run.length, self.layout, **columns)
-        traced = step.trace(state, batch, self.base)
+        traced = step.trace(state, batch, self.base, self.teacher)
         times.append(time.perf_counter())
         lowered = traced.lower()
         times.append(time.perf_counter())
@@ -305,7 +311,7 @@ class Loop:
             with self.meter.waiting():
                 batch = self.put(next(self.data))
             begun = time.perf_counter()
-            state, metrics = self.step_fn(state, batch, self.base)
+            state, metrics = self.step_fn(state, batch, self.base, self.teacher)
             step += 1
             # Where a call returns only with its result (on a CPU), the step is done by now.
             done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None

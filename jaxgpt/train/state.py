@@ -41,6 +41,7 @@ class Program:
       target: what it is built for.
       refers: whether the objective compares with the frozen base, computed in the step.
       noise: whether a step also measures the gradients of its microbatches, see `noise.NoiseScale`.
+      teacher: the graph of a teacher, whose parameters the step is given; None for none.
     """
 
     graphdef: nnx.GraphDef
@@ -54,10 +55,18 @@ class Program:
     target: Target
     refers: bool = False
     noise: bool = False
+    teacher: nnx.GraphDef | None = None
 
-    def model(self, params: Any, base: Any, key: jax.Array | None = None) -> Any:
-        """The model, in traced code, of what is saved and the frozen base; a key turns their dropout on."""
-        return assemble(self.graphdef, self.tuning.enter(params, {} if base is None else base, key))
+    def model(self, params: Any, base: Any, key: jax.Array | None = None, teacher: Any = None) -> Any:
+        """The model, in traced code, of what is saved and the frozen base; a key turns their dropout on.
+
+        With a teacher's parameters it has that as `teacher`.
+        """
+        module = assemble(self.graphdef, self.tuning.enter(params, {} if base is None else base, key))
+        if teacher is not None:
+            assert self.teacher is not None
+            module.teacher = nnx.data(assemble(self.teacher, teacher))
+        return module
 
 
 def make_program(

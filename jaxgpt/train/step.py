@@ -35,13 +35,15 @@ def train_step(
     state: State,
     batch: Batch,
     base: Any = None,
+    teacher: Any = None,
 ) -> tuple[State, Metrics]:
     """One update from a batch.
 
     The loss is the total over all devices and microbatches divided by the total weight: accumulation
     equals the full batch, but that experts are balanced over each microbatch for itself. An update
     whose loss or gradient norm is not finite is skipped: parameters and optimizer stay as they were,
-    and a memory is emptied. Where not all of the model is trained, `base` is the rest of it.
+    and a memory is emptied. Where not all of the model is trained, `base` is the rest of it; `teacher` holds
+    the parameters of the model that is distilled.
 
     Returns:
       The next state, and scalars: `loss` and `nll` (nats per target), `grad_norm`, `accuracy`,
@@ -57,7 +59,7 @@ def train_step(
 
     def loss_sum(learned: dict, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
         dropping = None if key is None else jax.random.fold_in(key, 1)
-        sums = objective(program.model(join(learned, frozen), base, dropping), part, key)
+        sums = objective(program.model(join(learned, frozen), base, dropping, teacher), part, key)
         return sums.loss, (sums.metrics | {"loss": sums.loss, "weight": sums.weight}, sums.memory)
 
     live = live_parameters(state.opt, learned)
