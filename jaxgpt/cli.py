@@ -85,6 +85,9 @@ COMMANDS = {
         "jaxgpt.serve.audit_command", "verify", "whether a server's audit log is as it was written"
     ),
     "import": Command("jaxgpt.convert.commands", "import_", "make a run of a Hugging Face model", jax=True),
+    "prune": Command(
+        "jaxgpt.convert.prune", "prune", "a smaller run, of what matters most in another", jax=True
+    ),
     "merge": Command("jaxgpt.convert.merge", "merge", "put a tuned run and its base into one", jax=True),
     "soup": Command("jaxgpt.convert.soup", "soup", "average the parameters of several runs", jax=True),
     "quantize": Command(

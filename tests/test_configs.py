@@ -56,6 +56,7 @@ COUNTS = {
     "gpt3": (50_304 + 2048) * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768,
     # Tables; norms, attention and MLP of each layer; the last norm. No biases.
     "shakespeare_char": (264 + 64) * 128 + 4 * (2 * 128 + (4 + 8) * 128**2) + 128,
+    "distill": (264 + 64) * 128 + 2 * (2 * 128 + (4 + 8) * 128**2) + 128,
     "quickstart_pretrain": 2048 * 160 + 4 * (2 * 160 + 2 * 40 + 4 * 160**2 + 3 * 160 * 448) + 160,
     # Table, gates and their biases; square matrices, norms and MLP of each layer; u and v.
     "transformer_xl_wt103": (267_735 + 3) * 411 + 16 * (5 * 410**2 + 4 * 410 + 2 * 410 * 2100 + 2510) + 820,

@@ -63,7 +63,7 @@ def rows_of(texts: Iterable[np.ndarray], length: int, most: int) -> np.ndarray:
         ids_N = np.concatenate([ids_N, ids])
         if len(ids_N) >= wanted:
             break
-    T = min(length, len(ids_N))
+    T = max(1, min(length, len(ids_N)))
     return ids_N[: len(ids_N) // T * T].reshape(-1, T)[:most]
 
 

@@ -178,7 +178,7 @@ def compared(before: Trained, after: Trained, texts: Sequence[np.ndarray]) -> di
         "on": None, "tokens": 0, "perplexity": None,
     }  # fmt: skip
     try:
-        on, found = _losses([before, after], texts)
+        on, found = losses([before, after], texts)
     except UserError as error:
         log.info("perplexity is not measured: %s", error)
         return record
@@ -192,7 +192,8 @@ def compared(before: Trained, after: Trained, texts: Sequence[np.ndarray]) -> di
     }
 
 
-def _losses(runs: list[Trained], texts: Sequence[np.ndarray]) -> tuple[str, list[dict[str, float]] | None]:
+def losses(runs: list[Trained], texts: Sequence[np.ndarray]) -> tuple[str, list[dict[str, float]] | None]:
+    """Losses of runs on the same texts, or else on their own validation data; and what they are on."""
     run = runs[0].run
     if run.headed is not None:
         return "", None

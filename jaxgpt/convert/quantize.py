@@ -98,7 +98,7 @@ def quantize(
         f"{source} has something beside its weights; quantize the run that it was tuned from.",
     )
     trained = trained._replace(params=few_bits.latent(trained, verify=verify))
-    seen, unseen = _texts(trained, text, heldout)
+    seen, unseen = read_split(trained, text, heldout)
     context = min(length or trained.run.model.context, trained.run.model.context)
     params = few_bits.quantized(trained, tune, seen, context, rows)
     made = dataclasses.replace(held, name=target.resolve().name, runs=str(target.resolve().parent), tune=tune)
@@ -115,7 +115,7 @@ def quantize(
     print(_said(target, made, record))
 
 
-def _texts(
+def read_split(
     trained: Trained, text: tuple[str, ...], heldout: tuple[str, ...]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Token ids of documents to calibrate on, and of those to measure on."""
