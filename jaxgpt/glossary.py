@@ -46,7 +46,9 @@ _ANSWERS = {
         "`jaxgpt train` learns from rewards, functions of yours or a reward model, with Prompts data and "
         "objective=GRPO(rewards=(...)) (docs/rewards.md)"
     ),
-    "distill distillation teacher": "distillation is not here yet; `jaxgpt train` learns from text, dialogues or labels",
+    "distill distillation teacher": (
+        "a run learns from another one with objective=Distillation(teacher=...) (configs/distill.py)"
+    ),
     "pretrain fit run resume_training": "`jaxgpt train CONFIG` trains, or resumes",
     "generate generation complete completion infer inference prompt_model": (
         "`jaxgpt sample RUN --prompt TEXT` completes a text, `jaxgpt chat RUN` answers, and `jaxgpt predict "
@@ -78,9 +80,9 @@ _ANSWERS = {
         "`jaxgpt export RUN FILE.gguf --format gguf` writes GGUF, and `jaxgpt import FILE.gguf RUN` reads it "
         "(docs/smaller.md)"
     ),
-    "onnx": (
-        "this format is not here; `jaxgpt export RUN FOLDER` writes a Hugging Face folder, which other tools "
-        "convert"
+    "onnx stablehlo": (
+        "`jaxgpt export RUN FOLDER --format stablehlo` writes programs that jax runs without this package "
+        "(docs/smaller.md); other tools convert a Hugging Face folder"
     ),
     "test evaluate evaluation benchmark bench lm_eval validate perplexity ppl accuracy metrics": (
         "`jaxgpt eval RUN` measures: the run's own data (`--split test`), `--text FILE`, or `--tasks`"

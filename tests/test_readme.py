@@ -194,6 +194,7 @@ MODULES = {
 """What is imported of a package that an extra declares."""
 NO_IMPORT = {
     "jax": "the extras cuda and tpu install jax's own plugins",
+    "flatbuffers": "jax.export writes and reads programs with it",
     "protobuf": "sentencepiece's schema of its own files needs it",
     "tensorboard": "shows the events that tensorboardX writes",
 }

@@ -175,20 +175,20 @@ def export(
     *,
     checkpoint: str = "best",
     verify: Verify = True,
-    form: Annotated[Literal["hf", "gguf"], tyro.conf.arg(name="format")] = "hf",
+    form: Annotated[Literal["hf", "gguf", "stablehlo"], tyro.conf.arg(name="format")] = "hf",
     peft: bool = False,
     dtype: Literal["", "float32", "bfloat16", "float16", "q8_0"] = "",
     max_shard_size: str = "5GB",
     mesh: Mesh = ONE_DEVICE,
 ) -> None:
-    """Write a run as a Hugging Face model, which transformers loads without code of its own, or as GGUF.
+    """Write a run as a Hugging Face model, which transformers loads without code of its own, or otherwise.
 
     Args:
       run: folder of the run.
       folder: folder to create; of GGUF, the file.
       checkpoint: `best` on validation data, `newest`, or a step number.
       form: `hf` for a folder of Hugging Face's, `gguf` for a file of llama.cpp's (Llama, Mistral, Qwen 2
-        and 3, Gemma 2 and 3).
+        and 3, Gemma 2 and 3), `stablehlo` for programs that jax runs without this package.
       peft: of a tuned run, write the adapter alone, as a folder that peft's `PeftModel.from_pretrained` loads
         over the base, or as a GGUF adapter; unspecified means the whole model, merged.
       dtype: type of the tensors; unspecified means as imported, or float32; of GGUF float16. `q8_0` is of
@@ -203,6 +203,14 @@ def export(
         from jaxgpt.convert.gguf_export import export_gguf
 
         export_gguf(Path(run), Path(folder), checkpoint, verify, mesh, dtype, peft=peft)
+        return
+    if form == "stablehlo":
+        from jaxgpt.convert.stablehlo import export_stablehlo
+
+        require(
+            not peft, "--peft writes adapters alone, which are no programs; drop it or --format stablehlo."
+        )
+        export_stablehlo(Path(run), Path(folder), checkpoint, verify, mesh, dtype)
         return
     from jaxgpt.convert import files, tokenizers, weights
     from jaxgpt.convert.registry import family_of, read_config

@@ -28,6 +28,7 @@ from jaxgpt.sample.settings import Verify
 from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import Tokenizer
 from jaxgpt.tune.base import flatten
+from jaxgpt.tune.few_bits import whole_params
 
 _BLOCK = 32
 """Weights that share a scale in Q8_0."""
@@ -105,7 +106,7 @@ def whole_model(source: Path, held: Run, checkpoint: str, verify: Verify, mesh: 
         words, metadata[f"{name}.vocab_size"], tokenizers.SAMPLE, bos=trained.bos
     )
     metadata |= {"general.file_type": _NUMBERS[dtype], "general.quantization_version": 2}
-    entries = weights.entries(family, model, trained.params, {}, "F32")
+    entries = weights.entries(family, model, whole_params(trained.params), {}, "F32")
     return Content(name, metadata, list(_as_gguf(name, model, entries, dtype)))
 
 
