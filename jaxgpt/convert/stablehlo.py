@@ -1,4 +1,4 @@
-"""`jaxgpt export RUN FOLDER --format stablehlo`: prefill and decoding as programs that jax runs without jaxgpt.
+"""`jaxgpt export RUN FOLDER --format stablehlo`: prefill and decoding as programs that jax alone runs.
 
 Shapes: B rows, T prompt length, V vocabulary.
 """
@@ -32,14 +32,14 @@ _TARGET = Target("cpu", "cpu")
 """Layers one after the other, and no kernel of one platform alone."""
 _README = """# {name}
 
-A language model exported by `jaxgpt export --format stablehlo`: `prefill.stablehlo` and `decode.stablehlo` are
-programs that `jax.export.deserialize` reads (for {platforms}), `weights.npz` holds what they take first.
+A language model exported by `jaxgpt export --format stablehlo`: `prefill.stablehlo` and `decode.stablehlo`
+are programs that `jax.export.deserialize` reads (for {platforms}), `weights.npz` holds what they take first.
 `generate.py` is a whole example that needs jax and flatbuffers alone:
 
     python generate.py {example} --count 20
 
-Ids come from the tokenizer whose files are here; a text begins with {begins}. Rows: {rows}; context: {context}
-tokens. See the head of generate.py for the arguments of both programs.
+Ids come from the tokenizer whose files are here; a text begins with {begins}. Rows: {rows}; context:
+{context} tokens. See the head of generate.py for the arguments of both programs.
 """
 
 
@@ -75,7 +75,7 @@ def export_stablehlo(
         for name, data in programs.items():
             write_bytes(work / f"{name}.stablehlo", data)
         bits = [x.view(np.uint16) if x.dtype == jnp.bfloat16 else x for x in weights]
-        np.savez(work / "weights.npz", **{f"{i:05d}": x for i, x in enumerate(bits)})
+        np.savez(work / "weights.npz", *bits)
         write_json(work / "about.json", about)
         write_bytes(work / "generate.py", Path(standalone.__file__).read_bytes())
         begins = f"id {about['bos']}" if trained.bos else "its first token"
@@ -123,6 +123,6 @@ def _programs(
         "decode": jax.export.export(jax.jit(decode), platforms=_PLATFORMS)(abstract, row, row, shapes),
     }
     weights = [np.asarray(jax.device_get(x)) for x in leaves]
-    about = {"rows": rows, "context": context, "ids": trained.tokenizer.vocab_size}
+    about: dict[str, Any] = {"rows": rows, "context": context, "ids": trained.tokenizer.vocab_size}
     about["dtypes"] = [str(x.dtype) for x in weights]
     return weights, {name: bytes(program.serialize()) for name, program in made.items()}, about

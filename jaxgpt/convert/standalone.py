@@ -3,9 +3,9 @@
     pip install jax flatbuffers                        # jax.export reads programs with the second
     python generate.py 1 403 407 261 --count 20        # token ids in, token ids out, greedy
 
-A copy of this file lies beside the model as generate.py. `prefill(weights, tokens, length)` reads prompts padded
-on the right to `context`; `decode(weights, token, position, cache)` reads one more token per row. Both give the
-logits [rows, ids] after the last token, and the cache.
+A copy of this file lies beside the model as generate.py. `prefill(weights, tokens, length)` reads prompts
+padded on the right to `context`; `decode(weights, token, position, cache)` reads one more token per row. Both
+give the logits [rows, ids] after the last token, and the cache.
 """
 
 from __future__ import annotations
