@@ -27,7 +27,7 @@ NOT_RUN = {
     "pip install uv && uv run jaxgpt quickstart": "installs from the network; test_quickstart.py runs it",
     "uv run pytest": "is running",
     "uv sync --extra cuda": "installs CUDA from the network",
-    "uv run --extra serve jaxgpt serve runs/mine_chat": "serves until it is stopped; tests/serve asks servers",
+    "uv run --extra serve jaxgpt serve runs/mine_chat": "serves until it is stopped; tests/serve asks one",
     "uv run jaxgpt train configs/llama3_8b.py --mesh.fsdp 64": "needs 64 devices; it is parsed",
 }
 """Commands that cannot run here, with the reason."""
