@@ -73,6 +73,7 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
       UserError: the options do not fit the model, each other or this machine.
     """
     from jaxgpt.api import load
+    from jaxgpt.config.checks import read_checks
     from jaxgpt.serve.access import make_access
     from jaxgpt.serve.filtering import make_filters
     from jaxgpt.serve.monitoring import monitor
@@ -82,6 +83,8 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
     name, adapters = options.name or Path(run).resolve().name, _adapters(options.adapters)
     require(":" not in name, f"--name is {name!r}, but a colon comes before an adapter; leave it out.")
     access = make_access(options.keys, options.redis)  # before the model, which takes its time
+    if options.filters:
+        read_checks(Path(options.filters))
     model = load(
         run, checkpoint=options.checkpoint, dtype=options.dtype, mesh=options.mesh, verify=options.verify
     )

@@ -76,6 +76,7 @@ def test_a_process_answers_and_sigterm_drains_it(process: subprocess.Popen[str])
         (["--seconds", "0"], "--seconds is 0"),
         (["--slots", "0"], "slots is 0"),
         (["--redis", "redis://localhost"], "give --keys too"),
+        (["--filters", "no.toml"], "no.toml cannot be read"),
         (["--host", "192.0.2.1", "--keys", "env:NOTHING"], "NOTHING"),
     ],
 )
