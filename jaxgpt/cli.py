@@ -41,6 +41,9 @@ COMMANDS = {
     ),
     "data prepare": Command("jaxgpt.data.prepare", "prepare", "turn text files into shards of token ids"),
     "data show": Command("jaxgpt.data.show", "show", "print what a config trains on, loss mask in colour"),
+    "data ratings": Command(
+        "jaxgpt.evals.recommend_command", "ratings", "MovieLens's ratings as histories, candidates and clicks"
+    ),
     "info": Command("jaxgpt.plan", "info", "parameters, FLOPs and memory of a config", jax=True, config=True),
     "train": Command("jaxgpt.train_command", "train", "train a config, or resume it", jax=True, config=True),
     "sweep": Command(
@@ -81,6 +84,9 @@ COMMANDS = {
     "serve keys add": Command("jaxgpt.serve.keys_command", "add", "make a key for a server, printed once"),
     "serve keys list": Command("jaxgpt.serve.keys_command", "list_", "the keys of a server, without secrets"),
     "serve keys remove": Command("jaxgpt.serve.keys_command", "remove", "let a key open nothing any more"),
+    "serve documents": Command(
+        "jaxgpt.serve.documents_command", "calibrate", "below which score a question counts as unknown"
+    ),
     "serve audit verify": Command(
         "jaxgpt.serve.audit_command", "verify", "whether a server's audit log is as it was written"
     ),

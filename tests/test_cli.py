@@ -51,7 +51,7 @@ def test_version_is_printed(flag: str, call: Call) -> None:
 
 
 def test_a_group_lists_its_commands(call: Call) -> None:
-    own = usage(["data prepare", "data show"])
+    own = usage(["data prepare", "data show", "data ratings"])
     assert call("data", "--help") == (0, own + "\n", "")
     assert call("data") == (2, "", own + "\n")  # a command was needed
     assert "data show" in own
@@ -147,7 +147,7 @@ def test_help_imports_neither_jax_nor_flax() -> None:
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["quikstart", "--help"], "unknown command 'quikstart'; did you mean 'quickstart'?"),
         (["data", "shw"], "unknown command 'data shw'; did you mean 'data show'?"),
-        (["data", "zzz", "x"], "unknown command 'data zzz'; allowed: data prepare, data show"),
+        (["data", "zzz", "x"], "unknown command 'data zzz'; allowed: data prepare, data ratings, data show"),
         (["zzz"], "unknown command 'zzz'; allowed: advise, chat, compare, data prepare, data show, eval"),
         (["train"], "`jaxgpt train` needs a CONFIG first: a .py file, a run's config.json or a run folder."),
         (["info", "--model.width", "3"], "`jaxgpt info` needs a CONFIG first: "),

@@ -65,6 +65,8 @@ COUNTS = {
 }
 _ENCODER = 3200 * 128 + 3 * (12 * 128**2 + 2 * 128) + 128
 COUNTS["classify_sst2"] = 4096 * 128 + 2 * (12 * 128**2 + 2 * 128) + 128 + 2 * 128 + 2
+COUNTS["recommend_movielens"] = 4096 * 192 + 4 * (12 * 192**2 + 2 * 192) + 192
+COUNTS["customer_service"] = COUNTS["instruct_alpaca"]
 COUNTS |= {"dpo": COUNTS["instruct_alpaca"], "reward_model": COUNTS["instruct_alpaca"] + 768}
 COUNTS |= {"mlm_zh": _ENCODER, "ner_resume": _ENCODER + 17 * 128 + 17}
 COUNTS["mixture"] = COUNTS["continual"] = 264 * 256 + 6 * (12 * 256**2 + 9 * 256 + 2 * 256) + 256

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from jaxgpt.config import code
-from jaxgpt.config.bounds import Bounds
+from jaxgpt.config.bounds import Bounds, Share
 from jaxgpt.config.check import check_types
 from jaxgpt.errors import require
 
@@ -29,6 +29,12 @@ class Knowledge:
     """File that keeps the index of the documents for the next time; empty keeps none."""
     passage_size: Annotated[int, Bounds(1, 2**20)] = 500
     """Characters of a passage at most: longer paragraphs are cut by sentences."""
+    cited: bool = False
+    """Each passage stands after its number and title, as `[1] Title: passage`, so that an answer can name it.
+    A title is that of the JSON record (`title`), the heading above in a .md file, or the file's name."""
+    least: Share = 0.0
+    """Part of what the best passage could score, below which nothing counts as found
+    (docs/customer_service.md)."""
     text_field: str = "text"
     """Field of the text in JSON and Parquet."""
 

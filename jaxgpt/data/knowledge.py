@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = endings(".txt", ".md", ".jsonl", ".ndjson", ".parquet")
 """Of documents that are searched."""
 MAX_BAD = 0.01
+_HEADING = re.compile(r"#+[^\S\n]+(.*\S)")
 HEADER = ("subject", "relation", "object")
 
 
@@ -37,11 +39,13 @@ class Found(NamedTuple):
         line at the end; empty where nothing was found.
       sources: where each of the passages stands.
       facts: the facts.
+      passages: those that the sources name, as they stand in their documents.
     """
 
     text: str = ""
     sources: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    passages: tuple[Passage, ...] = ()
 
 
 class Library:
@@ -49,19 +53,29 @@ class Library:
 
     Args:
       retriever: finds passages; None for none.
-      passages: how many.
+      known: says how many passages are found, and how they are written.
       facts: a triple store; None for none.
     """
 
-    def __init__(self, retriever: Retriever | None, passages: int, facts: Facts | None) -> None:
-        self.retriever, self.passages, self.facts = retriever, passages, facts
+    def __init__(self, retriever: Retriever | None, known: Knowledge, facts: Facts | None) -> None:
+        self.retriever, self.known, self.facts = retriever, known, facts
+
+    def near(self, question: str) -> list[Passage]:
+        """The passages for a question, the nearest first; none where the best one says too little."""
+        if self.retriever is None:
+            return []
+        near = self.retriever.search(question, self.known.passages)
+        return near if near and self.retriever.share(question, near[0].score) >= self.known.least else []
 
     def about(self, question: str) -> Found:
         """What is put before a question."""
         facts = self.facts.about(question) if self.facts else ()
-        near = self.retriever.search(question, self.passages) if self.retriever else []
-        parts = ["\n".join(facts)] * bool(facts) + [p.text for p in near]
-        return Found("".join(f"{part}\n\n" for part in parts), tuple(p.source for p in near), facts)
+        near = self.near(question)
+        texts = [p.text for p in near]
+        if self.known.cited:
+            texts = [f"[{i}] {p.title}: {p.text}" for i, p in enumerate(near, 1)]
+        parts = ["\n".join(facts)] * bool(facts) + texts
+        return Found("".join(f"{part}\n\n" for part in parts), tuple(p.source for p in near), facts, (*near,))
 
 
 class FunctionEncoder:
@@ -93,7 +107,7 @@ def open_library(knowledge: Knowledge, encode: Encoder | None = None) -> Library
         )
         encode = FunctionEncoder(knowledge.encoder)
     retriever = _retriever(knowledge, encode) if knowledge.documents else None
-    return Library(retriever, knowledge.passages, read_facts(knowledge.facts) if knowledge.facts else None)
+    return Library(retriever, knowledge, read_facts(knowledge.facts) if knowledge.facts else None)
 
 
 def _retriever(knowledge: Knowledge, encode: Encoder | None) -> Retriever:
@@ -140,10 +154,16 @@ def read_passages(files: Sequence[str], size: int = 500, field: str = "text") ->
         if kind_of(path, SUFFIXES) in (".txt", ".md"):
             yield from _of_text(path, size)
             continue
-        for where, text in _records(path, field, report):
+        for where, text, title in _records(path, field, report):
             for at, passage in cut(text, size):
-                yield Passage(passage, f"{where}, character {at + 1}" if at else where)
+                source = f"{where}, character {at + 1}" if at else where
+                yield Passage(passage, source, title=title or stem_of(path))
     report.check(MAX_BAD, "fix them or leave the file out")
+
+
+def stem_of(path: str) -> str:
+    """A file's name without its endings."""
+    return Path(path).name.split(".")[0]
 
 
 def _of_text(path: str, size: int) -> Iterator[Passage]:
@@ -151,23 +171,33 @@ def _of_text(path: str, size: int) -> Iterator[Passage]:
         text = read_all(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (offset {error.start}); convert it with iconv.") from None
+    title, headed = stem_of(path), kind_of(path, SUFFIXES) == ".md"
     starts = [0, *(i + 1 for i, c in enumerate(text) if c == "\n")]
     for at, passage in cut(text, size):
+        if headed and (heading := _HEADING.match(passage)):
+            title = heading[1]
+            if heading.end() == len(passage):
+                continue  # a heading alone says nothing
         line = bisect_right(starts, at)
         column = at - starts[line - 1]
-        yield Passage(passage, f"{path}:{line}" + (f":{column + 1}" if column else ""))
+        source = f"{path}:{line}" + (f":{column + 1}" if column else "")
+        yield Passage(passage, source, title=title)
 
 
-def _records(path: str, field: str, report: Report) -> Iterator[tuple[str, str]]:
-    def text_of(record: Any) -> str:
-        return check_text(field_of(as_object(record), field), field)
+def _records(path: str, field: str, report: Report) -> Iterator[tuple[str, str, str]]:
+    """Where a record stands, its text and its title."""
+
+    def text_of(record: Any) -> tuple[str, str]:
+        title = as_object(record).get("title", "")
+        return check_text(field_of(record, field), field), title if isinstance(title, str) else ""
 
     if kind_of(path, SUFFIXES) == ".jsonl":
-        yield from read_lines(path, report, lambda line: text_of(parse_line(line)))
+        for where, (text, title) in read_lines(path, report, lambda line: text_of(parse_line(line))):
+            yield where, text, title
         return
     for where, row in parquet_rows(path, report, field):
         try:
-            yield where, text_of(row)
+            yield where, *text_of(row)
         except ValueError as error:
             report.add_bad(where, str(error))
 

@@ -73,9 +73,14 @@ class Chart:
     run_length: float
 
     def add(self, statistic: float, count: int) -> float:
-        """The statistic after one more window, held at twice the limit's height so that an end shows soon."""
+        """The statistic after one more window.
+
+        It is held at twice the limit's height, so that an end shows soon, and begins anew where an alarm
+        ends, so that what was left of it makes no other.
+        """
         most = self.start + 2 * (self.limit - self.start)
-        return float(min(self.moved(statistic, count), most))
+        moved = float(min(self.moved(statistic, count), most))
+        return self.start if moved <= self.limit < statistic else moved
 
 
 def make_chart(how: Charting, share: float) -> Chart:

@@ -20,7 +20,7 @@ from jaxgpt.serve.asking import Asker, rule_of
 from jaxgpt.serve.errors import Refused
 from jaxgpt.serve.events import EventStream
 from jaxgpt.serve.schemas import ChatBody, Message
-from jaxgpt.serve.seams import Knowledge, Passage
+from jaxgpt.serve.seams import Cited, Knowledge, Passage
 from jaxgpt.serve.session import Session, conduct
 from jaxgpt.serve.tokens import TokenNames
 from jaxgpt.text.chat import prompt_ids
@@ -45,7 +45,7 @@ class _Chat:
         body, engine = self.body, self.asker.engine
         self._check()
         known = await self._known(session)
-        writer = _Writer(self, session, known.sources)
+        writer = _Writer(self, session, known)
         if known.answer is not None:
             deltas = _told(known.answer, body.n or 1)
             return EventStream(writer.chunks(deltas), _nothing) if body.stream else await writer.whole(deltas)
@@ -170,8 +170,10 @@ class _Said:
 class _Writer:
     """Deltas as OpenAI's objects."""
 
-    def __init__(self, asked: _Chat, session: Session, sources: Sequence[Any]) -> None:
-        self._body, self._session, self._sources = asked.body, session, sources
+    def __init__(self, asked: _Chat, session: Session, known: Knowledge) -> None:
+        self._body, self._session, self._known = asked.body, session, known
+        formatted = self._body.response_format is not None and self._body.response_format.type != "text"
+        self._marked = not formatted and not self._body.tools  # what others parse stays as it was made
         self._names = TokenNames(asked.asker.service.model.tokenizer)
         self._said = [_Said() for _ in range(asked.body.n or 1)]
         self._head = {
@@ -186,38 +188,52 @@ class _Writer:
         async with aclosing(deltas) as made:
             async for delta in made:
                 self._add(delta)
-        sources = {"sources": [*self._sources]} if self._sources else {}
+        cited = [self._cited(said, said.finish) for said in self._said]
         choices = [
             {
                 "index": i,
                 "message": {
                     "role": "assistant",
-                    "content": said.text if said.text or not said.calls else None,
+                    "content": said.text + more if said.text or not said.calls else None,
                     "refusal": None,
+                    **({"citations": [*citations]} if citations else {}),
                     **({"tool_calls": [call.json() for call in said.calls]} if said.calls else {}),
                 },
                 "logprobs": self._logprobs(said.pieces),
                 "finish_reason": said.finish,
             }
-            for i, said in enumerate(self._said)
+            for i, (said, (more, citations)) in enumerate(zip(self._said, cited, strict=True))
         ]
         usage = usage_of(self._session)
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage, **sources}
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage, **self._about}
 
     async def chunks(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[dict[str, Any], None]:
         """The answer as it is made."""
         counted = bool(self._body.stream_options and self._body.stream_options.include_usage)
         usage = {"usage": None} if counted else {}
         head = {**self._head, "object": "chat.completion.chunk"}
-        first = {"sources": [*self._sources]} if self._sources else {}
+        first = {**usage, **self._about}
         async with aclosing(deltas) as made:
             for i in range(len(self._said)):
-                yield {**head, "choices": [_chunk(i, {"role": "assistant", "content": ""})], **usage, **first}
+                yield {**head, "choices": [_chunk(i, {"role": "assistant", "content": ""})], **first}
             async for delta in made:
                 for choice in self._choices(delta):
                     yield {**head, "choices": [choice], **usage}
         if counted:
             yield {**head, "choices": [], "usage": usage_of(self._session)}
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What the answer has beside OpenAI's fields."""
+        sources = {"sources": [*self._known.sources]} if self._known.sources else {}
+        return {**sources, **self._known.about}
+
+    def _cited(self, said: _Said, finish: str) -> Cited:
+        """What an answer that ended so rests on."""
+        if not self._known.sources or finish not in ("stop", "length"):
+            return Cited()
+        found = self._known.cite(said.text)
+        return found if self._marked and finish == "stop" else found._replace(more="")
 
     def _choices(self, delta: Delta) -> list[dict[str, Any]]:
         """The entries of `choices`, each of a chunk of its own."""
@@ -227,8 +243,12 @@ class _Writer:
             found.append(_chunk(delta.choice, {"content": delta.text}, logprobs))
         for number, call in enumerate(delta.calls, len(said.calls)):
             found.append(_chunk(delta.choice, {"tool_calls": [{"index": number, **call.json()}]}))
+        said.text += delta.text
         if delta.finish:
-            found.append(_chunk(delta.choice, {}, finish=delta.finish))
+            more, citations = self._cited(said, delta.finish)
+            found += [_chunk(delta.choice, {"content": more})] if more else []
+            last = {"citations": [*citations]} if citations else {}
+            found.append(_chunk(delta.choice, last, finish=delta.finish))
         said.calls += delta.calls
         return found
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxgpt.config import ONE_DEVICE, Batching, Mesh, Sampling
+from jaxgpt.config import ONE_DEVICE, Batching, Knowledge, Mesh, Sampling
 from jaxgpt.errors import UserError, require
 from jaxgpt.sample.settings import Verify
+from jaxgpt.serve.desk import DESK, Desk
 from jaxgpt.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOTHING = Knowledge()
 FLAT = tyro.conf.arg(name="")
 """Gives a group's fields as flags without a prefix."""
 
@@ -57,6 +59,10 @@ class Options:
     """File that says what texts are checked for, both ways."""
     audit: str = ""
     """File of the audit log."""
+    known: Annotated[Knowledge, FLAT] = NOTHING
+    """What chats are answered from."""
+    desk: Annotated[Desk, FLAT] = DESK
+    """How it answers where nothing is known, or a person is asked for."""
     otlp: str = ""
     """Address of an OpenTelemetry collector that traces are sent to."""
 
@@ -75,6 +81,7 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
     from jaxgpt.api import load
     from jaxgpt.config.checks import read_checks
     from jaxgpt.serve.access import make_access
+    from jaxgpt.serve.documents import make_documents
     from jaxgpt.serve.filtering import make_filters
     from jaxgpt.serve.monitoring import monitor
     from jaxgpt.serve.page import PUBLIC, page_router
@@ -85,6 +92,7 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
     access = make_access(options.keys, options.redis)  # before the model, which takes its time
     if options.filters:
         read_checks(Path(options.filters))
+    documents = make_documents(options.known, options.desk, options.verify)
     model = load(
         run, checkpoint=options.checkpoint, dtype=options.dtype, mesh=options.mesh, verify=options.verify
     )
@@ -105,6 +113,7 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
             limits=options.limits,
             access=access,
             filters=filters,
+            documents=documents,
             observers=watching.observers,
             routers=(watching.router, page_router()),
             open_paths=PUBLIC,

@@ -11,7 +11,7 @@ to run in a thread of their own are called on the event loop, and must return so
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -222,6 +222,19 @@ class Unfiltered:
 # --------------------------------------------------------------------------------------- what is known
 
 
+class Cited(NamedTuple):
+    """What an answer rests on."""
+
+    more: str = ""
+    """Marks that go behind it, where it has none itself, such as ` [1]`."""
+    citations: Sequence[Mapping[str, Any]] = ()
+    """Those of the sources that it names; sent with the answer as `citations`."""
+
+
+def _uncited(text: str) -> Cited:
+    return Cited()
+
+
 class Knowledge(NamedTuple):
     """What a chat is answered from.
 
@@ -229,11 +242,15 @@ class Knowledge(NamedTuple):
       messages: the turns with what was found in them.
       sources: what was found, each a JSON object with at least `source`; sent with the answer as `sources`.
       answer: said instead of asking the model, where it is not None.
+      cite: what a finished answer rests on.
+      about: more fields of the answer's JSON, such as that a person is asked for.
     """
 
     messages: list[dict[str, Any]]
     sources: Sequence[Mapping[str, Any]] = ()
     answer: str | None = None
+    cite: Callable[[str], Cited] = _uncited
+    about: Mapping[str, Any] = {}
 
 
 class Documents(Protocol):

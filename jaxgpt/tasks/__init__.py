@@ -11,6 +11,7 @@ from jaxgpt.tasks.open_qa import OpenQA
 from jaxgpt.tasks.query_summarization import QuerySummarization
 from jaxgpt.tasks.recommendation import Recommendation
 from jaxgpt.tasks.summarization import Summarization
+from jaxgpt.tasks.support import Support
 from jaxgpt.tasks.text_classification import TextClassification
 from jaxgpt.tasks.translation import Translation
 
@@ -26,6 +27,7 @@ __all__ = [
     "QuerySummarization",
     "Recommendation",
     "Summarization",
+    "Support",
     "TextClassification",
     "Translation",
 ]

@@ -7,7 +7,6 @@ ranked (as LLM recommenders do, such as TALLRec; Bao et al. 2023, section 3).
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,16 +16,16 @@ from typing import Annotated, Any, ClassVar
 from jaxgpt.config.bounds import Bounds, Positive
 from jaxgpt.config.tasks import Sample, Task
 from jaxgpt.data.lines import as_object, field_of, kind_name
+from jaxgpt.data.ratings import SUFFIXES, read_ratings, rows_of
 from jaxgpt.data.sources import Report
-from jaxgpt.data.tables import TABLES, named_rows
 from jaxgpt.errors import require
 from jaxgpt.tasks.fields import MARKS, text_at, texts_at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation(Task):
-    """Users' histories and candidates that were clicked or not: a candidate a record, or MovieLens's table of
-    ratings, of which each user's last ones are asked for.
+    """Users' histories and candidates that were clicked or not: a candidate a record, as `jaxgpt data
+    ratings` writes them, or MovieLens's table of ratings, of which each user's last ones are asked for.
     """
 
     metrics: tuple[str, ...] = ("auc", "ndcg@10", "hit@10")
@@ -48,13 +47,15 @@ class Recommendation(Task):
     most: Annotated[int, Bounds(1, 10_000)] = 20
     """Items of a history that are given, the last ones."""
     items: str = ""
-    """A table (CSV or TSV) with the names of items, where histories and candidates hold their numbers."""
+    """A table (.csv, .tsv, or MovieLens's .dat) with the names of items, where histories and candidates hold
+    their numbers."""
     item: str = "movieId"
     """Column of an item's number in that table."""
     title: str = "title"
     """Column of its name."""
 
     one_each: ClassVar[bool] = True
+    suffixes: ClassVar[tuple[str, ...]] = (".dat",)
     names: ClassVar[tuple[str, ...]] = ("history", "candidate")
     phrasings: ClassVar = {
         "en": (
@@ -73,8 +74,8 @@ class Recommendation(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            not self.items or self.items.lower().endswith(TABLES),
-            f"data.items is {self.items!r}; name a .csv or .tsv file with {self.item} and {self.title}.",
+            not self.items or self.items.lower().endswith(SUFFIXES),
+            f"data.items is {self.items!r}; name a .csv, .tsv or .dat file of {self.item} and {self.title}.",
         )
 
     @property
@@ -82,25 +83,17 @@ class Recommendation(Task):
         return f"fields {self.user}, {self.history}, {self.candidate} and {self.click}"
 
     def records(self, path: str, report: Any) -> Iterator[tuple[str, Any]] | None:
-        return self._ratings(path, report) if self.time and path.lower().endswith(TABLES) else None
+        return self._ratings(path, report) if self.time and path.lower().endswith(SUFFIXES) else None
 
     def _ratings(self, path: str, report: Report) -> Iterator[tuple[str, Any]]:
         """A record for each of the last ratings of each user."""
-        users: dict[str, list[tuple[float, str, str, float]]] = {}
-        for where, row in named_rows(path, report, self.header):
-            try:
-                user, item = text_at(row, self.user), text_at(row, self.candidate)
-                time, rating = (_number(text_at(row, name), name) for name in (self.time, self.click))
-            except ValueError as error:
-                report.add_bad(where, str(error))
-                continue
-            users.setdefault(user, []).append((time, where, item, rating))
+        names = (self.user, self.candidate, self.click, self.time)
+        users = read_ratings(path, report, names, self.header)
         for user, rated in users.items():
-            rated.sort(key=lambda one: one[0])  # those of one time stay in the order of the file
-            before = [item for *_, item, rating in rated[: -self.asked] if rating >= self.liked]
-            for _, where, item, rating in rated[-self.asked :] if before else ():
-                yield where, {self.user: user, self.history: before, self.candidate: item,
-                              self.click: int(rating >= self.liked)}  # fmt: skip
+            before = [one.item for one in rated[: -self.asked] if one.value >= self.liked]
+            for one in rated[-self.asked :] if before else ():
+                yield one.where, {self.user: user, self.history: before, self.candidate: one.item,
+                                  self.click: int(one.value >= self.liked)}  # fmt: skip
 
     def samples(self, record: Any) -> Iterator[Sample]:
         record = as_object(record)
@@ -136,7 +129,7 @@ class Recommendation(Task):
 @lru_cache(maxsize=4)
 def _titles(path: str, item: str, title: str, stamp: int) -> dict[str, str]:
     report = Report()
-    rows = (row for _, row in named_rows(path, report))
+    rows = (row for _, row in rows_of(path, report, (item, title, "genres")))
     first = next(rows, {})
     for name in (item, title):
         require(
@@ -145,10 +138,3 @@ def _titles(path: str, item: str, title: str, stamp: int) -> dict[str, str]:
     found = {row[item]: row[title] for row in itertools.chain([first], rows)}
     report.check(0.01, "mend them")
     return found
-
-
-def _number(text: str, name: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"field {name!r} is {text}")
-    return value

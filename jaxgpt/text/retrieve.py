@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from jaxgpt.errors import UserError, library_errors, require
 from jaxgpt.files import parse_json, read_small, write_bytes
 
-VERSION = 1
+VERSION = 2
 """Of what an index file holds."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _RUNS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
@@ -29,12 +30,19 @@ IS_CJK = re.compile(f"[{_CJK}]")
 _PARAGRAPH = re.compile(r"\S(?:.|\n(?![^\S\n]*\n))*")
 
 
+MARK = re.compile(r"\[(\d{1,3})\]")
+"""How an answer names a passage: by its number."""
+HALF = 0.5
+"""Part of an answer's words that a passage must have to support it."""
+
+
 class Passage(NamedTuple):
-    """A part of a document, where it stands (FILE:LINE), and how near it is to a query."""
+    """A part of a document, where it stands (FILE:LINE), how near it is to a query, and what it is called."""
 
     text: str
     source: str
     score: float = 0.0
+    title: str = ""
 
 
 class Encoder(Protocol):
@@ -61,6 +69,15 @@ def terms(text: str) -> list[str]:
         else:
             found.append(run)
     return found
+
+
+def best_support(answer: str, texts: Sequence[str]) -> int:
+    """The number, from 1, of the text that has most of an answer's words (of a tie the first); 0 where none
+    has half of them.
+    """
+    words = terms(answer)
+    shares = [sum(w in held for w in words) / len(words) for held in map(set, map(terms, texts)) if words]
+    return 1 + shares.index(max(shares)) if max(shares, default=0.0) >= HALF else 0
 
 
 def cut(text: str, size: int) -> Iterator[tuple[int, str]]:
@@ -135,6 +152,20 @@ class Retriever:
             scores_N[indices[here]] += data[here]
         return scores_N
 
+    def share(self, query: str, score: float) -> float:
+        """What part a score is of the most that a passage could have for a query, between 0 and 1.
+
+        BM25's is bounded by the sum of its terms' inverse document frequencies, those of words that no
+        passage has included: a question about something else has a low share. Of an encoder it is the cosine.
+        """
+        if self._encode is not None:
+            return min(max(score, 0.0), 1.0)
+        indptr, most, count = self._arrays["indptr"], 0.0, len(self.passages)
+        for i in (self._ids.get(word) for word in terms(query)):
+            held = 0 if i is None else int(indptr[i + 1] - indptr[i])
+            most += math.log1p((count - held + 0.5) / (held + 0.5))
+        return score / most if most else 0.0
+
     def save(self, path: Path, digest: str) -> None:
         """Write the index as one file, whole or not at all.
 
@@ -142,7 +173,7 @@ class Retriever:
           path: of the file.
           digest: of all that it is made of; `load` compares it.
         """
-        passages = [p[:2] for p in self.passages]
+        passages = [(p.text, p.source, p.title) for p in self.passages]
         about = {"version": VERSION, "digest": digest, "passages": passages, "words": [*self._words]}
         text = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
         arrays: dict[str, Any] = {"about": text, **self._arrays}
@@ -167,13 +198,14 @@ class Retriever:
         held = parse_json(about, _About, path, fix)
         if (held.version, held.digest) != (VERSION, digest):
             return None
-        return cls([Passage(*pair) for pair in held.passages], arrays, held.words, encode)
+        passages = [Passage(text, source, title=title) for text, source, title in held.passages]
+        return cls(passages, arrays, held.words, encode)
 
 
 class _About(msgspec.Struct):
     version: int
     digest: str
-    passages: list[tuple[str, str]]
+    passages: list[list[str]]
     words: list[str]
 
 

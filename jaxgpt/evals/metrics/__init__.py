@@ -21,14 +21,15 @@ from jaxgpt.evals.metrics.base import (
     mean_of,
     ratio,
 )
-from jaxgpt.evals.metrics.ranking import AUC, hit, ndcg
+from jaxgpt.evals.metrics.ranking import AUC, MRR, hit, ndcg, recall
 from jaxgpt.evals.metrics.texts import TEXTS
 
 __all__ = ["METRICS", "Interval", "Metric", "Paired", "Prediction", "compare", "interval", "metric_of"]
 
-_RANKED: dict[str, Callable[[int], Metric]] = {"ndcg": ndcg, "hit": hit}
-METRICS: dict[str, Metric] = {**TEXTS, **ANSWERS, "auc": AUC, "ndcg@10": ndcg(10), "hit@10": hit(10)}
-"""From names to metrics; `ndcg@K` and `hit@K` exist for every K."""
+_RANKED: dict[str, Callable[[int], Metric]] = {"ndcg": ndcg, "recall": recall, "hit": hit}
+_AT_10 = {f"{name}@10": make(10) for name, make in _RANKED.items()}
+METRICS: dict[str, Metric] = {**TEXTS, **ANSWERS, "auc": AUC, "mrr": MRR, **_AT_10}
+"""From names to metrics; `ndcg@K`, `recall@K` and `hit@K` exist for every K."""
 
 
 def metric_of(name: str, where: str = "metrics") -> Metric:

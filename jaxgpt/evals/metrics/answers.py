@@ -12,7 +12,9 @@ from decimal import Decimal, InvalidOperation
 
 import numpy as np
 
+from jaxgpt.errors import require
 from jaxgpt.evals.metrics.base import Metric, Prediction, mean_of, ratio
+from jaxgpt.text.retrieve import MARK
 
 _NUMBER = re.compile(r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -51,6 +53,16 @@ def _exact(p: Prediction) -> float:
 
 def _f1(p: Prediction) -> float:
     return 100.0 * max((token_f1(p.answer, gold, p.language) for gold in p.sample.answers), default=math.nan)
+
+
+def _cited(p: Prediction) -> float:
+    require(
+        "passage" in p.sample.facts,
+        "cited looks for the mark of a passage, but a sample of this task has no facts['passage']; take it "
+        "out of its metrics.",
+    )
+    found = MARK.search(p.text)
+    return 100.0 * ((int(found[1]) if found else 0) == p.sample.facts["passage"])
 
 
 def _same(a: str, b: str) -> bool:
@@ -142,6 +154,7 @@ ANSWERS: dict[str, Metric] = {
     "macro_f1": Metric("macro F1 of labels", _class_statistics, _macro_f1),
     "entity_f1": Metric("F1 of entities", _entity_statistics, _micro_f1),
     "number_match": Metric("share of right numbers", mean_of(_number_match), ratio),
+    "cited": Metric("share of answers that name the right passage, or rightly none", mean_of(_cited), ratio),
     "parsed": Metric(
         "share of completions with an answer", mean_of(lambda p: 100.0 * bool(p.answer.strip())), ratio
     ),

@@ -25,7 +25,7 @@ def click_probability(p: Prediction) -> float:
 def _fact(p: Prediction, name: str) -> Any:
     require(
         name in p.sample.facts and bool(p.choices),
-        "auc, ndcg@K and hit@K rank candidates, but a sample of this task has no "
+        "auc, mrr, ndcg@K, recall@K and hit@K rank candidates, but a sample of this task has no "
         f"{f'facts[{name!r}]' if p.choices else 'choices'}; take them out of its metrics, or yield "
         "Sample(..., choices=(...), facts={'group': ..., 'click': ...}).",
     )
@@ -85,4 +85,21 @@ def hit(k: int) -> Metric:
     )
 
 
+def recall(k: int) -> Metric:
+    """Share of a group's clicks among its k best, a mean over groups."""
+    return Metric(
+        f"recall@{k}",
+        _by_group(lambda ranked: 100.0 * float(ranked[:k].sum() / ranked.sum())),
+        ratio,
+        needs="choices",
+    )
+
+
+MRR = Metric(
+    "mean reciprocal rank",
+    _by_group(lambda ranked: 100.0 / (1 + int(ranked.argmax()))),
+    ratio,
+    needs="choices",
+)
+"""Of the first click of each group (Voorhees 1999), in %."""
 AUC = Metric("AUC", _pairs, _auc, whole=True, needs="choices")

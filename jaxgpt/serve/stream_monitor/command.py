@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +23,7 @@ from jaxgpt.errors import UserError, require, require_known
 from jaxgpt.evals.control_charts import Charting, Kind, Memory, Odds, RunLength, Size
 from jaxgpt.files import to_json
 from jaxgpt.sample.settings import Verify
+from jaxgpt.serve.hook import run_hook
 from jaxgpt.serve.stream_monitor.feed import Feed, read_files, read_stream
 from jaxgpt.serve.stream_monitor.monitor import Monitor, Scored
 
@@ -40,7 +39,6 @@ ALARMED = 5
 """Exit code where an alarm came."""
 BATCH = 256
 """Texts of a file that are put into the feed at a time."""
-HOOK_SECONDS = 30
 TOKEN = "JAXGPT_MONITOR_TOKEN"
 HOMES = ("127.0.0.1", "localhost", "::1")
 
@@ -174,14 +172,8 @@ def _tell(event: dict[str, Any], shown: Sequence[str], hook: str) -> None:
     line = to_json(event)
     if event["event"] in shown:
         print(line, flush=True)
-    if not hook or event["event"] not in ("alarm", "over"):
-        return
-    try:
-        subprocess.run(
-            shlex.split(hook), input=f"{line}\n".encode(), timeout=HOOK_SECONDS, check=True, stdout=2
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        log.error("the hook failed: %s", error)
+    if hook and event["event"] in ("alarm", "over"):
+        run_hook(hook, line)
 
 
 def _serve(host: str, port: int, drain: Callable[[], None], watched: Monitor, feed: Feed, label: str) -> None:
