@@ -38,7 +38,12 @@ def config() -> Run:
         ),
         optim=Optim(peak_lr=1e-3, final_lr=1e-5, warmup_steps=100, weight_decay=0.1),
         train=Train(
-            steps=3000, batch_size=32, eval_every=250, save_every=500, best_by="recommendation:ndcg@10"
+            steps=3000,
+            batch_size=32,
+            eval_every=250,
+            save_every=500,
+            eval_examples=1000,
+            best_by="recommendation:ndcg@10",
         ),
         compute=Compute(dtype="float32"),
     )

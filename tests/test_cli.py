@@ -148,7 +148,10 @@ def test_help_imports_neither_jax_nor_flax() -> None:
         (["quikstart", "--help"], "unknown command 'quikstart'; did you mean 'quickstart'?"),
         (["data", "shw"], "unknown command 'data shw'; did you mean 'data show'?"),
         (["data", "zzz", "x"], "unknown command 'data zzz'; allowed: data prepare, data ratings, data show"),
-        (["zzz"], "unknown command 'zzz'; allowed: advise, chat, compare, data prepare, data show, eval"),
+        (
+            ["zzz"],
+            "unknown command 'zzz'; allowed: advise, chat, compare, data prepare, data ratings, data show, eval",
+        ),
         (["train"], "`jaxgpt train` needs a CONFIG first: a .py file, a run's config.json or a run folder."),
         (["info", "--model.width", "3"], "`jaxgpt info` needs a CONFIG first: "),
         (

@@ -31,6 +31,7 @@ from jaxgpt.tasks import (
     QuerySummarization,
     Recommendation,
     Summarization,
+    Support,
     TextClassification,
     Translation,
 )
@@ -70,6 +71,13 @@ CASES: list[
         "a.jsonl",
         {"instruction": "Add", "input": "1 1", "output": "2"},
         [({"message": "Add\n1 1"}, ("2",), "2")],
+    ),
+    (
+        Support,
+        {},
+        "a.jsonl",
+        {"question": "q", "answer": "a"},
+        [({"message": "q"}, ("a",), "a")],
     ),
     (
         Generation,
@@ -385,7 +393,7 @@ def test_every_task_is_tested_and_documented_with_its_metrics():
 def test_a_phrasing_is_held_out_in_every_language(kind):
     for language in ("en", "zh") if kind.phrasings else ("en",):
         task = kind(train=("a",), language=language)
-        assert task.held_out not in task.prompts or kind in (Dialogue,)
+        assert task.held_out not in task.prompts or kind in (Dialogue, Support)
         assert not kind.phrasings or len(task.prompts) >= 2
         if kind.phrasings:  # they follow the language, unless they are somebody's own
             other = kind(train=("a",), prompts=task.prompts, held_out=task.held_out, language="en")
