@@ -150,7 +150,7 @@ def test_help_imports_neither_jax_nor_flax() -> None:
         (["data", "zzz", "x"], "unknown command 'data zzz'; allowed: data prepare, data ratings, data show"),
         (
             ["zzz"],
-            "unknown command 'zzz'; allowed: advise, chat, compare, data prepare, data ratings, data show, eval",
+            "unknown command 'zzz'; allowed: advise, chat, compare, data prepare, data ratings, data show",
         ),
         (["train"], "`jaxgpt train` needs a CONFIG first: a .py file, a run's config.json or a run folder."),
         (["info", "--model.width", "3"], "`jaxgpt info` needs a CONFIG first: "),
