@@ -71,6 +71,7 @@ def load(
     *,
     checkpoint: str | int = "best",
     dtype: DType | None = None,
+    cache: Literal["float", "int8"] | None = None,
     mesh: Mesh = ONE_DEVICE,
     verify: bool = True,
     trust_code: bool = False,
@@ -81,6 +82,7 @@ def load(
       folder: of a run, or one with config.json, safetensors files and a tokenizer; it is not written to.
       checkpoint: of a run: `best` on validation data, `newest`, or a step number.
       dtype: of matrix products and activations; None means as the run was trained.
+      cache: how keys and values are held while text is written, `int8` in 8 bits; None means as the run says.
       mesh: devices to spread the model over.
       verify: compare the checkpoint's checksums, and refuse parameters that are not finite.
       trust_code: run Python code that a run brings with it, though it was never run here before.
@@ -90,10 +92,11 @@ def load(
     """
     _set_up()
     with code.trusting(trust_code):
-        return _load(Path(folder), checkpoint, dtype, mesh, verify)
+        kept = {name: value for name, value in (("dtype", dtype), ("cache", cache)) if value is not None}
+        return _load(Path(folder), checkpoint, kept, mesh, verify)
 
 
-def _load(path: Path, checkpoint: str | int, dtype: DType | None, mesh: Mesh, verify: bool) -> Model:
+def _load(path: Path, checkpoint: str | int, kept: dict[str, Any], mesh: Mesh, verify: bool) -> Model:
     require(path.is_dir(), f"{str(path)!r} is no folder; give that of a run or of a Hugging Face model.")
     if _is_hugging_face(path):
         require(
@@ -103,8 +106,8 @@ def _load(path: Path, checkpoint: str | int, dtype: DType | None, mesh: Mesh, ve
         trained = load_model(path, mesh)
     else:
         trained = load_trained(path, which=str(checkpoint), mesh=mesh, verify=verify)
-    if dtype is not None:
-        compute = dataclasses.replace(trained.run.compute, dtype=dtype)
+    if kept:
+        compute = dataclasses.replace(trained.run.compute, **kept)
         trained = trained._replace(run=dataclasses.replace(trained.run, compute=compute))
     return Model(trained)
 
@@ -155,7 +158,8 @@ class Model:
 
     Attributes:
       config: the `Run` it was trained with; `config.model` is the architecture.
-      params: float32 parameters as nested dicts, those of equal layers stacked along a first axis.
+      params: float32 parameters as nested dicts, those of equal layers stacked along a first axis; weights in
+        few bits are `layers.quantized.Quantized`.
       tokenizer: reads and writes text.
       folder, step: where it is from.
     """

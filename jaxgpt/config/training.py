@@ -37,6 +37,9 @@ class Compute:
     """Attention kernel; auto logs and uses the fastest one that runs here (tokamax must be named)."""
     strict: bool = False
     """Raise instead of falling back to a slower attention kernel."""
+    cache: Literal["float", "int8"] = "float"
+    """How keys and values are held while text is written: in dtype, or in 8 bits with a scale for each token
+    and head. A server says so by its own --cache."""
     loss_chunk: Tokens = 8192
     """Number of tokens per device whose logits the loss holds at a time."""
     unroll: Layers | None = None

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import Model
+from jaxgpt.layers.int8 import Int8, like, whole
 from jaxgpt.layers.kernels import attend
 from jaxgpt.layers.kernels.base import Scores
 from jaxgpt.layers.mask import Mask
@@ -27,24 +28,40 @@ from jaxgpt.target import Target
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer; slot s holds the token at position s of its row."""
+    """Keys and values of one layer [B, S, G, K]; slot s holds the token at position s of its row.
 
-    k_BSGK: jax.Array
-    v_BSGK: jax.Array
+    Each is an array, or `Int8` where they are held in 8 bits.
+    """
+
+    k: Any
+    v: Any
+
+    @property
+    def k_BSGK(self) -> jax.Array:
+        """The keys."""
+        return whole(self.k)
+
+    @property
+    def v_BSGK(self) -> jax.Array:
+        """The values."""
+        return whole(self.v)
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array, start_B: jax.Array) -> LayerCache:
         """Write T new tokens of each row, starting at its slot `start_B`."""
 
         def write(cache_SGK: jax.Array, new_TGK: jax.Array, start: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(cache_SGK, new_TGK.astype(cache_SGK.dtype), (start, 0, 0))
+            return jax.lax.dynamic_update_slice(cache_SGK, new_TGK, (start, 0, 0))
 
-        put = jax.vmap(write)
-        return LayerCache(put(self.k_BSGK, k_BTGK, start_B), put(self.v_BSGK, v_BTGK, start_B))
+        def put(held: Any, new_BTGK: jax.Array) -> Any:
+            new = like(new_BTGK, held)
+            return jax.tree.map(lambda x, y: jax.vmap(write)(x, y, start_B), held, new)
+
+        return LayerCache(put(self.k, k_BTGK), put(self.v, v_BTGK))
 
     @property
     def slots(self) -> int:
         """Tokens that a row can hold."""
-        return self.k_BSGK.shape[1]
+        return self.k.shape[1]
 
     def attend(
         self, q_BTHK: jax.Array, mask: Mask, scores: Scores, kernel: str, extra: Any = None
@@ -60,8 +77,9 @@ class StackedCache(NamedTuple):
     into this one at the start of a program and back at its end.
     """
 
-    k_LBGSK: jax.Array
-    v_LBGSK: jax.Array
+    k_LBGSK: Any
+    """An array, or `Int8` where they are held in 8 bits."""
+    v_LBGSK: Any
 
     @property
     def slots(self) -> int:
@@ -71,7 +89,7 @@ class StackedCache(NamedTuple):
     @property
     def layers(self) -> int:
         """L."""
-        return len(self.k_LBGSK)
+        return self.k_LBGSK.shape[0]
 
     def layer(self, i: jax.Array) -> StackedLayer:
         """Layer i, in the stack's own memory."""
@@ -99,8 +117,11 @@ class StackedLayer(NamedTuple):
         """The layer's values."""
         return self._of(self.stack.v_LBGSK)
 
-    def _of(self, stack_LBGSK: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(stack_LBGSK, self.layer, keepdims=False).swapaxes(1, 2)
+    def _of(self, stack_LBGSK: Any) -> jax.Array:
+        def one(x_LBGSK: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(x_LBGSK, self.layer, keepdims=False).swapaxes(1, 2)
+
+        return whole(jax.tree.map(one, stack_LBGSK))
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array, start_B: jax.Array) -> StackedLayer:
         """Like `LayerCache.append`; writes only the new tokens."""
@@ -114,10 +135,12 @@ class StackedLayer(NamedTuple):
             scatter_indices_batching_dims=(0,),
         )
 
-        def put(stack_LBGSK: jax.Array, new_BTGK: jax.Array) -> jax.Array:
-            new_BGTK = new_BTGK.astype(stack_LBGSK.dtype).swapaxes(1, 2)
+        def write(stack_LBGSK: jax.Array, new_BTGK: jax.Array) -> jax.Array:
             how = {"indices_are_sorted": True, "unique_indices": True, "mode": "clip"}
-            return jax.lax.scatter(stack_LBGSK, at_B2, new_BGTK, dims, **how)
+            return jax.lax.scatter(stack_LBGSK, at_B2, new_BTGK.swapaxes(1, 2), dims, **how)
+
+        def put(stack_LBGSK: Any, new_BTGK: jax.Array) -> Any:
+            return jax.tree.map(write, stack_LBGSK, like(new_BTGK, stack_LBGSK))
 
         k_LBGSK, v_LBGSK = self.stack
         return StackedLayer(StackedCache(put(k_LBGSK, k_BTGK), put(v_LBGSK, v_BTGK)), self.layer)
@@ -149,12 +172,25 @@ def append_tokens(tokens_BS: jax.Array, new_BT: jax.Array, start_B: jax.Array) -
     )
 
 
-def init_cache(model: Model, target: Target, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
-    """An empty cache in the target's form."""
+def init_cache(
+    model: Model, target: Target, batch: int, slots: int, dtype: jnp.dtype, *, int8: bool = False
+) -> Cache:
+    """An empty cache in the target's form.
+
+    Args:
+      model: the architecture.
+      target: what the program is built for.
+      batch, slots: B and S.
+      dtype: of keys and values.
+      int8: hold them in 8 bits, with a scale for each token and head; `dtype` is what they are read in.
+    """
     G, K = model.groups, model.head
 
-    def pair(*shape: int) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    def zeros(*shape: int) -> Any:
+        return Int8.of(jnp.zeros(shape), dtype) if int8 else jnp.zeros(shape, dtype)
+
+    def pair(*shape: int) -> tuple[Any, Any]:
+        return zeros(*shape), zeros(*shape)
 
     if target.unroll:
         return tuple(LayerCache(*pair(batch, slots, G, K)) for _ in range(model.layers))

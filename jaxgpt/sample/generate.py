@@ -97,7 +97,8 @@ class Generator:
             "use the tokenizer that the model was trained with.",
         )
         # Remat plays no part here; the kernel of training is prefill's.
-        self.model, self.compute = model, Compute(dtype=compute.dtype, attention=compute.attention)
+        kept = {name: getattr(compute, name) for name in ("dtype", "attention", "cache")}
+        self.model, self.compute = model, Compute(**kept)
         self.target = Target.of(mesh)
         self.tokenizer, self.mesh = tokenizer, mesh
         self.stop = tokenizer.stop_ids

@@ -160,7 +160,8 @@ class Program:
         model, dtype = self.merge(params), jnp.dtype(self.compute.dtype)
         tokens_PT, length_P, prefix_P = (x[:: self.group] for x in rows[:3])
         if caches_keys(self.model):
-            cache = init_cache(self.model, self.target, len(tokens_PT), self.slots, dtype)
+            shape, int8 = (len(tokens_PT), self.slots), self.compute.cache == "int8"
+            cache = init_cache(self.model, self.target, *shape, dtype, int8=int8)
         else:
             cache = TokenCache(jnp.zeros((len(tokens_PT), self.slots), jnp.int32))
         x_PTD, cache = model.decode(

@@ -14,6 +14,7 @@ from story import story
 from tiny import FLOAT32, HERE, ONE, make_run, plain, steps
 
 import jaxgpt
+import jaxgpt.config
 from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, LoRA, MoE, Optim, Quantization, Run, Text, to_json
 from jaxgpt.convert import calibrate, few_bits, rounding
@@ -139,6 +140,16 @@ def test_a_run_in_few_bits_is_used_like_any_other(form, trained, tmp_path) -> No
     export(str(out), str(tmp_path / "hf"))
     again = jaxgpt.load(tmp_path / "hf")
     np.testing.assert_allclose(again.logits(["the cat"])[0], model.logits(["the cat"])[0], atol=1e-4)
+
+
+def test_keys_and_values_in_eight_bits(trained) -> None:
+    exact, few = jaxgpt.load(trained), jaxgpt.load(trained, cache="int8")
+    made = [m.generate("the cat sat", max_new_tokens=12, temperature=0) for m in (exact, few)]
+    assert made[0].ids == made[1].ids
+    assert made[0].logprobs != made[1].logprobs
+    np.testing.assert_allclose(made[0].logprobs, made[1].logprobs, atol=0.05)
+    beam = jaxgpt.config.Beam(beams=3)
+    assert few.generate("the cat", max_new_tokens=4, decoding=beam).ids
 
 
 def test_adapters_stand_over_few_bits(trained, tmp_path) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import GPT, Compute
 from jaxgpt.errors import require
+from jaxgpt.layers.int8 import to_int8
 from jaxgpt.layers.kernels.base import Scores, score, unfit
 from jaxgpt.layers.kernels.tpu import LANES
 from jaxgpt.layers.mask import Mask
@@ -29,8 +30,6 @@ BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
 """Keys that one turn of `_blockwise` reads."""
 QUERIES = 32
 """That one turn of the TPU's kernel computes."""
-STEPS = 127
-"""Of an int8 number on either side of 0."""
 
 
 @jax.tree_util.register_dataclass
@@ -77,12 +76,11 @@ class Held:
             return replace(
                 self, kv_NPCK=self.kv_NPCK.at[page_BT, place_BT].set(kv_BTCK.astype(self.kv_NPCK.dtype))
             )
-        scale_BTC = jnp.max(jnp.abs(kv_BTCK.astype(jnp.float32)), axis=-1) / STEPS
-        steps_BTCK = kv_BTCK / jnp.maximum(scale_BTC, jnp.finfo(jnp.float32).tiny)[..., None]
+        steps_BTCK, scale_BTC1 = to_int8(kv_BTCK)
         return replace(
             self,
-            kv_NPCK=self.kv_NPCK.at[page_BT, place_BT].set(jnp.round(steps_BTCK).astype(jnp.int8)),
-            scale_NPC=self.scale_NPC.at[page_BT, place_BT].set(scale_BTC),
+            kv_NPCK=self.kv_NPCK.at[page_BT, place_BT].set(steps_BTCK),
+            scale_NPC=self.scale_NPC.at[page_BT, place_BT].set(scale_BTC1[..., 0]),
         )
 
 
