@@ -66,9 +66,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     args = parser.parse_args()
     print(f"{args.run} on {args.text}; {machine()['cpu']}, jax {jax.__version__}\n")
-    print(
-        "| weights | activations | method | perplexity | parameters, MB | checkpoint, MB | tokens/s at 1 | at 8 |"
-    )
+    print("| weights | activations | method | perplexity | MB | on disk | tokens/s at 1 | at 8 |")
     print("|---|---|---|---:|---:|---:|---:|---:|")
     first = True
     for to, method, activations in [way for way in WAYS if not args.only or way[0] in args.only]:
