@@ -22,7 +22,7 @@ Form = Literal["int8", "int4", "nf4", "fp8"]
 Activations = Literal["float", "int8"]
 BLOCK = 64
 """Inputs that share a scale in 4 bits (QLoRA, section 3); of 8 bits, all inputs of an output do."""
-FOUR_BITS = ("int4", "nf4")
+FOUR_BITS, INTEGERS = ("int4", "nf4"), ("int4", "int8")
 _TYPES: dict[str, Any] = {
     "int8": jnp.dtype("int8"),
     "int4": jnp.dtype(jnp.int4),
@@ -115,7 +115,9 @@ def quantize(weight: jax.Array, form: Form, lead: int, inputs: int) -> Quantized
     tiles = {last: group_size(weight.shape[last], form)}
     if form not in FOUR_BITS:  # one scale for all inputs of an output
         channels, tiles = [axis for axis in channels if axis < lead or axis > last], {}
-    how = {"channelwise_axes": channels, "tiled_axes": tiles, "scale_dtype": jnp.float32}
+    how: dict[str, Any] = {"channelwise_axes": channels, "tiled_axes": tiles, "scale_dtype": jnp.float32}
+    if form in INTEGERS:  # qwix puts the largest weight halfway between two integers: every program must
+        how["calibration_method"] = "absmax,1.0001"  # find the same one
     return Quantized(_qwix().quantize(weight.astype(jnp.float32), _TYPES[form], **how))
 
 
