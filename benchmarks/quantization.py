@@ -86,11 +86,11 @@ def row(
     to: str, activations: str, method: str, folder: Path, record: dict, side: str, tokens: int, cache: str
 ) -> None:
     """Print a line of the table."""
-    own = record["perplexity"][side] if cache == "float" else float("nan")
+    own = f"{record['perplexity'][side]:.4f}" if cache == "float" else ""
     speeds = [speed(folder, rows, tokens, cache=cache) for rows in (1, 8)]
     sizes = f"{record['bytes'][side] / 1e6:.2f} | {files(folder) / 1e6:.2f}"
     print(
-        f"| {to} | {activations} | {method} | {own:.4f} | {sizes} | {speeds[0]:.0f} | {speeds[1]:.0f} |",
+        f"| {to} | {activations} | {method} | {own} | {sizes} | {speeds[0]:.0f} | {speeds[1]:.0f} |",
         flush=True,
     )
 

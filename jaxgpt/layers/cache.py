@@ -187,7 +187,9 @@ def init_cache(
     G, K = model.groups, model.head
 
     def zeros(*shape: int) -> Any:
-        return Int8.of(jnp.zeros(shape), dtype) if int8 else jnp.zeros(shape, dtype)
+        if int8:
+            return Int8(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-1], 1)), dtype)
+        return jnp.zeros(shape, dtype)
 
     def pair(*shape: int) -> tuple[Any, Any]:
         return zeros(*shape), zeros(*shape)
