@@ -86,6 +86,16 @@ class Asker:
         message = f"{what} but the model's context is {context:,} tokens, new ones included; shorten it."
         return Refused(400, message, code="context_length_exceeded", param=param)
 
+    def check_count(self, count: int) -> None:
+        """Refuse more completions than may be asked for at once.
+
+        Raises:
+          Refused: 400.
+        """
+        if count > (most := self.service.limits.choices):
+            message = f"{count:,} completions are asked for, of at most {most:,}; lower n or best_of."
+            raise Refused(400, message, param="n")
+
     def sampling(self, body: Generation, chat: bool) -> Sampling:
         """How tokens are chosen: as the request says, else as the model does, else as the command does."""
         given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
@@ -128,14 +138,9 @@ class Asker:
           rule: what answers must follow.
 
         Raises:
-          Refused: 400 for more answers than may be.
+          Refused: 400 for more answers than may be, or settings that cannot be.
         """
-        count, limit = len(prompts) * times, self.service.limits.choices
-        if count > limit:
-            message = (
-                f"{count} completions are asked for, of at most {limit}; lower n, best_of or the prompts."
-            )
-            raise Refused(400, message, param="n")
+        self.check_count(len(prompts) * times)
         seed = secrets.randbits(32) if body.seed is None else body.seed
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         sampling = self.sampling(body, chat)

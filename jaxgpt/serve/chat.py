@@ -43,6 +43,7 @@ class _Chat:
     async def answer(self, session: Session) -> dict[str, Any] | EventStream:
         """The answer's JSON, or its stream."""
         body, engine = self.body, self.asker.engine
+        self.asker.check_count(body.n or 1)
         self._check()
         known = await self._known(session)
         writer = _Writer(self, session, known)

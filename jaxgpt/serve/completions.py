@@ -60,6 +60,7 @@ class _Completions:
     async def answer(self, session: Session) -> dict[str, Any] | EventStream:
         """The completions' JSON, or their stream."""
         body, engine = self._body, self._asker.engine
+        self._asker.check_count(self._times)
         self._check()
         self._head = {
             "id": f"cmpl-{session.exchange.id}",
@@ -160,6 +161,7 @@ class _Completions:
         texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in each]
         for text in texts:
             self._asker.check_size([text], "prompt")
+        self._asker.check_count(len(each) * self._times)
         passed = await session.enter([Passage("prompt", text) for text in texts])
         return await run_sync(self._ids, each, texts, passed)
 

@@ -221,6 +221,7 @@ def test_embeddings_are_the_models(client: openai.OpenAI) -> None:
         ({"messages": HI * 300}, 400, "messages", "context is 1,024"),
         ({"messages": [{"role": "user", "content": "a" * 5000}]}, 400, "messages", "context is 1,024"),
         ({"n": 17}, 400, "n", "at most 16"),
+        ({"n": 2**40}, 400, "n", "at most 16"),  # refused before anything is made for each
         ({"tool_choice": "required"}, 400, "tool_choice", "without tools"),
         ({"top_logprobs": 2}, 400, "top_logprobs", "without logprobs"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", "without stream"),

@@ -21,7 +21,8 @@ BODY = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "Hi"}],
     "stream": True,
-    "response_format": {"type": "regex", "regex": "a+"},
+    "max_tokens": 20,
+    "response_format": {"type": "regex", "regex": "a{30}"},
 }
 
 
@@ -73,11 +74,11 @@ def test_a_process_answers_and_sigterm_drains_it(process: subprocess.Popen[str])
         (["--host", "0.0.0.0"], "there are no keys"),
         (["--name", "a:b"], "a colon"),
         (["--adapters", "b"], "NAME=FOLDER"),
-        (["--seconds", "0"], "--seconds is 0"),
+        (["--seconds", "0"], "seconds is 0"),
         (["--slots", "0"], "slots is 0"),
         (["--redis", "redis://localhost"], "give --keys too"),
         (["--filters", "no.toml"], "no.toml cannot be read"),
-        (["--host", "192.0.2.1", "--keys", "env:NOTHING"], "NOTHING"),
+        (["--keys", "env:NOTHING"], "NOTHING"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(
