@@ -81,8 +81,7 @@ function turnElement(conversation, index, isRunning, actions) {
     "aria-label": turn.role === "user" ? "You" : turn.model || "Answer",
   });
   const answer = turn.role === "assistant";
-  if (answer)
-    element.append(h("div", { class: "name", "aria-hidden": "true" }, icon("spark"), turn.model || "Answer"));
+  if (answer) element.append(h("h2", { class: "name" }, icon("spark"), turn.model || "Answer"));
   const body = answer ? answerBody(turn, isRunning) : h("div", { class: "body" }, turn.content);
   if (turn.content || isRunning) element.append(body);
   if (turn.sources?.length) element.append(sourceList(turn.sources));
