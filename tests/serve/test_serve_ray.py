@@ -42,6 +42,22 @@ def wait_for_replicas(count: int, seconds: float) -> None:
         time.sleep(0.2)
 
 
+def start_ray(tries: int = 3) -> None:
+    """Start Ray, which waits 30 seconds for its own processes: less than a busy machine may take."""
+    try:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+    except Exception:
+        ray.shutdown()
+        if tries == 1:
+            raise
+        start_ray(tries - 1)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(tmp_path_factory.mktemp("ray") / "tiny", Chat(train=("a.jsonl",)), MODEL)
@@ -59,12 +75,7 @@ def client(run: Path) -> Iterator[httpx.Client]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
+        start_ray()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         flags = f"--keys {run.parent / 'keys.json'} --slots 2"
         asked = Asked(run=str(run), flags=flags, max_replicas=2, cpus=0.5, calm_seconds=1)
