@@ -23,7 +23,7 @@ from jaxgpt import runtime
 from jaxgpt.checkpoint.whole import find_base, params_digest
 from jaxgpt.config import ONE_DEVICE, Classifier, Decoding, Headed, Mesh, Run, code
 from jaxgpt.config import load as load_config
-from jaxgpt.config.decoding import draws
+from jaxgpt.config.decoding import Weights, draws
 from jaxgpt.convert.load import load_model
 from jaxgpt.errors import NotFinite, nearest, require, require_known
 from jaxgpt.evals.during import task_scores
@@ -72,6 +72,7 @@ def load(
     checkpoint: str | int = "best",
     dtype: DType | None = None,
     cache: Literal["float", "int8"] | None = None,
+    weights: Weights = "own",
     mesh: Mesh = ONE_DEVICE,
     verify: bool = True,
     trust_code: bool = False,
@@ -83,6 +84,7 @@ def load(
       checkpoint: of a run: `best` on validation data, `newest`, or a step number.
       dtype: of matrix products and activations; None means as the run was trained.
       cache: how keys and values are held while text is written, `int8` in 8 bits; None means as the run says.
+      weights: what `generate` and `chat` read; see `Generator`.
       mesh: devices to spread the model over.
       verify: compare the checkpoint's checksums, and refuse parameters that are not finite.
       trust_code: run Python code that a run brings with it, though it was never run here before.
@@ -93,10 +95,10 @@ def load(
     _set_up()
     with code.trusting(trust_code):
         kept = {name: value for name, value in (("dtype", dtype), ("cache", cache)) if value is not None}
-        return _load(Path(folder), checkpoint, kept, mesh, verify)
+        return Model(_load(Path(folder), checkpoint, kept, mesh, verify), weights)
 
 
-def _load(path: Path, checkpoint: str | int, kept: dict[str, Any], mesh: Mesh, verify: bool) -> Model:
+def _load(path: Path, checkpoint: str | int, kept: dict[str, Any], mesh: Mesh, verify: bool) -> Trained:
     require(path.is_dir(), f"{str(path)!r} is no folder; give that of a run or of a Hugging Face model.")
     if _is_hugging_face(path):
         require(
@@ -109,7 +111,7 @@ def _load(path: Path, checkpoint: str | int, kept: dict[str, Any], mesh: Mesh, v
     if kept:
         compute = dataclasses.replace(trained.run.compute, **kept)
         trained = trained._replace(run=dataclasses.replace(trained.run, compute=compute))
-    return Model(trained)
+    return trained
 
 
 def fit(config: Run | str | Path, *, progress: bool = True, verify: bool = True) -> Model:
@@ -164,8 +166,8 @@ class Model:
       folder, step: where it is from.
     """
 
-    def __init__(self, trained: Trained) -> None:
-        self._trained = trained
+    def __init__(self, trained: Trained, weights: Weights = "own") -> None:
+        self._trained, self._weights = trained, weights
         self.config, self.params, self.tokenizer = trained.run, trained.params, trained.tokenizer
         self.folder, self.step = trained.folder, trained.step
 
@@ -198,7 +200,8 @@ class Model:
         """What generates; made when it is first used, as it holds the parameters in another form."""
         self._require_text("generate")
         t = self._trained
-        return Generator(t.run.model, t.run.compute, t.params, t.tokenizer, mesh=t.mesh, bos=t.bos)
+        how: Any = {"mesh": t.mesh, "bos": t.bos, "weights": self._weights}
+        return Generator(t.run.model, t.run.compute, t.params, t.tokenizer, **how)
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Load a LoRA run that was tuned from this model, for `generate(..., adapter=name)`.

@@ -28,6 +28,9 @@ _RANGES = {
 """Of each setting the least, the most, and both in words."""
 Ngram = Annotated[int, Bounds(0, LONGEST_NGRAM)]
 Count = Annotated[int, Bounds(1, 4096)]
+Weights = Literal["own", "by_output", "int8"]
+"""What decoding reads: the weights as they are; laid out as one CPU reads them fastest with few rows, which
+takes longer to compile; or so and rounded to int8."""
 
 
 @dataclass(frozen=True, kw_only=True)

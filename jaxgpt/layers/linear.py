@@ -212,6 +212,8 @@ class GroupedLinear(nnx.Module):
 class Embedding(nnx.Module):
     """A table of V rows of size D, read by id; also the output projection if tied.
 
+    For decoding, another kind of weight may stand in the array's place (`layers.by_output`).
+
     Args:
       key: for the initial rows, normal with standard deviation `std`.
       rows: V.
@@ -239,7 +241,10 @@ class Embedding(nnx.Module):
 
         Those of a vocabulary are open to change (`layers.perturb`).
         """
-        x = look_up(self.weight[...], ids, dtype, self.rows)
+        table = self.weight.get_value()
+        if not isinstance(table, jax.Array):
+            return table.rows(ids, dtype)
+        x = look_up(table, ids, dtype, self.rows)
         return perturbed(x) if self.rows == "vocab" else x
 
 
@@ -306,8 +311,10 @@ def _split(rows: str) -> str | None:
     return axes[0]
 
 
-def unembed(x: jax.Array, weight_VD: jax.Array) -> jax.Array:
+def unembed(x: jax.Array, weight_VD: Any) -> jax.Array:
     """Logits `x . weight^T` over the vocabulary, accumulated in float32."""
+    if not isinstance(weight_VD, jax.Array):
+        return weight_VD.times(x)
     dims = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight_VD.astype(x.dtype), dims, preferred_element_type=jnp.float32)
 

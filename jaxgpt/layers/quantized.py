@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxgpt.config.decoding import Weights
 from jaxgpt.errors import UserError
+from jaxgpt.layers.by_output import ByOutput, by_output, of_codes
 from jaxgpt.target import Target
 
 Form = Literal["int8", "int4", "nf4", "fp8"]
@@ -60,6 +62,14 @@ class Quantized:
     def whole(self) -> jax.Array:
         """The weight as a float32 array."""
         return _qwix().dequantize(self.array).astype(jnp.float32)
+
+    def by_output(self, inputs: int, dtype: jnp.dtype, weights: Weights) -> ByOutput:
+        """The weight of one layer in the form in which a CPU decodes; int8 keeps its integers."""
+        if self.array.qvalue.dtype != jnp.int8:
+            return by_output(self.whole(), inputs, dtype, weights)
+        shape = self.array.shape
+        values_OI = self.array.qvalue.reshape(math.prod(shape[:inputs]), -1).T
+        return of_codes(values_OI, self.array.scale.reshape(-1), shape[inputs:])
 
     def layout(self, split: P) -> Quantized:
         """How the arrays of experts' weights are sharded: like [E, I, O]; scales over experts and outputs."""

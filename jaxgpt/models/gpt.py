@@ -232,7 +232,7 @@ class Decoder(Predictor):
     @property
     def unembedding(self) -> Unembedding:
         """A separate projection, or the embedding."""
-        return Unembedding((self.head or self.embed).weight[...], cap=self.model.logit_softcap)
+        return Unembedding((self.head or self.embed).weight.get_value(), cap=self.model.logit_softcap)
 
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         return self._begin(self.embed(tokens_BT, self.target.stream_dtype(self.compute)), positions_BT)

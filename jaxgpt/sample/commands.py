@@ -16,7 +16,7 @@ import tyro
 
 from jaxgpt.config import ONE_DEVICE, Knowledge, Mesh, Sampling, code, load_run
 from jaxgpt.config.bounds import Rows, Seed, Tokens, bounded
-from jaxgpt.config.decoding import draws
+from jaxgpt.config.decoding import Weights, draws
 from jaxgpt.data.knowledge import Found
 from jaxgpt.errors import UserError, require
 from jaxgpt.sample.options import Ruled, library_of, tell, told
@@ -55,6 +55,7 @@ def sample(
     checkpoint: str = "best",
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
+    weights: Weights = "own",
     batch_size: Rows = 64,
     way: Annotated[Way, FLAT] = ONE_SAMPLE,
     rules: Annotated[Ruled, FLAT] = FREE,
@@ -82,6 +83,9 @@ def sample(
       json: print one JSON object per completion (prompt, text, ids, logprobs, finish_reason, seed, score).
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
+      weights: on one CPU device, by_output lays them out so that few rows are fast, after a longer
+        compilation; int8 also rounds them and the rows that they are multiplied by (about 1 % off per
+        product).
       batch_size: number of completions generated at a time.
       way: to decode.
       rules: what a completion may be.
@@ -114,7 +118,7 @@ def sample(
     texts = [*_prompts(prompt), *_lines(prompt_file)]
     require(bool(texts) or not as_chat, "no prompt is given; add --prompt 'your question'.")
     judge = _judge(way.reward, mesh, verify)
-    generator = _load(run, checkpoint, mesh, verify)
+    generator = _load(run, checkpoint, mesh, verify, weights)
     generator.judges |= judge
     texts = texts or [""]
     found = [library.about(text) for text in texts] if library else [Found()] * len(texts)
@@ -178,6 +182,7 @@ def chat(
     checkpoint: str = "best",
     verify: Verify = True,
     mesh: Mesh = ONE_DEVICE,
+    weights: Weights = "own",
     knowledge: Known = NOTHING,
 ) -> None:
     """Talk with a trained model, one line per turn; standard input may be a pipe.
@@ -195,6 +200,9 @@ def chat(
       stop: text that ends an answer and is not shown; repeatable.
       checkpoint: `best` on validation data, `newest`, or a step number.
       mesh: devices to spread the model over.
+      weights: on one CPU device, by_output lays them out so that few rows are fast, after a longer
+        compilation; int8 also rounds them and the rows that they are multiplied by (about 1 % off per
+        product).
       knowledge: what is searched for each turn and put before it, for that turn alone; sources are named
         after the answer on standard error.
     """
@@ -210,7 +218,7 @@ def chat(
     require(0 <= seed < 2**32, f"seed is {seed!s:.24}; it must be between 0 and {2**32 - 1}.")
     require(all(stop), "a --stop string is empty; give at least one character.")
     library = library_of(knowledge, verify)
-    generator = _load(run, checkpoint, mesh, verify)
+    generator = _load(run, checkpoint, mesh, verify, weights)
     note("/reset forgets the dialogue, /quit ends it, Ctrl-C stops an answer")
     settings = {
         "decoding": sampling.settle(generator.tokenizer.sampling, CHAT_DEFAULT),
@@ -312,10 +320,10 @@ def _read_turns() -> Iterator[str]:
             yield line
 
 
-def _load(run: str, checkpoint: str, mesh: Mesh, verify: bool) -> Generator:
+def _load(run: str, checkpoint: str, mesh: Mesh, verify: bool, weights: Weights) -> Generator:
     from jaxgpt.sample.generate import Generator
 
-    return Generator.load(run, which=checkpoint, mesh=mesh, verify=verify)
+    return Generator.load(run, which=checkpoint, mesh=mesh, verify=verify, weights=weights)
 
 
 def _dialogues(generator: Generator, texts: Iterable[str], system: str) -> dict[str, Any]:

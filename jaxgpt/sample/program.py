@@ -18,8 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from jaxgpt.config import Compute, Model
+from jaxgpt.config import GPT, Compute, Model
+from jaxgpt.config.decoding import Weights
+from jaxgpt.errors import require
+from jaxgpt.layers.by_output import by_output, from_rows
 from jaxgpt.layers.cache import Cache, TokenCache, cache_axes, constrain_cache, init_cache
+from jaxgpt.layers.quantized import Quantized
 from jaxgpt.models import abstract_model, assemble, backbone, caches_keys, decoding_params, unstacks
 from jaxgpt.sample.strategies import Chosen, Controls, Features, choose, repeats
 from jaxgpt.sharding import constrain, spec
@@ -293,25 +297,54 @@ def decode(program: Program, params: dict, rows: Rows, state: State, steps: jax.
     return state, everywhere(state.made)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def prepare(model: Model, compute: Compute, target: Target, params: dict) -> dict:
+def lays_out_by_output(model: Model, target: Target) -> bool:
+    """Whether decoding can read weights `ByOutput`: a GPT on one CPU device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return isinstance(model, GPT) and unstacks(model, target) and (mesh.empty or mesh.size == 1)
+
+
+def require_by_output(model: Model, target: Target) -> None:
+    """Refuse weights by output where no product reads them."""
+    require(
+        lays_out_by_output(model, target),
+        f"weights by_output and int8 are for a GPT on one CPU device, not a {type(model).__name__} on this "
+        f"mesh of {target.device_kind}; leave them 'own' (`jaxgpt quantize` makes a run for any device).",
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 4))
+def prepare(model: Model, compute: Compute, target: Target, params: dict, weights: Weights = "own") -> dict:
     """Training parameters in the form decoding wants: see `decoder`, and weights in the compute type.
 
     The cast changes no result, since every product casts its weight anyway; it is done once here
     instead of at every token. Norms and biases stay float32.
+
+    Args:
+      model, compute, target: of the generator.
+      params: in the training form.
+      weights: other than `own` lay those of products and tables out `ByOutput`, where `lays_out_by_output`
+        says that they can be read.
     """
     _, abstract = decoder(model, compute, target)
     about = {path: v.get_metadata() for path, v in nnx.to_flat_state(abstract)}
+    by_outputs = weights != "own"
 
     def one(path: tuple[Any, ...], p: Any) -> Any:
         facts = about[path]
+        dtype = jnp.dtype(facts.get("read_in", compute.dtype))  # a router is read in float32
+        own: Weights = "by_output" if "router" in path else weights
+        relaid = by_outputs and facts["role"] == "matrix" and not facts.get("lead", 0)
+        if isinstance(p, Quantized):
+            return p.by_output(facts["inputs"], dtype, own) if relaid else p
         if not isinstance(p, jax.Array):
             # The base of a weight of another kind is read like one, but where it decides a norm (DoRA).
-            plain = isinstance(getattr(p, "base", None), jax.Array) and getattr(p, "magnitude", None) is None
+            plain = hasattr(p, "base") and getattr(p, "magnitude", None) is None
             return replace(p, base=one(path, p.base)) if plain else p
-        if facts["role"] in CAST:
-            p = p.astype(facts.get("read_in", compute.dtype))  # a router is read in float32
-        return constrain(p, *facts["axes"])
+        if relaid:
+            return by_output(p, facts["inputs"], dtype, own)
+        if by_outputs and facts["role"] == "embedding":
+            return from_rows(p, dtype, own)
+        return constrain(p.astype(dtype) if facts["role"] in CAST else p, *facts["axes"])
 
     more = {}
     if "added" in params:

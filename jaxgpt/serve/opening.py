@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jaxgpt.config import ONE_DEVICE, Batching, Knowledge, Mesh, Sampling
+from jaxgpt.config.decoding import Weights
 from jaxgpt.errors import UserError, require
 from jaxgpt.sample.settings import Verify
 from jaxgpt.serve.desk import DESK, Desk
@@ -44,6 +45,9 @@ class Options:
     """`best` on validation data, `newest`, or a step number."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of matrix products and activations; None means as the run was trained."""
+    weights: Weights = "own"
+    """On one CPU device, by_output lays them out so that few rows are fast, after a longer compilation; int8
+    also rounds them and the rows that they are multiplied by, about 1 % off per product."""
     verify: Verify = True
     mesh: Mesh = ONE_DEVICE
     """Devices to spread the model over."""
@@ -93,9 +97,8 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
     if options.filters:
         read_checks(Path(options.filters))
     documents = make_documents(options.known, options.desk, options.verify)
-    model = load(
-        run, checkpoint=options.checkpoint, dtype=options.dtype, mesh=options.mesh, verify=options.verify
-    )
+    loading = ("checkpoint", "dtype", "weights", "mesh", "verify")
+    model = load(run, **{field: getattr(options, field) for field in loading})
     for adapter, folder in adapters.items():
         model.load_adapter(adapter, folder)
     with ExitStack() as stack:
