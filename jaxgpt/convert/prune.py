@@ -51,8 +51,8 @@ def prune(
 ) -> None:
     """Write a smaller run with the layers, heads or hidden units that matter most on a text.
 
-    The new run is used like any other; it loses much at first, and distillation from the old one
-    (objective=Distillation, init_from the new one; configs/distill.py) brings most of it back.
+    The new run is used like any other; it loses much at first, and training it again, such as by distillation
+    from the old one (configs/distill.py), brings most of it back.
 
     Args:
       run: folder of the run.
