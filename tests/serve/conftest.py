@@ -16,7 +16,9 @@ from jaxgpt.serve.service import Service
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """A running engine of the tiny model."""
-    with Engine(tiny_model().generator, Batching(slots=4, page=16, chunk=32, queue=8)) as engine:
+    engine = Engine(tiny_model().generator, Batching(slots=4, page=16, chunk=32, queue=8))
+    engine.warm_up()  # else the first requests of a test run into its limits of time
+    with engine:
         yield engine
 
 
