@@ -2,12 +2,14 @@
 
 A Shakespeare model keeps two of its four layers, and then learns from the whole one.
 
-    jaxgpt train configs/shakespeare_char.py
     jaxgpt prune runs/shakespeare_char runs/pruned --layers 2 --text tinyshakespeare.txt
     jaxgpt train configs/distill.py --init-from runs/pruned
 
-`--init-from` also gives the smaller model; with `--objective.hard-weight 1` it is plain training. Expected:
-nearly all that pruning cost is back after 300 steps, by either (benchmarks/results/pruning_2026-11-27.md).
+`--init-from` also gives the smaller model; with `--objective.hard-weight 1` it is plain training.
+`runs/shakespeare_char` is that of configs/shakespeare_char.py.
+
+Expected: nearly all that pruning cost is back after 300 steps, by either
+  (benchmarks/results/pruning_2026-11-27.md).
 """
 
 from jaxgpt.config import GPT, Compute, Distillation, Optim, Run, Text, Train

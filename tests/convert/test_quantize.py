@@ -19,7 +19,7 @@ from jaxgpt.batch import Batch
 from jaxgpt.config import GPT, LoRA, MoE, Optim, Quantization, Run, Text, to_json
 from jaxgpt.convert import calibrate, few_bits, rounding
 from jaxgpt.convert.commands import export, save_params
-from jaxgpt.convert.quantize import quantize
+from jaxgpt.convert.quantize import quantize, read_split
 from jaxgpt.errors import UserError
 from jaxgpt.evals.perplexity import Document, sliding
 from jaxgpt.evals.scoring import Scorer
@@ -120,9 +120,7 @@ def test_what_is_written_is_what_was_measured(form, method, activations, trained
 
 
 def held_out(found, text: str) -> list[Document]:
-    from jaxgpt.convert.quantize import _texts
-
-    return [Document(ids, 0, 0, 0) for ids in _texts(found, (text,), ())[1]]
+    return [Document(ids, 0, 0, 0) for ids in read_split(found, (text,), ())[1]]
 
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
