@@ -7,9 +7,11 @@ has most of its words is added.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Knowledge as Known
@@ -32,7 +34,16 @@ def make_documents(known: Known, desk: Desk, verify: bool = True) -> Documents:
       UserError: the files cannot be read, or hold nothing.
     """
     library = library_of(replace(known, cited=True) if known.documents else known, verify)
-    return NoDocuments() if library is None else Shelf(library, desk)
+    return NoDocuments() if library is None else Shelf(library, desk, root_of(known.documents))
+
+
+def root_of(documents: Sequence[str]) -> str:
+    """The folder that all of them are in, with a slash: clients see no path of this machine above it."""
+    paths = [os.path.realpath(one) for one in documents]
+    if not paths:
+        return ""
+    root = Path(os.path.commonpath(paths))
+    return f"{root if root.is_dir() else root.parent}/"
 
 
 class Shelf:
@@ -41,10 +52,11 @@ class Shelf:
     Args:
       library: what is known.
       desk: answers where that says nothing.
+      root: of the documents; what sources are named without.
     """
 
-    def __init__(self, library: Library, desk: Desk) -> None:
-        self._library, self._desk = library, desk
+    def __init__(self, library: Library, desk: Desk, root: str = "") -> None:
+        self._library, self._desk, self._root = library, desk, root
 
     def find(self, exchange: Exchange, messages: list[dict[str, Any]]) -> Knowledge:
         """What is known about the last turn of a chat."""
@@ -61,12 +73,18 @@ class Shelf:
             answer = self._desk.say_unknown(question)
             return Knowledge(messages, answer=answer, about={"unknown": True})
         turns = [*messages[:-1], {**last, "content": found.text + question}]
+        passages = [p._replace(source=self._named(p.source)) for p in found.passages]
         sources = [
             {"number": i, "title": p.title, "source": p.source, "text": p.text, "score": round(p.score, 4)}
-            for i, p in enumerate(found.passages, 1)
+            for i, p in enumerate(passages, 1)
         ]
         sources += [{"source": "facts", "text": fact} for fact in found.facts]
-        return Knowledge(turns, sources, cite=partial(cite, found.passages))
+        return Knowledge(turns, sources, cite=partial(cite, passages))
+
+    def _named(self, source: str) -> str:
+        """A source as clients see it: a place within the documents."""
+        place = os.path.realpath(source)
+        return place.removeprefix(self._root) if self._root and place.startswith(self._root) else source
 
 
 def cite(passages: Sequence[Passage], text: str) -> Cited:
