@@ -64,10 +64,10 @@ def test_numbers_are_fetched_after_the_next_step_was_dispatched(corpus, tmp_path
         compile_step(self, state, token_bytes_V)
         step_fn = self.step_fn
 
-        def dispatch(state: Any, batch: Any, base: Any) -> Any:
+        def dispatch(state: Any, *given: Any) -> Any:
             step = sum(event.startswith("dispatch") for event in events) + 1
             events.append(f"dispatch {step}")
-            state, metrics = step_fn(state, batch, base)
+            state, metrics = step_fn(state, *given)
             return state, {name: Number(step, value, events) for name, value in metrics.items()}
 
         self.step_fn = dispatch
