@@ -164,8 +164,8 @@ def test_parameters_that_are_nan_end_the_run_with_code_3_and_are_never_saved(
         compile_step(self, state, objective)
         step_fn = self.step_fn
 
-        def step(state: Any, batch: Any, base: Any) -> Any:
-            state, metrics = step_fn(state, batch, base)
+        def step(state: Any, *given: Any) -> Any:
+            state, metrics = step_fn(state, *given)
             if int(state.step) == 7:
                 leaves, shape = jax.tree.flatten(state.params)
                 leaves[0] = leaves[0].at[(0,) * leaves[0].ndim].set(float("nan"))
