@@ -227,7 +227,7 @@ def test_bfloat16_keeps_weights_and_cache_in_it(modern: Tiny) -> None:
     assert generator.params["norm"]["scale"].dtype == "float32"
     prog, rows = program_of(generator, [[1, 2]], GREEDY, 4, [0], None)
     shapes = jax.eval_shape(prog.prefill, generator.params, rows)
-    assert shapes.cache[0].k_BSGK.dtype == "bfloat16"
+    assert shapes.cache[0].k.dtype == "bfloat16"
 
 
 def test_buckets_are_few_and_bounded() -> None:
