@@ -12,7 +12,6 @@ CPU.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -31,7 +30,6 @@ from jaxgpt.models import caches_keys
 from jaxgpt.sample.constrained import Guide
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.lanes import (
-    LEVELS,
     LONGEST_NGRAM,
     MOST_STOPS,
     Lane,
@@ -164,6 +162,7 @@ class Engine:
         self._arriving: deque[_Row] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._free_rows: dict[int, jax.Array] = {}
         self._thread: threading.Thread | None = None
         self._admitted = 0
         self._numbers = dict.fromkeys(
@@ -388,7 +387,8 @@ class Engine:
             row, page = self._owners[owner][0], self.batching.page
             self._share(row)
             need = -(-(row.prompt + 1) // page) - sum(len(node.pages) for node in row.path)
-            if need > self.pages.available:
+            running = sum(other is not None for other in self._slots)
+            if need + running > self.pages.available:  # each of those may soon need one more
                 self.pages.leave(row.path)
                 row.path, row.filled = [], 0
                 return
@@ -494,10 +494,11 @@ class Engine:
             row.flying += 1
         flight.append((out, [(slots.tolist().index(row.slot), row) for row in rows]))
 
-    @functools.cache  # noqa: B019 - a few arrays, which live as long as the engine
     def _anything(self, rows: int) -> jax.Array:
         """What rows without a rule may choose."""
-        return jnp.ones((rows, self.generator.model.vocab_size), bool)
+        if rows not in self._free_rows:
+            self._free_rows[rows] = jnp.ones((rows, self.generator.model.vocab_size), bool)
+        return self._free_rows[rows]
 
     def _slots_of_step(self, running: list[int]) -> np.ndarray:
         """The slots that a step computes: all, or the next power of two of those that run."""
@@ -607,7 +608,7 @@ class Engine:
                     row.guide.feed(token)
             except UserError as error:
                 row.handle.error = str(error)
-                reason = "error"
+                reason, text = "error", text + row.writer.flush()
             likely = tuple(
                 Alternative(int(made.likely_BTA[at, t, a]), float(made.likely_logprobs_BTA[at, t, a]))
                 for a in range(min(request.alternatives, made.likely_BTA.shape[2]))
@@ -659,6 +660,3 @@ class Engine:
         self.pages = Pages(self.pages.count)
         with self.generator.on_mesh():
             self._reset()
-
-
-__all__ = ["LEVELS", "Engine", "Handle"]

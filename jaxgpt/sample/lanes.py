@@ -36,6 +36,7 @@ from jaxgpt.sample.strategies import (
     repeats,
 )
 from jaxgpt.target import Target
+from jaxgpt.tune.slots import Slots
 
 MOST_STOPS = 16
 """Ids that may end a row."""
@@ -305,8 +306,6 @@ def step(
 
 def _adapted(params: dict) -> bool:
     """Whether the weights have slots for adapters."""
-    from jaxgpt.tune.slots import Slots
-
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Slots))
     return any(isinstance(leaf, Slots) for leaf in leaves)
 
