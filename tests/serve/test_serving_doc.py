@@ -127,7 +127,7 @@ def test_every_flag_is_one_of_the_command() -> None:
             parse_args(asked, shlex.split(words), "jaxgpt serve")
     known = {"keys", "requests-per-minute", "scopes", "trust-code", "head"}  # of other commands
     for flag in set(re.findall(r"`--([a-z][\w.-]*)", WORDS)) - known:
-        field = flag.removeprefix("mesh.").replace("-", "_")
+        field = flag.removeprefix("mesh.").removeprefix("no-").replace("-", "_")
         assert re.search(rf"\b{field}\b", told()), flag
 
 
