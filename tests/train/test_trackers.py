@@ -65,7 +65,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_DIR", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    # It would advertise its tracer where another test of this process has imported one of the packages traced.
+    # It would advertise its tracer where another test of this process has imported a package it traces.
     monkeypatch.setenv("WANDB_DISABLE_WEAVE", "true")
     monkeypatch.chdir(tmp_path / "work")
     wandb.teardown()  # what it has read of the environment before
