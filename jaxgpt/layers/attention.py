@@ -54,6 +54,7 @@ class Attention(nnx.Module):
         self.kernel = pick_kernel(model, compute, target)
         self.about = (model, compute, target)
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x_BTD: jax.Array,

@@ -236,6 +236,7 @@ class Embedding(nnx.Module):
         weight = std * jax.random.normal(key, (rows, width), jnp.float32)
         self.weight = nnx.Param(weight, axes=axes, role=role)
 
+    @jax.named_scope("embedding")
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """The rows [..., D] of ids [...], in `dtype`, which is also that of data sent between devices.
 

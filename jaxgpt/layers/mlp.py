@@ -65,6 +65,7 @@ class MLP(nnx.Module):
         std = 0.02 * (2 * model.layers) ** -0.5
         self.down = Linear(keys[2], (F,), (D,), ("mlp", "embed"), std=std, **how)
 
+    @jax.named_scope("mlp")
     def __call__(self, x_BTD: jax.Array, ids: jax.Array | None = None) -> jax.Array:
         """The features [B, T, D]; `ids` [B] are of the rows' adapters, as in `Linear`."""
         h_BTF = self.up(x_BTD, ids)

@@ -54,6 +54,7 @@ class Experts(nnx.Module):
         self.shared = MLP(keys[4], model, compute, target, shared) if shared else None
         self.shared_gate = Linear(keys[5], (D,), (1,), routes, dtype=self.dtype, **how) if shared else None
 
+    @jax.named_scope("experts")
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         """The weighted sum of each token's experts.
 

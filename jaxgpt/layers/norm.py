@@ -42,6 +42,7 @@ class Norm(nnx.Module):
             else None
         )
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":

@@ -40,6 +40,7 @@ def stacked(make: Callable[[jax.Array], nnx.Module], key: jax.Array, layers: int
     return nnx.merge(graphdef, abstract)
 
 
+@jax.named_scope("layers")
 def run_layers(
     blocks: Any,
     x_BTD: jax.Array,

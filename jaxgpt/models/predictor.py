@@ -65,6 +65,7 @@ class Predictor(nnx.Module):
         """Float32 logits [..., V] of features [..., D]; log-probabilities if the softmax is adaptive."""
         return self.unembedding(self.transform(x))
 
+    @jax.named_scope("loss")
     def losses(
         self, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float = 0.0
     ) -> Losses:
@@ -72,10 +73,12 @@ class Predictor(nnx.Module):
         chunk = self.compute.loss_chunk
         return self.unembedding.losses(self.transform(x_BTD), targets_BT, weights_BT, z_loss, chunk)
 
+    @jax.named_scope("loss")
     def target_logprobs(self, x_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
         """Log-probability of each target [B, T]; any function of them can be differentiated."""
         return self.unembedding.logprobs(self.transform(x_BTD), targets_BT, self.compute.loss_chunk)
 
+    @jax.named_scope("loss")
     def drawn_logprobs(
         self, x_BTD: jax.Array, targets_BT: jax.Array, kept_BT: jax.Array | None, drawn: Drawn
     ) -> tuple[jax.Array, jax.Array]:

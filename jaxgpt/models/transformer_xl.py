@@ -123,6 +123,7 @@ class RelativeAttention(nnx.Module):
         # Logs (under `strict` raises) that no other kernel supports scores by distance.
         pick_kernel(replace(model.blocks, position="relative"), compute, target)
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x_BTD: jax.Array,

@@ -74,17 +74,17 @@ def train_step(
     (sums, grads), memory = _accumulate(gradients, batch, key, accumulate)
     # A batch without weight (all rows masked) gives zero gradients, not NaN.
     weight = jnp.maximum(sums["weight"], 1e-9)
-    grads = jax.tree.map(lambda g: g / weight, grads)
-    grad_norm = optax.tree.norm(grads)
-    good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
-
-    # Pinned: the old moments are then dead before the parameters change, and need no copy.
-    updates, opt = program.target.pin(program.optimizer.update(grads, state.opt, learned))
-    new, opt = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (optax.apply_updates(learned, updates), opt),
-        (learned, state.opt),
-    )
+    with jax.named_scope("optimizer"):
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        grad_norm = optax.tree.norm(grads)
+        good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        # Pinned: the old moments are then dead before the parameters change, and need no copy.
+        updates, opt = program.target.pin(program.optimizer.update(grads, state.opt, learned))
+        new, opt = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (optax.apply_updates(learned, updates), opt),
+            (learned, state.opt),
+        )
     # The old memory does not end where the next batch begins, so after a bad step there is none.
     memory = jax.tree.map(lambda new: jnp.where(good, new, 0).astype(new.dtype), memory)
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)

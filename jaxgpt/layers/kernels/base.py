@@ -122,8 +122,10 @@ def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
 
 def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
     (B, T, H, K), s_BGRTS = q_BTHK.shape, score(q_BTHK, k_BSGK, mask, scores)
-    probs = jax.nn.softmax(s_BGRTS, axis=-1).astype(v_BSGK.dtype)
-    y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
+    with jax.named_scope("softmax"):
+        probs = jax.nn.softmax(s_BGRTS, axis=-1).astype(v_BSGK.dtype)
+    with jax.named_scope("values"):
+        y_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", probs, v_BSGK)
     y_BTHK = y_BTGRK.reshape(B, T, H, K).astype(q_BTHK.dtype)
     if not scores.residual:
         return y_BTHK
@@ -137,6 +139,7 @@ def probabilities(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scor
     return jax.nn.softmax(s_BGRTS, axis=-1).reshape(*q_BTHK.shape[::2], *s_BGRTS.shape[3:])
 
 
+@jax.named_scope("scores")
 def score(q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scores: Scores) -> jax.Array:
     """Scores with cap, bias and mask [B, G, R, T, S], float32."""
     B, T, H, K = q_BTHK.shape
