@@ -38,12 +38,15 @@ THREADS = 2
 PROMPT, SHORT, LONG = 65, 3, 63
 MAKE = """
 import sys, torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 torch.manual_seed(0)
 GPT2LMHeadModel(GPT2Config()).save_pretrained({folder!r})
-words = Tokenizer(models.WordLevel({{f"t{{i}}": i for i in range(50257)}}, unk_token="t0"))
-PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", eos_token="t50256", bos_token="t50256"
+letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+words = letters + [f"t{{i}}" for i in range(len(letters), 50256)] + ["<|endoftext|>"]
+made = Tokenizer(models.BPE({{word: i for i, word in enumerate(words)}}, []))
+made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+PreTrainedTokenizerFast(tokenizer_object=made, unk_token=words[-1], eos_token=words[-1], bos_token=words[-1]
     ).save_pretrained({folder!r})
 def ready(): return {{}}
 def round(): return 0.0
