@@ -64,6 +64,9 @@ class Settings(TypedDict, total=False):
     typical_p: float
     repetition_penalty: float
     no_repeat_ngram: int
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...]
 
 
 def load(

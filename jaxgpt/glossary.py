@@ -237,9 +237,11 @@ _ANSWERS = {
     "no_repeat_ngram_size": "`--no-repeat-ngram N` of `jaxgpt sample`, no_repeat_ngram of Sampling and Beam",
     "penalty_alpha contrastive_search": "`jaxgpt sample RUN --contrastive 0.6 --top-k 4`",
     "minimum_bayes_risk mbr_decoding": "`jaxgpt sample RUN --mbr 16` shows the sample most like the others",
-    "repeat_penalty frequency_penalty presence_penalty": (
-        "repetition is discouraged by `--repetition-penalty` of `jaxgpt sample`"
+    "repeat_penalty": "repetition is discouraged by `--repetition-penalty` of `jaxgpt sample`",
+    "frequency_penalty presence_penalty": (
+        "what was made is made less likely by `--frequency-penalty` and `--presence-penalty` of `jaxgpt sample`"
     ),
+    "logit_bias": "`jaxgpt sample RUN --logit-bias ID BIAS` adds to a token's logit",
     "stop_token stop_sequence stop_sequences stop_strings stop_words eos_token": (
         "a text that ends a completion is `--stop` of `jaxgpt sample`"
     ),

@@ -124,7 +124,10 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{name} is {shown(value)}; it must be a list.")
-        return tuple(_parse(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        hints = args if args[-1] is not Ellipsis else args[:1] * len(value)
+        if len(hints) != len(value):
+            raise UserError(f"{name} is {shown(value)}; it must have {len(hints)} entries.")
+        return tuple(_parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     fits = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)

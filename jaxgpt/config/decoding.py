@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jaxgpt.config import code
 from jaxgpt.config.bounds import Bounds, Share
 from jaxgpt.config.check import check_types
-from jaxgpt.errors import require
+from jaxgpt.errors import require, shown
 
 GREEDY_BELOW = 1e-6
 """Temperatures under this are taken as 0: dividing by them would overflow float32."""
 LONGEST_NGRAM = 64
+MOST_BIAS = 100
+"""Of a token's logit, either way: as good as never, or always (OpenAI's)."""
 _RANGES = {
     "temperature": (0, 1000, "0 (greedy) and 1000"),
     "top_k": (0, 2**30, f"0 (off) and {2**30}"),
@@ -23,6 +25,8 @@ _RANGES = {
     "min_p": (0, 1, "0 (off) and 1"),
     "typical_p": (1e-9, 1, "1e-9 and 1 (off)"),
     "repetition_penalty": (1e-3, 1000, "0.001 and 1000 (1 is off)"),
+    "presence_penalty": (-2, 2, "-2 and 2 (0 is off)"),
+    "frequency_penalty": (-2, 2, "-2 and 2 (0 is off)"),
     "no_repeat_ngram": (0, LONGEST_NGRAM, f"0 (off) and {LONGEST_NGRAM}"),
 }
 """Of each setting the least, the most, and both in words."""
@@ -37,9 +41,9 @@ takes longer to compile; or so and rounded to int8."""
 class Sampling:
     """How one row is sampled. The defaults draw from the model's own distribution.
 
-    Applied in this order: repetition penalty, n-grams, temperature, top-k, top-p, min-p, typical-p. Top-k,
-    top-p and min-p each keep an upper set of the logits, so tokens that tie with the last one kept are kept
-    too, and the most likely token always is.
+    Applied in this order: repetition penalty, presence and frequency penalties, bias, n-grams, temperature,
+    top-k, top-p, min-p, typical-p. Top-k, top-p and min-p each keep an upper set of the logits, so tokens
+    that tie with the last one kept are kept too, and the most likely token always is.
     """
 
     temperature: float = 1.0
@@ -59,8 +63,15 @@ class Sampling:
     no_repeat_ngram: int = 0
     """No n tokens in a row come twice, the prompt included (Paulus et al. 2018, section 2.5); 0 is off. Where
     every token would repeat some, the row ends."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of a token that was made before, the prompt's not counted (OpenAI's; -2 to 2)."""
+    frequency_penalty: float = 0.0
+    """The same for each time that it was made."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each with what is added to its logit (-100 to 100)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         for name, (least, most, words) in _RANGES.items():
             value = getattr(self, name)
             # NaN lies in no range; of a number of 400 digits the first are enough.
@@ -75,6 +86,27 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most likely token is taken without chance."""
         return self.temperature < GREEDY_BELOW
+
+
+def _pairs(given: Any) -> tuple[tuple[int, float], ...]:
+    """A bias as pairs in the order of ids, of such pairs or of a mapping.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        pairs = sorted((int(token), float(bias)) for token, bias in dict(given).items())
+        once = len(pairs) == len(given)
+    except (TypeError, ValueError, OverflowError):
+        once = False
+    require(once, f"logit_bias is {shown(given)}; give token ids, each once and with its bias.")
+    for token, bias in pairs:
+        require(token >= 0, f"logit_bias has the id {token!s:.24}; ids are 0 or more.")
+        require(
+            -MOST_BIAS <= bias <= MOST_BIAS,
+            f"logit_bias of {token} is {bias!s:.24}; it must be between -{MOST_BIAS} and {MOST_BIAS}.",
+        )
+    return tuple(pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

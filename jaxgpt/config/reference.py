@@ -111,7 +111,9 @@ def _values(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin is tuple:
-        return f"tuple of {_values(args[0])}"
+        return (
+            f"tuple of {_values(args[0])}" if args[-1] is Ellipsis else f"({', '.join(map(_values, args))})"
+        )
     if dataclasses.is_dataclass(hint):
         return "an `Architecture` of your own" if hint is Architecture else f"`{hint.__name__}`"
     return {type(None): "None", str: "text", bool: "True, False"}.get(hint) or hint.__name__

@@ -31,6 +31,7 @@ from jaxgpt.sample.constrained import Guide
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.lanes import (
     LONGEST_NGRAM,
+    MOST_BIASES,
     MOST_STOPS,
     Lane,
     Out,
@@ -284,6 +285,9 @@ class Engine:
             request.sampling.no_repeat_ngram <= LONGEST_NGRAM,
             f"no_repeat_ngram is {request.sampling.no_repeat_ngram}; an engine allows 0 to {LONGEST_NGRAM}.",
         )
+        biases = len(request.sampling.logit_bias)
+        require(biases <= MOST_BIASES, f"logit_bias has {biases} ids; an engine allows {MOST_BIASES}.")
+        generator.check_bias([request.sampling])
         stop = list(dict.fromkeys(generator.stop if request.stop is None else request.stop))
         require(len(stop) <= MOST_STOPS, f"stop has {len(stop)} ids; an engine allows {MOST_STOPS}.")
         adapter = 0

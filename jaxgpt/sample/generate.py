@@ -209,6 +209,7 @@ class Generator:
         if not self._told and max(map(len, prompts)) + most > context:
             self._told = True
             log.warning("max_new_tokens is cut to what the context of %s leaves", context)
+        self.check_bias(settings)
         ends = [min(len(p) + most, context) for p in prompts]
         prefix = [*map(len, prompts)] if call.prefix is None else call.prefix
         require(
@@ -262,6 +263,12 @@ class Generator:
             for token in prompt:
                 if not 0 <= token < vocab:
                     raise UserError(f"prompt {i} holds the id {token}; the tokenizer's are 0 to {vocab - 1}.")
+
+    def check_bias(self, settings: Sequence[Sampling]) -> None:
+        """Refuse a bias of what is no token."""
+        vocab = self.tokenizer.vocab_size
+        for token, _ in (pair for row in settings for pair in row.logit_bias):
+            require(token < vocab, f"logit_bias names the id {token}; the tokenizer's are 0 to {vocab - 1}.")
 
     def dialogues(self, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
         """What `generate` and `stream` take to answer dialogues: `prompts`, `apart`, `turns`, and `prefix` of

@@ -6,7 +6,7 @@ What is proposed changes no result: the model draws at every place with the nois
 proposal is kept where it is what the model drew.
 
 Shapes: B slots, S tokens of a row, T = 1 + proposals, C tokens of a chunk, M pages of a row, V vocabulary,
-N stop ids, A alternatives.
+N stop ids or biased ones, A alternatives.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from jaxgpt.sample.strategies import (
     Chosen,
     Controls,
     Features,
+    biases,
     choose,
     controls_of,
+    count,
     features_of,
     host,
     repeats,
@@ -42,24 +44,27 @@ MOST_STOPS = 16
 """Ids that may end a row."""
 LONGEST_NGRAM = 8
 """Of `Sampling.no_repeat_ngram` in the engine."""
+MOST_BIASES = 1024
+"""Ids of `Sampling.logit_bias` in the engine."""
 MATCH = 3
 """Tokens that must be the same for what followed them to be proposed; fewer where no three are."""
 LEVELS = (
     Features(random=False, top_k=False, top_p=False, penalty=False),
     Features(random=True, top_k=False, top_p=False, penalty=False),
     Features(random=True, top_k=True, top_p=True, penalty=False),
-    Features(random=True, top_k=True, top_p=True, penalty=True, typical=True, ngram=LONGEST_NGRAM),
+    (_MOST := Features(random=True, top_k=True, top_p=True, penalty=True, typical=True, ngram=LONGEST_NGRAM)),
+    _MOST._replace(counted=True, biased=True),
 )
-"""What a step does for its rows, from the quickest: the first that all of them can do with. The last also
-follows rules."""
+"""What a step does for its rows, from the quickest: the first that all of them can do with."""
+RULED = 3
+"""The first of them that follows rules."""
 
 
 def level_of(rows: Sequence[Sampling], *, ruled: bool = False) -> int:
     """The first level that does what these rows ask."""
-    if ruled or not rows:
-        return len(LEVELS) - 1 if ruled else 0
-    need = features_of(rows)
-    return next(i for i, has in enumerate(LEVELS) if all(n <= h for n, h in zip(need, has, strict=True)))
+    need = features_of(rows) if rows else LEVELS[0]
+    able = (i for i, has in enumerate(LEVELS) if all(n <= h for n, h in zip(need, has, strict=True)))
+    return max(next(able), RULED if ruled else 0)
 
 
 class Row(NamedTuple):
@@ -68,6 +73,7 @@ class Row(NamedTuple):
     Attributes:
       tokens_S: prompt and what was made, padded.
       length: how many there are.
+      prompt: how many of them are the prompt's.
       known: tokens that must come as they stand, since they were made before (see `Engine`); prompt included.
       end: most tokens.
       stop_N: ids that end it; -1 where there is none.
@@ -79,6 +85,7 @@ class Row(NamedTuple):
 
     tokens_S: Any
     length: Any
+    prompt: Any
     known: Any
     end: Any
     stop_N: Any
@@ -187,11 +194,15 @@ def row_of(
     more = {
         "typical_B": host([sampling.typical_p], np.float32),
         "ngram_B": host([sampling.no_repeat_ngram], np.int32),
+        "presence_B": host([sampling.presence_penalty], np.float32),
+        "frequency_B": host([sampling.frequency_penalty], np.float32),
     }
+    more["bias_ids_BN"], more["bias_BN"] = biases([sampling], MOST_BIASES)
     controls = controls._replace(**more)
     return Row(
         tokens_S=tokens_S,
         length=np.int32(prompt),
+        prompt=np.int32(prompt),
         known=np.int32(len(tokens)),
         end=np.int32(end),
         stop_N=stop_N,
@@ -352,20 +363,21 @@ def _drafted(
     V, row_B = lane.model.vocab_size, jnp.arange(len(start_B))
 
     def one(carry: tuple[Any, ...], i: jax.Array) -> tuple[Any, jax.Array]:
-        token_B, seen_BV, pools = carry
+        token_B, tokens_BS, seen_BV, pools = carry
         how = (model, compute, lane.target, params)
         x_BTD, pools = _run(*how, token_B[:, None], start_B + i, pools, table_BM=table_BM)
         logits_BV, at_B = module.logits(x_BTD[:, 0])[:, :V], rows.length + i
         pad = ((0, 0), (0, V - logits_BV.shape[1]))
         logits_BV = jnp.pad(logits_BV, pad, constant_values=-jnp.inf)
-        chosen = _choose(lane, rows, rows.tokens_S, seen_BV, at_B, logits_BV, allowed_BV, level)
+        chosen = _choose(lane, rows, tokens_BS, seen_BV, at_B, logits_BV, allowed_BV, level)
         held_B = jnp.take_along_axis(rows.tokens_S, at_B[:, None], axis=1, mode="clip")[:, 0]
         token_B = jnp.where(at_B < rows.known, held_B, chosen.ids_B)
-        return (token_B, seen_BV.at[row_B, token_B].set(True), pools), token_B
+        tokens_BS = tokens_BS.at[row_B, at_B].set(token_B, mode="drop")
+        return (token_B, tokens_BS, seen_BV.at[row_B, token_B].set(True), pools), token_B
 
     first_B = jnp.take_along_axis(rows.tokens_S, start_B[:, None], axis=1)[:, 0]
-    carry = (first_B, seen_BV, pools)
-    (_, _, pools), token_TB = jax.lax.scan(one, carry, jnp.arange(lane.proposals + 1))
+    carry = (first_B, rows.tokens_S, seen_BV, pools)
+    (*_, pools), token_TB = jax.lax.scan(one, carry, jnp.arange(lane.proposals + 1))
     return token_TB[:-1].T, pools
 
 
@@ -389,7 +401,10 @@ def _choose(
                 size = lane.model.vocab_size
                 again_BV = repeats(tokens_BS, position_B, rows.controls.ngram_B, features.ngram, size)
                 may_BV = allowed_BV & ~again_BV
-            how = (rows.controls, features, lane.vocab, may_BV)
+            counts_BV = None
+            if features.counted:
+                counts_BV = count(tokens_BS, rows.prompt, position_B, lane.model.vocab_size)
+            how = (rows.controls, features, lane.vocab, may_BV, counts_BV)
             chosen = choose(logits_BV, seen_BV, position_B, *how)
             stuck_B = jnp.zeros(len(logits_BV), bool) if chosen.stuck_B is None else chosen.stuck_B
             return Chosen(chosen.ids_B, chosen.logprobs_B, None, stuck_B)

@@ -25,7 +25,7 @@ from jaxgpt.layers.by_output import by_output, from_rows
 from jaxgpt.layers.cache import Cache, TokenCache, cache_axes, constrain_cache, init_cache
 from jaxgpt.layers.quantized import Quantized
 from jaxgpt.models import abstract_model, assemble, backbone, caches_keys, decoding_params, unstacks
-from jaxgpt.sample.strategies import Chosen, Controls, Features, choose, repeats
+from jaxgpt.sample.strategies import Chosen, Controls, Features, choose, count, repeats
 from jaxgpt.sharding import constrain, spec
 from jaxgpt.target import Target
 from jaxgpt.tune.base import flatten, unflatten
@@ -192,7 +192,11 @@ class Program:
         if rows.allowed_BV is not None:
             allowed_BV = rows.allowed_BV if allowed_BV is None else rows.allowed_BV & allowed_BV
         how = (rows.controls, self.features, self.vocab, allowed_BV)
-        chosen = choose(logits_BV, seen_BV, made.length_B, *how)
+        counts_BV = None
+        if self.features.counted:
+            place = (rows.length_B, made.length_B, self.model.vocab_size)
+            counts_BV = count(made.tokens_BS, *place)
+        chosen = choose(logits_BV, seen_BV, made.length_B, *how, counts_BV)
         chosen = as_batch(chosen)
         made = made.put(chosen, rows.end_B, rows.stop_BN)
         if seen_BV is not None:

@@ -52,6 +52,12 @@ class Asked:
     """Of tokens in the prompt or made before; above 1 discourages them, 1 is off."""
     no_repeat_ngram: int | None = None
     """No so many tokens in a row come twice, the prompt included; 0 is off."""
+    presence_penalty: float | None = None
+    """Taken from the logit of a token that was made before (-2 to 2); 0 is off."""
+    frequency_penalty: float | None = None
+    """The same for each time that it was made."""
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+    """Token ids, each followed by what is added to its logit (-100 to 100)."""
 
     def __post_init__(self) -> None:
         Sampling(**self.given)

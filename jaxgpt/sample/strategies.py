@@ -16,6 +16,9 @@ from jaxgpt.errors import require
 from jaxgpt.layers.truncation import upper_set
 from jaxgpt.sample.settings import GREEDY_BELOW, Sampling
 
+NO_ID = 2**31 - 1
+"""Beyond any vocabulary: what is written there is dropped."""
+
 
 class Features(NamedTuple):
     """What any row of a batch needs: static, so that a compiled program holds only this.
@@ -33,6 +36,9 @@ class Features(NamedTuple):
     typical: bool = False
     ngram: int = 0
     """The longest n-gram that some row must not repeat; 0 where none must not."""
+    counted: bool = False
+    """Tokens that a row made before are penalized, by presence or by frequency."""
+    biased: bool = False
 
 
 class Controls(NamedTuple):
@@ -48,6 +54,12 @@ class Controls(NamedTuple):
     """With `Features.typical` alone."""
     ngram_B: jax.Array | None = None
     """With `Features.ngram` alone."""
+    presence_B: jax.Array | None = None
+    frequency_B: jax.Array | None = None
+    """Both with `Features.counted` alone."""
+    bias_ids_BN: jax.Array | None = None
+    bias_BN: jax.Array | None = None
+    """Ids, `NO_ID` where there is none, and what is added to their logits; with `Features.biased` alone."""
 
 
 def features_of(rows: Sequence[Sampling], *, drawn: bool = False) -> Features:
@@ -61,6 +73,8 @@ def features_of(rows: Sequence[Sampling], *, drawn: bool = False) -> Features:
         drawn=drawn,
         typical=any(row.typical_p < 1 for row in chance),
         ngram=max(row.no_repeat_ngram for row in rows),
+        counted=any(row.presence_penalty or row.frequency_penalty for row in rows),
+        biased=any(row.logit_bias for row in rows),
     )
 
 
@@ -77,6 +91,9 @@ def controls_of(rows: Sequence[Sampling], seeds: Sequence[int]) -> Controls:
         return host([getattr(row, name) for row in rows], dtype)
 
     features = features_of(rows)
+    most = max(len(row.logit_bias) for row in rows)
+    width = max(8, 1 << max(most - 1, 0).bit_length())
+    bias_ids_BN, bias_BN = biases(rows, width) if features.biased else (None, None)
     return Controls(
         temperature_B=column("temperature", np.float32),
         top_k_B=host([min(row.top_k, 2**30) for row in rows], np.int32),
@@ -86,7 +103,21 @@ def controls_of(rows: Sequence[Sampling], seeds: Sequence[int]) -> Controls:
         seed_B=host(seeds, np.uint32),
         typical_B=column("typical_p", np.float32) if features.typical else None,
         ngram_B=column("no_repeat_ngram", np.int32) if features.ngram else None,
+        presence_B=column("presence_penalty", np.float32) if features.counted else None,
+        frequency_B=column("frequency_penalty", np.float32) if features.counted else None,
+        bias_ids_BN=bias_ids_BN,
+        bias_BN=bias_BN,
     )
+
+
+def biases(rows: Sequence[Sampling], width: int) -> tuple[Any, Any]:
+    """Ids and biases of these rows as host arrays [B, width]."""
+    ids_BN = np.full((len(rows), width), NO_ID, np.int32)
+    bias_BN = np.zeros((len(rows), width), np.float32)
+    for i, row in enumerate(rows):
+        for n, pair in enumerate(row.logit_bias):
+            ids_BN[i, n], bias_BN[i, n] = pair
+    return ids_BN, bias_BN
 
 
 def host(values: Any, dtype: type) -> Any:
@@ -119,6 +150,7 @@ def choose(
     features: Features,
     vocab: int | None = None,
     allowed_BV: jax.Array | None = None,
+    counts_BV: jax.Array | None = None,
 ) -> Chosen:
     """The next token of every row, and its log-probability.
 
@@ -131,6 +163,7 @@ def choose(
       features: which of them are on in any row (static).
       vocab: ids from here on are never chosen (rows that pad the embedding); static.
       allowed_BV: False where a token must not come; None allows all.
+      counts_BV: how often each token was made (`count`); needed with `Features.counted` alone.
     """
     scores_BV = logits_BV
     if vocab is not None and vocab < logits_BV.shape[-1]:
@@ -138,6 +171,11 @@ def choose(
     if features.penalty:
         assert seen_BV is not None
         scores_BV = penalize(scores_BV, seen_BV, controls.penalty_B)
+    if features.counted:
+        assert counts_BV is not None
+        scores_BV = discourage(scores_BV, counts_BV, controls)
+    if features.biased:
+        scores_BV = scores_BV + bias_of(controls, scores_BV.shape[-1])
     stuck_B = None
     if allowed_BV is not None:
         scores_BV = jnp.where(allowed_BV, scores_BV, -jnp.inf)
@@ -175,6 +213,35 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
     penalty_B1 = penalty_B[:, None]
     lower_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
     return jnp.where(seen_BV, lower_BV, logits_BV)
+
+
+def discourage(logits_BV: jax.Array, counts_BV: jax.Array, controls: Controls) -> jax.Array:
+    """Make what was made less likely: by the presence penalty once, by that of frequency each time."""
+    assert controls.presence_B is not None and controls.frequency_B is not None
+    once_BV = jnp.where(counts_BV > 0, controls.presence_B[:, None], 0.0)
+    return logits_BV - counts_BV * controls.frequency_B[:, None] - once_BV
+
+
+def count(tokens_BS: jax.Array, begin_B: jax.Array, end_B: jax.Array, vocab: int) -> jax.Array:
+    """How often each token stands in places `begin_B` to `end_B` (excluded) of its row, float32 [B, V]."""
+    place_S = jnp.arange(tokens_BS.shape[1])
+    inside_BS = (place_S >= begin_B[:, None]) & (place_S < end_B[:, None])
+    return _sums(jnp.where(inside_BS, tokens_BS, NO_ID), jnp.ones(tokens_BS.shape), vocab)
+
+
+def bias_of(controls: Controls, vocab: int) -> jax.Array:
+    """What is added to logits [B, V]."""
+    assert controls.bias_ids_BN is not None and controls.bias_BN is not None
+    return _sums(controls.bias_ids_BN, controls.bias_BN, vocab)
+
+
+def _sums(ids_BN: jax.Array, values_BN: jax.Array, vocab: int) -> jax.Array:
+    """The sum of values by id [B, V]; ids beyond are dropped."""
+
+    def one(ids_N: jax.Array, values_N: jax.Array) -> jax.Array:
+        return jnp.zeros(vocab).at[ids_N].add(values_N, mode="drop")
+
+    return jax.vmap(one)(ids_BN, values_BN)
 
 
 def truncate(logits_BV: jax.Array, controls: Controls, features: Features) -> jax.Array:

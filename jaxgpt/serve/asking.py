@@ -20,7 +20,10 @@ from jaxgpt.serve.schemas import Generation, ResponseFormat
 from jaxgpt.serve.seams import Exchange
 from jaxgpt.serve.service import Engine, Service
 
-_FIELDS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram")
+_FIELDS = (
+    *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram"),
+    *("presence_penalty", "frequency_penalty"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,14 @@ class Asker:
     def sampling(self, body: Generation, chat: bool) -> Sampling:
         """How tokens are chosen: as the request says, else as the model does, else as the command does."""
         given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
-        return Asked(**given).settle({}, self.defaults[chat])
+        if body.logit_bias:
+            given["logit_bias"] = tuple((int(token), bias) for token, bias in body.logit_bias.items())
+        sampling = Asked(**given).settle({}, self.defaults[chat])
+        try:
+            self.service.model.generator.check_bias([sampling])
+        except UserError as error:
+            raise Refused(400, str(error), param="logit_bias") from None
+        return sampling
 
     def most(self, asked: int | None, prompt: Sequence[int], default: int = 0) -> int:
         """New tokens of an answer.

@@ -96,7 +96,7 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
 
 def _names_a_type(part: str | int) -> bool:
     """Whether a part of pydantic's path is no field but a member of a union, such as `list[str]`."""
-    return isinstance(part, str) and (part in _TYPES or not part.isidentifier())
+    return isinstance(part, str) and (part in _TYPES or not (part.isidentifier() or part.isdigit()))
 
 
 _TYPES = ("str", "int", "float", "bool", "Chosen", "constrained-str")

@@ -12,19 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from jaxgpt.config.decoding import MOST_BIAS
 from jaxgpt.errors import nearest, shown
+from jaxgpt.sample.lanes import MOST_BIASES
 from jaxgpt.sample.request import MOST_ALTERNATIVES
 from jaxgpt.serve.errors import SAID
 
 Refusals = Mapping[str, tuple[tuple[Any, ...], str]]
 """Field -> the values that ask for nothing, and what to do instead of another."""
 
-_PENALTY = ((None, 0, 0.0), "use repetition_penalty")
-_SAMPLING: Refusals = {
-    "frequency_penalty": _PENALTY,
-    "presence_penalty": _PENALTY,
-    "logit_bias": ((None, {}), "use response_format to say what may come"),
-}
 _KEPT = "nothing is kept here, so drop it"
 _TIER = ((None, "auto", "default"), "there is one tier")
 _CACHE = "prompts that begin alike share what they have in common anyway, so drop it"
@@ -64,6 +60,10 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]
+Token = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+"""An id, as JSON names fields."""
 Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
 
@@ -78,6 +78,9 @@ class Generation(Body):
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     no_repeat_ngram: Annotated[int, Field(ge=0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[Token, Bias], Field(max_length=MOST_BIASES)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     stop: Annotated[str, Field(min_length=1)] | Stop | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -93,7 +96,6 @@ class CompletionBody(Generation):
     """Of `/v1/completions`."""
 
     REFUSED: ClassVar[Refusals] = {
-        **_SAMPLING,
         "suffix": ((None, ""), "text is written after a prompt alone"),
     }
 
@@ -209,7 +211,6 @@ class ChatBody(Generation):
     """Of `/v1/chat/completions`."""
 
     REFUSED: ClassVar[Refusals] = {
-        **_SAMPLING,
         "audio": ((None,), "answers are texts"),
         "function_call": ((None, "none"), "use tool_choice"),
         "functions": ((None, []), "use tools"),

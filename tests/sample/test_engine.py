@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import HERE, mesh
-from tiny_models import FLOAT32, MODELS, RECITED, sharp_params
+from tiny_models import FLOAT32, MODELS, RECITED, VOCAB, full_logits, sharp_params
 
 from jaxgpt.config import Batching, Sampling
 from jaxgpt.errors import UserError
@@ -35,13 +35,15 @@ KINDS = [
     Sampling(),
     Sampling(temperature=0.8, top_k=20, top_p=0.9),
     Sampling(temperature=1.2, repetition_penalty=1.3, no_repeat_ngram=3, typical_p=0.9),
+    Sampling(temperature=0, presence_penalty=0.6, frequency_penalty=1.9, logit_bias=((7, 4.0), (90, -100))),
+    Sampling(top_p=0.95, presence_penalty=2, frequency_penalty=-1.5, logit_bias=((65, 3.5),)),
 ]
 
 
 def ask(seed: int, length: int, most: int = 12, **more: Any) -> Request:
     """A request with a random prompt, which begins like those of the same seed."""
     prompt = np.random.default_rng(seed % 3).integers(0, 200, 80)[:length].tolist()
-    return Request(prompt=prompt, max_new_tokens=most, sampling=KINDS[seed % 4], seed=seed, **more)
+    return Request(prompt=prompt, max_new_tokens=most, sampling=KINDS[seed % 6], seed=seed, **more)
 
 
 def serve(engine: Engine, requests: Sequence[Request]) -> list[list[Piece]]:
@@ -86,7 +88,7 @@ def alone(model: Generator) -> Any:
 
 
 def test_it_gives_what_the_generator_gives(model: Generator) -> None:
-    requests = [ask(seed, length) for seed, length in enumerate([1, 17, 40, 80])]
+    requests = [ask(seed, length) for seed, length in enumerate([1, 17, 40, 80, 9, 33])]
     for request, pieces in zip(requests, serve(Engine(model, SMALL), requests), strict=True):
         how = {"max_new_tokens": request.max_new_tokens, "seeds": [request.seed]}
         want = model.generate([request.prompt], request.sampling, **how)[0]
@@ -95,6 +97,54 @@ def test_it_gives_what_the_generator_gives(model: Generator) -> None:
         np.testing.assert_allclose([p.logprob for p in pieces if p.id >= 0], want.logprobs, atol=1e-5)
         assert pieces[-1].finish_reason == want.finish_reason
         assert all(piece.finish_reason is None for piece in pieces[:-1])
+
+
+def by_definition(prompt: Sequence[int], s: Sampling, most: int) -> list[int]:
+    """Greedy decoding with what OpenAI documents of these settings, in numpy: the prompt counts nothing."""
+    made, model, params = list[int](), MODELS["modern"], sharp_params(MODELS["modern"])
+    bias_V = np.zeros(VOCAB, np.float32)
+    for token, bias in s.logit_bias:
+        bias_V[token] = bias
+    for _ in range(most):
+        padded = [*prompt, *made, *[0] * (64 - len(prompt) - len(made))]  # one length, so one program
+        logits_V = full_logits(model, params, padded)[len(prompt) + len(made) - 1]
+        count_V = np.bincount(made, minlength=VOCAB)
+        logits_V = logits_V - count_V * s.frequency_penalty - (count_V > 0) * s.presence_penalty + bias_V
+        made.append(int(np.argmax(logits_V[: ByteTokenizer().vocab_size])))
+    return made
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        Sampling(temperature=0, presence_penalty=2),
+        Sampling(temperature=0, frequency_penalty=0.75),
+        Sampling(temperature=0, presence_penalty=-2, frequency_penalty=-1.25),
+        Sampling(temperature=0, logit_bias=((104, 100),)),
+        Sampling(temperature=0, frequency_penalty=2, logit_bias=((104, 6), (101, -100), (0, 2.5))),
+    ],
+    ids=["presence", "frequency", "rewards", "ever the same", "all"],
+)
+@pytest.mark.parametrize("lookup", [0, 3])
+def test_penalties_and_bias_do_what_is_defined(model: Generator, s: Sampling, lookup: int) -> None:
+    prompts, most, told = [[*range(60, 70)] * 3, [*b"hello"]], 14, {"stop": ()}
+    requests = [Request(prompt=prompt, max_new_tokens=most, sampling=s, **told) for prompt in prompts]
+    requests += [replace(request, sampling=Sampling(temperature=0)) for request in requests]
+    made = serve(Engine(model, replace(SMALL, lookup=lookup)), requests)
+    for request, pieces in zip(requests, made, strict=True):
+        assert ids(pieces) == by_definition(request.prompt, request.sampling, most)
+    whole = model.generate(prompts, s, max_new_tokens=most, **told)
+    assert [one.ids for one in whole] == [ids(pieces) for pieces in made[:2]]
+    assert [ids(pieces) for pieces in made[:2]] != [ids(pieces) for pieces in made[2:]]
+
+
+def test_only_those_who_ask_for_penalties_pay_for_them() -> None:
+    plain = [kind for kind in KINDS if not (kind.logit_bias or kind.presence_penalty)]
+    for ruled in (False, True):
+        level = lanes.level_of(plain, ruled=ruled)
+        assert not (lanes.LEVELS[level].counted or lanes.LEVELS[level].biased)
+        assert lanes.level_of(KINDS, ruled=ruled) == len(lanes.LEVELS) - 1
+    assert lanes.level_of([Sampling(temperature=0)], ruled=True) == lanes.RULED
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -134,14 +184,14 @@ def test_after_warming_up_no_request_compiles(model: Generator, alone: Any) -> N
     engine = Engine(model, SMALL)
     engine.warm_up()
     sizes = lanes.chunk._cache_size(), lanes.step._cache_size()
-    requests = [ask(seed, length) for seed, length in enumerate([1, 4, 8, 30])]
+    requests = [ask(seed, length) for seed, length in enumerate([1, 4, 8, 30, 30, 4])]
     for request, pieces in zip(requests, serve(engine, requests), strict=True):
         assert ids(pieces) == ids(alone(request))
     assert (lanes.chunk._cache_size(), lanes.step._cache_size()) == sizes
 
 
 def test_rows_that_made_room_are_the_same(model: Generator, alone: Any) -> None:
-    requests = [ask(seed, 40, 40) for seed in range(3)]
+    requests = [ask(seed, 40, 40) for seed in (0, 1, 2, 5, 4)]
     engine = Engine(model, SCARCE)
     made = serve(engine, requests)
     assert engine.load().preemptions > 0
@@ -162,7 +212,7 @@ def test_other_forms_of_the_cache(model: Generator, alone: Any, form: str) -> No
     if form == "stacked":
         other.target = replace(other.target, unroll=False)
         other.update(params)
-    requests = [ask(seed, 20 + seed, 6) for seed in range(4)]
+    requests = [ask(seed, 20 + seed, 6) for seed in range(6)]
     batching = replace(
         SMALL, cache="int8" if form == "int8" else "float", exact=form != "as many rows as run"
     )
@@ -187,7 +237,7 @@ def test_shared_beginnings_change_nothing_and_are_computed_once(model: Generator
 
 def test_prompt_look_up_changes_nothing(model: Generator, alone: Any) -> None:
     looped = [*range(60, 70)] * 3
-    requests = [ask(seed, 30, 16) for seed in range(4)]
+    requests = [ask(seed, 30, 16) for seed in range(6)]
     requests += [replace(request, prompt=looped) for request in requests]
     for request, pieces in zip(
         requests, serve(Engine(model, replace(SMALL, lookup=3)), requests), strict=True
@@ -201,7 +251,7 @@ def test_prompt_look_up_changes_nothing(model: Generator, alone: Any) -> None:
 def test_a_draft_changes_nothing_and_a_good_one_is_followed(
     model: Generator, poor: Generator, alone: Any
 ) -> None:
-    requests = [ask(seed, 20, 12) for seed in range(4)]
+    requests = [ask(seed, 20, 12) for seed in range(6)]
     for draft in (poor, model):
         engine = Engine(model, replace(SMALL, proposals=2), draft)
         for request, pieces in zip(requests, serve(engine, requests), strict=True):
@@ -236,8 +286,6 @@ def test_drawn_tokens_follow_the_models_distribution(model: Generator, poor: Gen
 
 
 def test_alternatives_are_the_likeliest(model: Generator) -> None:
-    from tiny_models import full_logits
-
     request = replace(ask(0, 9, 4), alternatives=5)
     pieces = serve(Engine(model, SMALL), [request])[0]
     row = [*request.prompt, *ids(pieces)]
@@ -301,6 +349,14 @@ def test_in_a_thread_with_a_full_queue_and_a_failing_receiver(model: Generator, 
         ({"stop": range(17)}, "allows 16"),
         ({"stop_strings": [""]}, "empty"),
         ({"sampling": Sampling(no_repeat_ngram=9)}, "0 to 8"),
+        (
+            {"sampling": Sampling(logit_bias=((VOCAB - 2, 1),))},
+            f"the id {VOCAB - 2}; the tokenizer's are 0 to",
+        ),
+        (
+            {"sampling": Sampling(logit_bias=tuple((i, 1) for i in range(1025)))},
+            "1025 ids; an engine allows 1024",
+        ),
     ],
 )
 def test_what_can_never_run_is_refused(model: Generator, change: dict[str, Any], words: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jaxgpt.config import from_json, to_json
 from jaxgpt.errors import UserError
 from jaxgpt.sample.settings import Sampling
 from jaxgpt.sample.strategies import (
@@ -134,20 +138,23 @@ def test_noise_is_a_function_of_seed_and_position_alone() -> None:
 
 def test_rows_of_one_batch_keep_their_own_settings() -> None:
     key = jax.random.key(3)
-    x_BV = jax.random.normal(key, (4, V)) * 2
-    seen_BV = jax.random.bernoulli(key, 0.3, (4, V))
+    x_BV = jax.random.normal(key, (5, V)) * 2
+    seen_BV = jax.random.bernoulli(key, 0.3, (5, V))
     rows = [
         Sampling(temperature=0),
         Sampling(temperature=0.7, top_k=3),
         Sampling(top_p=0.5, repetition_penalty=1.5),
-        Sampling(min_p=0.2),
+        Sampling(min_p=0.2, presence_penalty=1.5, frequency_penalty=0.5),
+        Sampling(temperature=0.9, logit_bias={3: -100, 5: 1.5}),
     ]
-    place_B = jnp.arange(4)
-    together = choose(x_BV, seen_BV, place_B, controls_of(rows, range(4)), features_of(rows))
+    counts_BV = jnp.floor(jax.random.uniform(key, (5, V)) * 3)
+    place_B, counts = jnp.arange(5), {"counts_BV": counts_BV}
+    together = choose(x_BV, seen_BV, place_B, controls_of(rows, range(5)), features_of(rows), **counts)
     for i, row in enumerate(rows):
         part = slice(i, i + 1)
         controls = controls_of([row], [i])
-        alone = choose(x_BV[part], seen_BV[part], place_B[part], controls, features_of([row]))
+        counts = {"counts_BV": counts_BV[part]}
+        alone = choose(x_BV[part], seen_BV[part], place_B[part], controls, features_of([row]), **counts)
         assert int(together[0][i]) == int(alone[0][0])
         np.testing.assert_allclose(together[1][i], alone[1][0], rtol=1e-6)
 
@@ -208,8 +215,35 @@ def test_a_row_where_nothing_may_come_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((5, 1.0), r"logit_bias is \(5, 1\.0\); give token ids"),
+        (((5, 1.0), (5, 2.0)), "each once"),
+        ({-1: 1.0}, "the id -1; ids are 0 or more"),
+        ({3: 101}, "logit_bias of 3 is 101.0; it must be between -100 and 100"),
+        ({3: float("nan")}, "logit_bias of 3 is nan"),
+        ({"a": 1}, "give token ids"),
+        (7, "logit_bias is 7"),
+    ],
+)
+def test_a_bad_bias_is_named(given: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Sampling(logit_bias=given)
+
+
+def test_a_bias_is_the_same_in_any_form() -> None:
+    assert Sampling(logit_bias={9: -1, 2: 3}).logit_bias == ((2, 3.0), (9, -1.0))
+    tree = to_json(Sampling(logit_bias=((2, 3.0),)))
+    assert from_json(Sampling, json.loads(json.dumps(tree))) == Sampling(logit_bias=((2, 3.0),))
+    with pytest.raises(UserError, match=r"logit_bias\[0\] is \[2\]; it must have 2 entries"):
+        from_json(Sampling, tree | {"logit_bias": [[2]]})
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("presence_penalty", -2.5),
+        ("frequency_penalty", 2.1),
         ("typical_p", 0.0),
         ("no_repeat_ngram", -1),
         ("temperature", -0.1),

@@ -109,6 +109,25 @@ def test_log_probabilities_are_those_of_the_model(client: openai.OpenAI) -> None
         ids.append(int(best[0]))
 
 
+def test_penalties_and_bias_are_those_of_the_sampler(client: openai.OpenAI) -> None:
+    every: list[dict[str, Any]] = [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 2},
+        {"logit_bias": {"97": 100, "98": 99.5}, "frequency_penalty": 0.25},
+    ]
+    for given in every:
+        fields = {"temperature": 0, "seed": 1, "max_tokens": 20, **given}
+        own = {**given, "logit_bias": {int(i): bias for i, bias in given.get("logit_bias", {}).items()}}
+        alone: Any = tiny_model().chat(HI, temperature=0, max_new_tokens=20, **own)
+        assert said(client, **fields).choices[0].message.content == alone.text
+        made = client.completions.create(model="tiny", prompt="ab", **fields).choices[0].text
+        text: Any = tiny_model().generate("ab", temperature=0, max_new_tokens=20, **own)
+        assert made == text.text
+    assert {*alone.text} == {"a", "b"}
+    nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}}
+    assert said(client, **nothing).choices[0].message == said(client).choices[0].message
+
+
 def test_a_stop_text_ends_an_answer(client: openai.OpenAI) -> None:
     whole = said(client, temperature=0, max_tokens=40).choices[0].message.content
     stop = next(c for c in whole[1:] if c.isprintable() and c != "�")
@@ -210,8 +229,12 @@ def test_embeddings_are_the_models(client: openai.OpenAI) -> None:
     [
         ({"model": "nope"}, 404, "model", "there is no model 'nope'"),
         ({"model": "tiny:nope"}, 404, "model", "there is no model"),
-        ({"frequency_penalty": 1}, 400, "frequency_penalty", "use repetition_penalty"),
-        ({"logit_bias": {"1": 5}}, 400, "logit_bias", "not supported"),
+        ({"frequency_penalty": 2.5}, 400, "frequency_penalty", "frequency_penalty is 2.5"),
+        ({"presence_penalty": -3}, 400, "presence_penalty", "presence_penalty is -3"),
+        ({"logit_bias": {"1": 101}}, 400, "logit_bias.1", "it must be less than or equal to 100"),
+        ({"logit_bias": {"a": 1}}, 400, "logit_bias.a", "logit_bias.a is 'a'"),
+        ({"logit_bias": {"5000": 1}}, 400, "logit_bias", "the id 5000; the tokenizer's are 0 to"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "logit_bias", "at most 1024"),
         ({"store": True}, 400, "store", "nothing is kept"),
         ({"extra_body": {"topk": 3}}, 400, "topk", "did you mean 'top_k'?"),
         ({"temperature": -1}, 400, "temperature", "temperature is -1"),
