@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Annotated, Any, Literal
 
 from jaxgpt.config import code
@@ -94,11 +95,12 @@ def _pairs(given: Any) -> tuple[tuple[int, float], ...]:
     Raises:
       UserError: it is none.
     """
+    pairs, once = list[tuple[int, float]](), False
     try:
-        pairs = sorted((int(token), float(bias)) for token, bias in dict(given).items())
+        pairs = sorted((index(token), float(bias)) for token, bias in dict(given).items())
         once = len(pairs) == len(given)
     except (TypeError, ValueError, OverflowError):
-        once = False
+        pass  # it is refused below
     require(once, f"logit_bias is {shown(given)}; give token ids, each once and with its bias.")
     for token, bias in pairs:
         require(token >= 0, f"logit_bias has the id {token!s:.24}; ids are 0 or more.")
