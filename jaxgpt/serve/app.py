@@ -19,6 +19,7 @@ from jaxgpt.serve.chat import chat
 from jaxgpt.serve.completions import complete
 from jaxgpt.serve.errors import Refused, error_body, invalid
 from jaxgpt.serve.gate import Gate, State
+from jaxgpt.serve.origins import let_in
 from jaxgpt.serve.reading import Reader
 from jaxgpt.serve.schemas import (
     ChatBody,
@@ -50,6 +51,8 @@ def make_app(service: Service, state: State | None = None) -> FastAPI:
     app.state.run = state or State()
     app.state.service = service
     app.add_middleware(Gate, service=service, state=app.state.run)
+    if service.origins:
+        let_in(app, service.origins)  # around the gate, whose refusals pages may read too
     _add_errors(app, service)
     _add_answers(app, service)
     _add_state(app, service)

@@ -20,6 +20,7 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.sample.settings import Verify
 from jaxgpt.serve.desk import DESK, Desk
 from jaxgpt.serve.limits import Limits
+from jaxgpt.serve.origins import check_origins
 
 if TYPE_CHECKING:
     from jaxgpt.api import Model
@@ -57,6 +58,8 @@ class Options:
     """What is taken at most."""
     keys: str = ""
     """File of API keys (`jaxgpt serve keys add`), or env:NAME; empty lets everyone on this machine ask."""
+    origins: tuple[str, ...] = ()
+    """Of web pages that may ask from a browser, such as https://a.example; with keys also * for all."""
     redis: str = ""
     """URL of a Redis where several servers count what keys use, or env:NAME."""
     filters: str = ""
@@ -93,6 +96,7 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
 
     name, adapters = options.name or Path(run).resolve().name, _adapters(options.adapters)
     require(":" not in name, f"--name is {name!r}, but a colon comes before an adapter; leave it out.")
+    check_origins(options.origins, bool(options.keys))
     access = make_access(options.keys, options.redis)  # before the model, which takes its time
     if options.filters:
         read_checks(Path(options.filters))
@@ -117,6 +121,7 @@ def open_service(run: str, options: Options) -> Iterator[Service]:
             access=access,
             filters=filters,
             documents=documents,
+            origins=options.origins,
             observers=watching.observers,
             routers=(watching.router, page_router()),
             open_paths=PUBLIC,

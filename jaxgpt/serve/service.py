@@ -50,6 +50,7 @@ class Service:
       limits: what is taken at most.
       access, filters, documents, observers: see `seams`.
       routers: more addresses, such as those of the page and of metrics.
+      origins: of web pages that may ask (see `origins`).
       hosts: names that requests may call it by (in the header `Host`); none for any.
       open_paths: those that need no key; one that ends with a slash stands for all below it.
     """
@@ -64,6 +65,7 @@ class Service:
     documents: Documents = field(default_factory=NoDocuments)
     observers: tuple[Observer, ...] = ()
     routers: tuple[APIRouter, ...] = ()
+    origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     open_paths: tuple[str, ...] = ("/", "/page/")
 

@@ -76,6 +76,8 @@ def test_a_process_answers_and_sigterm_drains_it(process: subprocess.Popen[str])
         (["--adapters", "b"], "NAME=FOLDER"),
         (["--seconds", "0"], "seconds is 0"),
         (["--slots", "0"], "slots is 0"),
+        (["--origins", "https://a.example/"], "--origins has 'https://a.example/'; write an origin"),
+        (["--origins", "*"], "add --keys FILE, or name the pages' origins."),
         (["--redis", "redis://localhost"], "give --keys too"),
         (["--filters", "no.toml"], "no.toml cannot be read"),
         (["--keys", "env:NOTHING"], "NOTHING"),
