@@ -229,7 +229,9 @@ def main(
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         TorchWorker(torch_python, MAKE.format(folder=folder)).close()
-        models = {"GPT-2 124M": folder} | ({Path(stories).name: stories} if stories else {})
+        models = {"GPT-2 124M": folder} | (
+            {Path(stories).name: str(Path(stories).resolve())} if stories else {}
+        )
         for name, path in models.items():
             for batch in batches:
                 more, versions = compare(name, path, torch_python, batch, rounds)

@@ -132,9 +132,9 @@ def _byte_level(own: Mapping[str, Any], tokens: list[str], types: list[int]) -> 
     cut = CUTS[name]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
-        {"id": i, "content": token, **flags, "special": types[i] == CONTROL}
+        {"id": i, "content": token, **flags, "special": types[i] != USER}
         for i, token in enumerate(tokens)
-        if types[i] in (CONTROL, USER)
+        if types[i] in (CONTROL, UNKNOWN, USER)
     ]
     return {
         "version": "1.0",
@@ -219,7 +219,9 @@ def _table(words: HFTokenizer) -> dict[str, Any]:
         token = names.get(i)
         if token is None:
             return UNUSED
-        if token == unknown:
+        if token == unknown and model.get(
+            "byte_fallback"
+        ):  # bytes never lack one, whatever GPT-2's files say
             return UNKNOWN
         if token in words.special:
             return CONTROL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_a_tokenizer_of_our_own_gives_the_same_ids(kind: str, tmp_path: Path) ->
         assert back.encode(text) == words.encode(text)
     assert back.adds_bos
     assert words.control["<|end|>"] in back.stop_ids
+
+
+def test_the_end_of_a_text_may_be_its_unknown_token_too() -> None:
+    """As in GPT-2's own files: bytes never lack a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(names[-1:])
+    config = dict.fromkeys(("unk_token", "bos_token", "eos_token"), names[-1])
+    files = {"tokenizer.json": made.to_str().encode(), "tokenizer_config.json": json.dumps(config).encode()}
+    metadata = gguf_words.write_words(HFTokenizer(files), 257, tokenizers.SAMPLE, bos=False)
+    back = HFTokenizer(gguf_words.read_words(metadata))
+    assert set(back.stop_ids) == {256} and back.vocab_size == 257
+    assert back.encode(TEXT) == made.encode(TEXT).ids
 
 
 @pytest.mark.parametrize(
