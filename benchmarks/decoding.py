@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 import tyro
 
 from benchmarks.common import TorchWorker, machine
+from benchmarks.peaks import THREADS, read_bandwidth
 from jaxgpt.config import ONE_DEVICE, Compute, Sampling
 from jaxgpt.config.decoding import Weights
 from jaxgpt.convert.load import load_model
@@ -34,7 +34,6 @@ from jaxgpt.runtime import keep_memory
 from jaxgpt.sample.generate import Generator
 from jaxgpt.sample.load import Trained
 
-THREADS = 2
 PROMPT, SHORT, LONG = 65, 3, 63
 MAKE = """
 import sys, torch
@@ -134,28 +133,6 @@ def theirs(python: str, who: str, kind: str, folder: str, batch: int) -> tuple[S
     source = COMMON + {"Hugging Face": TORCH, "CTranslate2": CT2}[who]
     worker = TorchWorker(python, source.format(**sizes, folder=folder, kind=kind))
     return Side(who, kind, worker.round, worker.close), worker.versions
-
-
-def read_bandwidth(rounds: int = 9) -> float:
-    """The most GB/s that a few ways of reading 256 MiB with two threads reach."""
-    data = np.ones(2**26, np.float32)
-    parts, pool, row = np.split(data, THREADS), ThreadPoolExecutor(THREADS), np.ones((1, 1024), np.float32)
-    matrix, product = jax.numpy.asarray(data.reshape(1024, -1)), jax.jit(jax.numpy.matmul)
-    ways = (
-        lambda: list(pool.map(np.max, parts)),
-        lambda: list(pool.map(lambda part: np.dot(part, part), parts)),
-        lambda: product(row, matrix).block_until_ready(),
-    )
-    best = []
-    for way in ways:
-        way()
-        times = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            way()
-            times.append(time.perf_counter() - start)
-        best.append(data.nbytes / statistics.median(times) / 1e9)
-    return max(best)
 
 
 def compare(

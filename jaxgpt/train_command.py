@@ -1,9 +1,10 @@
-"""`jaxgpt train`: the loop, and what it scores tasks by."""
+"""`jaxgpt train`: the loop, what it scores tasks by, and what looks at its steps."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from jaxgpt.profile.profiler import take_steps
 from jaxgpt.train import command
 
 
@@ -17,4 +18,5 @@ def train(args: list[str]) -> int:
 
         return task_scores(*parts)
 
-    return command.train(args, scores)
+    rest, profile = take_steps(args)
+    return command.train(rest, scores, profile)

@@ -22,6 +22,7 @@ from jaxgpt.report.confusion import confusion_picture
 from jaxgpt.report.lines import STYLE
 from jaxgpt.report.lines import chart as lines_chart
 from jaxgpt.report.page import Html, commands, drawable, escaped, facts, figure, render, shown, table, text
+from jaxgpt.report.profiled import PROFILES, Profiled, profile_section
 from jaxgpt.report.reliability import reliability_picture
 
 log = logging.getLogger(__name__)
@@ -202,6 +203,9 @@ def run_page(folder: Path) -> str:
         sections.append(("Samples during training", made))
     if tables := _evaluations(folder):
         sections.append(("Evaluations", *tables))
+    profiles = [_left_out_if_damaged(path, Profiled) for path in sorted(folder.glob(PROFILES))]
+    if made := [profile_section(found) for found in profiles if found and found["operations"]]:
+        sections.append(("Where the time goes", *made))
     if about := _what_it_was(folder):
         sections.append(("What it was", *about))
     return render(f"Run {folder.resolve().name}", [*sections, ("Try it", commands(words))])

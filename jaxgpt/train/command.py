@@ -15,7 +15,8 @@ from jaxgpt.errors import UserError, system_fix
 NO_VERIFY, SELF_CONTAINED = "--no-verify", "--self-contained"
 HELP = """Train a config, or resume it; every other option sets a field of the config. --no-verify loads
 checkpoints without comparing their checksums; --self-contained keeps a copy of the model that is tuned in
-the run's folder, not only its place (for `tune` other than Full).
+the run's folder, not only its place (for `tune` other than Full). --profile A:B traces the steps A to B into
+the run's folder and prints what took their time.
 """
 
 
@@ -34,11 +35,11 @@ def read_args(args: list[str], command: str, description: str | None = None) -> 
     )
 
 
-def train(args: list[str], scores: Any = None) -> int:
+def train(args: list[str], scores: Any = None, profile: Any = None) -> int:
     """Train a config, or resume it. Exit codes: 0 done, 2 a user error, 3 diverged or not saved,
     4 another process ended, 75 stopped by a signal with everything saved.
 
-    `scores` is for `loop.train`.
+    `scores` and `profile` are for `loop.train`.
     """
     verify, self_contained = NO_VERIFY not in args, SELF_CONTAINED in args
     args = [word for word in args if word not in (NO_VERIFY, SELF_CONTAINED)]
@@ -50,7 +51,12 @@ def train(args: list[str], scores: Any = None) -> int:
 
     try:
         result = loop.train(
-            run, verify=verify, source=Path(args[0]), self_contained=self_contained, scores=scores
+            run,
+            verify=verify,
+            source=Path(args[0]),
+            self_contained=self_contained,
+            scores=scores,
+            profile=profile,
         )
     except (loop.Diverged, SaveError) as error:
         print(f"jaxgpt: {error}", file=sys.stderr)

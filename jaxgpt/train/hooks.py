@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -42,6 +42,35 @@ Scores = Callable[[dict], dict[str, Score]]
 """From the whole model's parameters to the metrics of tasks, by SOURCE:METRIC."""
 MakeScores = Callable[[Run, Tokenizer, jax.sharding.Mesh], Scores | None]
 """What a command gives the loop, which itself knows nothing of evaluation; None where a run asks for none."""
+
+
+BESIDE = "beside the steps"
+"""What a trace calls the host's work that is no part of a step, as evaluating and saving."""
+
+
+class Profile(Protocol):
+    """What a command gives the loop to look at some steps, `first` to `last` (`jaxgpt.profile`)."""
+
+    first: int
+    last: int
+
+    def check(self, steps: int, done: int = 0) -> None:
+        """Refuse what a run of this many steps, of which `done` are done, will not come to."""
+        ...
+
+    def begin(self, run_folder: Path) -> None:
+        """Start, before the first of them; nothing runs on the devices."""
+        ...
+
+    def end(self, compiled: Any) -> list[str]:
+        """Stop, when the last of them is done; lines to print about the compiled step."""
+        ...
+
+    def close(self) -> None:
+        """Training has ended, perhaps before `last`."""
+        ...
+
+
 BEST = "best.json"
 """In a run's folder: by what its best checkpoint is the best, and how good it is."""
 

@@ -10,8 +10,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +37,18 @@ from jaxgpt.target import Target
 from jaxgpt.text.vocabulary import Vocabulary
 from jaxgpt.train.changes import branching_step, check_base
 from jaxgpt.train.fisher import remember
-from jaxgpt.train.hooks import Claim, MakeScores, Patience, Score, Scores, claimed, claimed_base, note_best
+from jaxgpt.train.hooks import (
+    BESIDE,
+    Claim,
+    MakeScores,
+    Patience,
+    Profile,
+    Score,
+    Scores,
+    claimed,
+    claimed_base,
+    note_best,
+)
 from jaxgpt.train.host import Host, Memory
 from jaxgpt.train.metrics import Meter, Metrics, peak_flops
 from jaxgpt.train.noise import SQUARE, NoiseScale
@@ -51,6 +63,9 @@ from jaxgpt.train.trackers import chosen
 
 log = logging.getLogger(__name__)
 
+Pending = tuple[int, dict[str, jax.Array], float | None]
+"""A step whose numbers are not on record yet: the arguments of `Loop.report`."""
+beside = partial(jax.profiler.annotate_function, name=BESIDE)
 _LESS = (
     "lower train.batch_size, raise train.accumulate, set compute.remat to full, or spread the model over "
     "more devices with mesh.fsdp"
@@ -85,6 +100,7 @@ def train(
     source: Path | None = None,
     self_contained: bool = False,
     scores: MakeScores | None = None,
+    profile: Profile | None = None,
 ) -> Result:
     """Train a run to its end, from where its folder stands.
 
@@ -95,6 +111,7 @@ def train(
       source: the config file, to be kept with the run.
       scores: makes what tasks are scored by at each evaluation (`evals.during.task_scores`).
       self_contained: keep a copy of the parameters that are tuned, not only their place.
+      profile: looks at some of the steps (`profile.profiler`).
 
     Raises:
       UserError: config, data, mesh, memory or folder do not fit each other, or the folder is in use.
@@ -123,6 +140,8 @@ def train(
         validation = validation_parts(run.data, tokenizer, **shape)
     run = run.with_steps(data.epoch_rows)
 
+    if profile:
+        profile.check(run.train.steps)
     chosen(run)  # what it names is installed
     scored = scores(run, tokenizer, mesh) if scores else None
     require(
@@ -156,11 +175,14 @@ def train(
                 if isinstance(data, Rollouts):
                     data.begin(program, loop.base, whole_model(run, base) if base else None)
                 del base
+                if profile:
+                    profile.check(run.train.steps, step)
                 if reason := loop.ended(step):
                     return Result(step, loop.patience.best, reason)
                 claim.begin(checkpoints, step, source)
                 metrics = Metrics(run, run.train.steps, step, progress=progress)
-                with jax.set_mesh(mesh), closing(metrics) as loop.metrics:
+                profiling = closing(profile) if profile else nullcontext()
+                with jax.set_mesh(mesh), closing(metrics) as loop.metrics, profiling as loop.profile:
                     if claim.changes.fields:
                         metrics.write(step, {"event": "changed", "changes": str(claim.changes)})
                     asked = [p.ids for p in data.held_out.prompts] if isinstance(data, Rollouts) else ()
@@ -215,6 +237,7 @@ class Loop:
     """Of the last evaluation, what makes a checkpoint the best."""
     scores: Scores | None = None
     """Of tasks, at each evaluation."""
+    profile: Profile | None = None
 
     def __init__(
         self,
@@ -306,12 +329,17 @@ class Loop:
         self.meter.start(step)
         self.metrics.begin(step)
         while not reason:
+            if self.profile and step + 1 == self.profile.first:
+                self.settle(pending, claim)
+                pending = None
+                self.begin_profile(step, state)
             if isinstance(self.data, Rollouts):
                 self.data.use(step + 1, state.params)
             with self.meter.waiting():
                 batch = self.put(next(self.data))
             begun = time.perf_counter()
-            state, metrics = self.step_fn(state, batch, self.base, self.teacher)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, metrics = self.step_fn(state, batch, self.base, self.teacher)
             step += 1
             # Where a call returns only with its result (on a CPU), the step is done by now.
             done = time.perf_counter() if cast(Any, metrics["loss"]).is_ready() else None
@@ -319,12 +347,15 @@ class Loop:
                 self.report(pending[0], pending[1], pending[2] or (begun if done else None))
                 claim.keep()
             pending = (step, metrics, done)
+            if self.profile and step == self.profile.last:
+                jax.block_until_ready((state, metrics))
+                self.end_profile((step, metrics, done or time.perf_counter()), claim)
+                pending = None
             stopping, last = stop.seen(step, train.log_every), step == train.steps
             evaluating = last or step % train.eval_every == 0
             saving = last or stopping or step % train.save_every == 0 or step == self.branching
             if evaluating or saving:  # a checkpoint's own step is on record before it is written
-                self.report(*pending)
-                claim.keep()
+                self.settle(pending, claim)
                 pending = None
                 self.require_finite(step, state)
             score = self.evaluate(step, state) if evaluating else None
@@ -343,6 +374,28 @@ class Loop:
         log.info("%s at step %d (%s); saved at step %s", self.run.folder, step, reason, saved)
         return Result(step, self.patience.best, reason)
 
+    def settle(self, pending: Pending | None, claim: Claim) -> None:
+        """Log the step whose numbers are not on record yet, if there is one."""
+        if pending:
+            self.report(*pending)
+            claim.keep()
+
+    def begin_profile(self, step: int, state: State) -> None:
+        """Trace what comes after this step, when it is done."""
+        assert self.profile is not None
+        jax.block_until_ready(state)
+        self.profile.begin(self.run.folder)
+        self.meter.start(step)
+
+    def end_profile(self, last: Pending, claim: Claim) -> None:
+        """Print what the trace says, and log its last step, which is done."""
+        assert self.profile is not None
+        for line in self.profile.end(self.step_fn):
+            self.metrics.print(line)
+        self.settle(last, claim)
+        self.meter.start(last[0])
+
+    @beside
     def save(self, state: State, score: float | None, whole: bool) -> None:
         """Save the state with the data's position and the loop's memory.
 
@@ -396,6 +449,7 @@ class Loop:
         line = f"{reward}loss {record['loss']:.3f} {rate} {speed} epoch {record['epoch']:.2f}"
         self.metrics.note(line, done=step)
 
+    @beside
     def require_finite(self, step: int, state: State) -> None:
         """Refuse parameters that are NaN or infinite before they are measured or saved."""
         if bad := not_finite(measure(state.params)):
@@ -415,6 +469,7 @@ class Loop:
         batches = map(self.put, itertools.islice(batches, self.run.train.eval_batches or None))
         return evaluation_sums(self.eval_fn, state.params, batches, self.memory_fn(), self.base)
 
+    @beside
     def evaluate(self, step: int, state: State) -> float:
         """The `Train.best_by` of the state: validation loss (nats per target), or share of targets missed.
 
