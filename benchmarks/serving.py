@@ -115,7 +115,9 @@ async def level(base: str, model: str, clients: int, requests: int, new: int) ->
     todo, found = iter(range(requests)), list[list[float]]()
 
     async def client() -> None:
-        async with httpx.AsyncClient(timeout=600) as http:
+        # A connection for each request: some servers close one that a client would take again.
+        alone = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(timeout=600, limits=alone) as http:
             for i in todo:
                 seed = 1000 * clients + i
                 found.append(
