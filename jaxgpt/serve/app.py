@@ -89,6 +89,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def tokenize(http: Request, body: TokenizeBody) -> Response:
         return await reader.tokenize(http, body)
 
+    @app.get("/tokenizer_info", responses=said["tokenizer"], tags=["own"])
+    async def tokenizer_info() -> dict[str, Any]:
+        return reader.tokenizer_info()
+
     @app.post("/detokenize", responses=said["text"], tags=["own"])
     async def detokenize(http: Request, body: DetokenizeBody) -> Response:
         return await reader.detokenize(http, body)

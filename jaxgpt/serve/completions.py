@@ -188,7 +188,7 @@ class _Completions:
         logprobs_TV = logits_TV - top - np.log(np.exp(logits_TV - top).sum(axis=-1, keepdims=True))
         made.pieces.append(Piece(ids[0], float("nan"), "", None))
         for row_V, token in zip(logprobs_TV[:-1], ids[1:], strict=True):
-            best = np.argsort(-row_V, kind="stable")[: self._body.logprobs]
+            best = _likeliest(row_V, self._body.logprobs)
             others = tuple(Alternative(int(i), float(row_V[i])) for i in best)
             made.pieces.append(Piece(token, float(row_V[token]), "", None, others))
         return made
@@ -218,11 +218,10 @@ class _Completions:
                     offsets[i] = len(head.text)
                     yield {**self._head, "choices": [choice], **usage}
             async for delta in made:
-                kept = [piece for piece in delta.pieces if not self._names.is_end(piece)]
-                if not (delta.text or delta.finish or (kept and self._body.logprobs is not None)):
+                if not (delta.text or delta.finish or self._body.logprobs is not None):
                     continue
                 logprobs = self._logprobs(delta.pieces, offsets[delta.choice])
-                offsets[delta.choice] += sum(self._names.width(piece.id) for piece in kept)
+                offsets[delta.choice] += sum(self._names.width(piece.id) for piece in delta.pieces)
                 choice = _choice(delta.choice, delta.text, logprobs, delta.finish or None)
                 yield {**self._head, "choices": [choice], **usage}
         if counted:
@@ -236,3 +235,12 @@ class _Completions:
 
 def _choice(index: int, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _likeliest(logprobs_V: np.ndarray, count: int) -> list[int]:
+    """The ids of the largest, the first of those that tie."""
+    if not count:
+        return []
+    least = np.partition(logprobs_V, -count)[-count]
+    found = np.flatnonzero(logprobs_V >= least).tolist()
+    return sorted(found, key=lambda i: -logprobs_V[i])[:count]

@@ -32,6 +32,7 @@ NEEDED = {
     "/score": "tokenize",
     "/tokenize": "tokenize",
     "/detokenize": "tokenize",
+    "/tokenizer_info": "tokenize",
     "/metrics": "metrics",
 }
 """Scope that a client needs, by address; others need none."""

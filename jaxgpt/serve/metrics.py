@@ -32,6 +32,7 @@ PATHS = frozenset(
         "/v1/classify",
         "/tokenize",
         "/detokenize",
+        "/tokenizer_info",
         "/score",
         "/metrics",
     )

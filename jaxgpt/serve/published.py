@@ -68,6 +68,7 @@ ANSWERS = {
     "list": _answers(_object(object=_TEXT, model=_TEXT, data=_list(_object(index=_COUNT)))),
     "tokens": _answers(_object(tokens=_list(_COUNT), count=_COUNT, max_model_len=_COUNT)),
     "text": _answers(_object(prompt=_TEXT)),
+    "tokenizer": _answers(_object(tokenizer_class=_TEXT, bos_token=_TEXT, eos_token=_TEXT)),
     "models": _answers(_object(object=_TEXT, data=_list(_MODEL))),
     "model": _answers(_MODEL),
     "state": _answers(_STATUS),

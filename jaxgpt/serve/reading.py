@@ -23,6 +23,7 @@ from jaxgpt.serve.seams import Passage
 from jaxgpt.serve.service import Service
 from jaxgpt.serve.session import Session, check_model, conduct
 from jaxgpt.text.chat import prompt_ids
+from jaxgpt.text.tokenizer import before_text
 
 
 class Reader:
@@ -95,11 +96,14 @@ class Reader:
         self._check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refused(400, "give a prompt or messages, one of them.", param="prompt")
+        if body.messages is not None and body.add_special_tokens:
+            message = "add_special_tokens is for a prompt: a dialogue has those of its template; drop it."
+            raise Refused(400, message, param="add_special_tokens")
         model = self.service.model
 
         def ids() -> list[int]:
             if body.messages is None:
-                return model.encode(body.prompt or "")
+                return self._ids(body.prompt or "", body.add_special_tokens is not False)
             roles = ["system" if m.role == "developer" else m.role for m in body.messages]
             turns = [turn_of(m, role, m.text) for m, role in zip(body.messages, roles, strict=True)]
             return prompt_ids(turns, model.tokenizer)
@@ -107,6 +111,31 @@ class Reader:
         tokens = await run_sync(ids)
         context = model.config.model.context
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": context})
+
+    def _ids(self, text: str, whole: bool) -> list[int]:
+        """The ids of a text as the model reads it, or of the text alone. There the name of a control token
+        is that token, as in Hugging Face's tokenizers, so that a client finds out its id.
+        """
+        model = self.service.model
+        if whole:
+            return model.encode(text)
+        named = {name: token for token, name in model.tokenizer.names.items()}
+        return [named[text]] if text in named else model.tokenizer.encode(text)
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        """What `/tokenizer_info` says, by Hugging Face's names."""
+        model, tokenizer = self.service.model, self.service.model.tokenizer
+        names, template = tokenizer.names, tokenizer.template
+        begins = model.generator.bos if self.service.engine is not None else tokenizer.adds_bos
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            "bos_token": names[before_text(tokenizer, begins)],
+            "eos_token": names[tokenizer.control["<|eos|>"]],
+            "add_bos_token": begins,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": model.config.model.context,
+            "chat_template": None if template is None else template.source,
+        }
 
     async def detokenize(self, http: HTTPRequest, body: DetokenizeBody) -> Response:
         """Answer `/detokenize`."""

@@ -276,6 +276,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
+    add_special_tokens: bool | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
 
 

@@ -49,25 +49,24 @@ class TokenNames:
         return {"token": self.name(token), "logprob": _finite(logprob), "bytes": [*data]}
 
     def completion(self, pieces: Sequence[Piece], alternatives: int, offset: int) -> dict[str, Any]:
-        """Log-probabilities of a completion's tokens.
+        """Log-probabilities of a completion's tokens, that which ended it included.
 
         Args:
           pieces: the tokens.
           alternatives: of each.
           offset: characters of the text before them.
         """
-        kept = [piece for piece in pieces if not self.is_end(piece)]
         offsets = list[int]()
-        for piece in kept:
+        for piece in pieces:
             offsets.append(offset)
             offset += self.width(piece.id)
         tops = [
             {self.name(token): _finite(logprob) for token, logprob in piece.alternatives[:alternatives]}
-            for piece in kept
+            for piece in pieces
         ]
         return {
-            "tokens": [self.name(piece.id) for piece in kept],
-            "token_logprobs": [None if isnan(piece.logprob) else _finite(piece.logprob) for piece in kept],
+            "tokens": [self.name(piece.id) for piece in pieces],
+            "token_logprobs": [None if isnan(piece.logprob) else _finite(piece.logprob) for piece in pieces],
             "top_logprobs": [top or None for top in tops] if alternatives else None,
             "text_offset": offsets,
         }

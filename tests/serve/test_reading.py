@@ -104,6 +104,22 @@ def test_tokens_and_back(ask: Ask) -> None:
     assert ask("/detokenize", tokens=[10**6]).status_code == 400
 
 
+def test_a_text_alone_and_what_the_tokenizer_is(address: str, ask: Ask) -> None:
+    tokenizer = tiny_model().tokenizer
+    alone = ask("/tokenize", prompt="ab", add_special_tokens=False).json()["tokens"]
+    assert alone == tokenizer.encode("ab") == ask("/tokenize", prompt="ab").json()["tokens"][1:]
+    told = httpx.get(f"{address}/tokenizer_info").json()
+    for name in ("bos_token", "eos_token"):
+        token = ask("/tokenize", prompt=told[name], add_special_tokens=False).json()["tokens"]
+        assert token == [tokenizer.control[told[name]]]
+    assert (told["vocab_size"], told["model_max_length"]) == (tokenizer.vocab_size, 1024)
+    within = ask("/tokenize", prompt=f"a{told['eos_token']}", add_special_tokens=False).json()["tokens"]
+    assert within == tokenizer.encode("a<|eos|>")  # text, as everywhere
+    said = ask("/tokenize", messages=HI, add_special_tokens=True).json()["error"]
+    assert said["param"] == "add_special_tokens"
+    assert ask("/tokenize", messages=HI, add_special_tokens=False).status_code == 200
+
+
 def test_embeddings_that_cannot_be_are_refused(ask: Ask) -> None:
     for wrong in (
         {"input": ""},

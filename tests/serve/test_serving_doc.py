@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shlex
@@ -49,10 +50,14 @@ class Shell:
             asked.bind(("127.0.0.1", 0))
             self.port = str(asked.getsockname()[1])
         (folder / "jaxgpt").write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxgpt.cli "$@"\n')
-        (folder / "jaxgpt").chmod(0o755)
+        (folder / "lm_eval").write_text(f'#!/bin/sh\nexec {sys.executable} -m lm_eval "$@"\n')
+        for name in ("jaxgpt", "lm_eval"):
+            (folder / name).chmod(0o755)
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
         paths = f"{folder}{os.pathsep}{os.environ['PATH']}"
-        self.environment = os.environ | {"PATH": paths, "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+        libraries = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        own = {"PATH": paths, "HOME": str(folder), "PYTHONPATH": libraries, "HF_HOME": str(folder / "hf")}
+        self.environment = os.environ | own | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
     def run(self, kind: str, block: str) -> None:
         block = block.replace("8000", self.port).replace("0.0.0.0", "127.0.0.1")
@@ -107,13 +112,18 @@ def test_every_block_runs(shell: Shell) -> None:
     for start in NOT_RUN:
         assert any(block.startswith(start) for _, block in BLOCKS), start
     for kind, block in BLOCKS:
-        program = block.split()[0]
-        if any(block.startswith(start) for start in NOT_RUN) or (
-            program == "promtool" and not shutil.which(program)
+        if any(block.startswith(start) for start in NOT_RUN) or any(
+            f"{program} " in block and not there for program, there in installed().items()
         ):
             continue
         shell.run(kind, block)
     shell.stop()
+
+
+def installed() -> dict[str, bool]:
+    """Programs of others, and whether they are here; the harness asks servers with its extra `api`."""
+    there = {program: bool(shutil.which(program)) for program in ("promtool", "llm")}
+    return there | {"lm_eval": all(map(importlib.util.find_spec, ("lm_eval", "tenacity")))}
 
 
 @functools.wraps(serve)
@@ -125,7 +135,7 @@ def test_every_flag_is_one_of_the_command() -> None:
     for _, block in BLOCKS:
         for words in re.findall(r"jaxgpt serve (runs/.*)", block):
             parse_args(asked, shlex.split(words), "jaxgpt serve")
-    known = {"keys", "requests-per-minute", "scopes", "trust-code", "head"}  # of other commands
+    known = {"keys", "requests-per-minute", "scopes", "trust-code", "head", "model_args"}  # of others
     for flag in set(re.findall(r"`--([a-z][\w.-]*)", WORDS)) - known:
         field = flag.removeprefix("mesh.").removeprefix("no-").replace("-", "_")
         assert re.search(rf"\b{field}\b", told()), flag
