@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxgpt.aot.hlo import VIEWS, kernel_flops, kernel_name, product_flops
+from jaxgpt.aot.hlo import COLLECTIVES, VIEWS, kernel_flops, kernel_name, product_flops
 from jaxgpt.aot.hlo_text import Array, Computation, Op, arrays, parse
 from jaxgpt.profile.names import TRACED, Name, name_of
 
@@ -20,6 +20,11 @@ CONTROL = ("while", "conditional", "call")
 """Instructions that run others, which a trace names too."""
 IN_PLACE = (*VIEWS, *CONTROL, "constant", "after-all", "domain")
 """Instructions that move no bytes of their own."""
+BOOKKEEPING = (
+    *("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding"),
+    *("AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
+)
+"""Custom calls in which a compiler says something to itself."""
 SLICES = ("slice", "dynamic-slice", "gather")
 """Instructions that read the part of their first operand that they return."""
 ARITHMETIC = {
@@ -97,6 +102,9 @@ def _name(op: Op, part: Computation, program: Computations) -> Name:
         factors = " · ".join("x".join(map(str, a.dims)) for a in place.inputs(product)[:2])
         return name_of(product.source or op.source, product.kind, factors)
     kind = kernel_name(op) or inner[-1][0].kind
+    kinds = (one.kind.removesuffix("-start") for one, _ in inner)
+    if sent := next((kind for kind in kinds if kind in COLLECTIVES), ""):
+        return name_of(_own_source(op, part, program), sent)._replace(what=sent)
     if own := _own_source(op, part, program):
         return name_of(own, kind)
     return name_of(_read_source(op, part, program), kind)._replace(what=kind)
@@ -116,6 +124,10 @@ def _read_source(op: Op, part: Computation, program: Computations, depth: int = 
     return next(filter(None, (*own, *further)), "")
 
 
+def _bookkeeping(op: Op) -> bool:
+    return op.kind == "custom-call" and op.attribute(r'custom_call_target="([^"]*)"') in BOOKKEEPING
+
+
 # Bytes --------------------------------------------------------------------------------------------
 
 
@@ -130,7 +142,7 @@ def _operand(op: Op, number: int, part: Computation) -> list[Array]:
 
 
 def _bytes(op: Op, part: Computation, program: Computations) -> float:
-    if op.kind in IN_PLACE or op.kind.endswith(("-done", "-update")):
+    if op.kind in IN_PLACE or op.kind.endswith(("-done", "-update")) or _bookkeeping(op):
         return 0.0
     if body := _body(op, program):
         given = {one.operands.strip(): one.name for one in body.ops.values() if one.kind == "parameter"}
@@ -140,20 +152,19 @@ def _bytes(op: Op, part: Computation, program: Computations) -> float:
                 read += _read(given[str(number)], body, program) if str(number) in given else 0.0
         spared = sum(min(map(_size, sides)) for sides in _choices(body))
         return read - spared + _written(body.ops[body.root], body, program)
+    operands = [part.ops[name] for name in dict.fromkeys(op.inputs) if name in part.ops]
+    given = [array for one in operands for array in arrays(one.type)]
     results = arrays(op.type)
-    if op.kind in SLICES:
-        indices = sum(_size(_operand(op, i, part)) for i in range(1, len(op.inputs)))
-        return 2 * _size(results) + indices
+    if op.kind.endswith("-start") and len(results) > len(given) and results[: len(given)] == given:
+        results = results[len(given) :]  # such a tuple begins with its operands
+    if op.kind.removesuffix("-start") in SLICES:
+        return 2 * _size(results) + _size(given) - _size(_operand(op, 0, part))
     if op.kind == "dynamic-update-slice":
         return 2 * _size(_operand(op, 1, part))
     if op.kind == "scatter":  # rows of the table are read and written
         tables = len(op.inputs) // 2
         updates = sum(_size(_operand(op, tables + 1 + i, part)) for i in range(tables))
         return _size(_operand(op, tables, part)) + 3 * updates
-    operands = [part.ops[name] for name in dict.fromkeys(op.inputs) if name in part.ops]
-    given = [array for one in operands for array in arrays(one.type)]
-    if op.kind.endswith("-start") and len(results) > len(given) and results[: len(given)] == given:
-        results = results[len(given) :]  # such a tuple begins with its operands
     if op.kind == "custom-call" and len(results) > 1 and results[-1].dtype in ("s8", "u8"):
         results = results[:-1]  # a library's workspace
     return _size(given) + _size(results)
@@ -220,7 +231,7 @@ def _flops(op: Op, part: Computation, program: Computations) -> float | None:
 def _own_flops(op: Op, part: Computation) -> float | None:
     if product := product_flops(op, part):
         return product
-    if op.kind == "custom-call":
+    if op.kind == "custom-call" and not _bookkeeping(op):
         return kernel_flops(name, op, part) if (name := kernel_name(op)) else None
     if op.kind.removesuffix("-start") in UNKNOWN:
         return None

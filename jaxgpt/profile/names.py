@@ -42,21 +42,22 @@ def name_of(source: str, kind: str, product: str = "") -> Name:
     """The name of an instruction.
 
     Args:
-      source: `op_name` of its metadata, as `jit(train_step)/transpose(jvp(layers))/while/body/norm/mul`; of
-        what copies an argument, the argument's name.
+      source: `op_name` of its metadata, as `jit(train_step)/transpose(jvp(layers))/while/body/norm/mul`; what
+        the compiler makes of several has `(a:b)` at its end; what copies an argument has the argument's name.
       kind: of the instruction.
       product: see `Name`.
     """
     if not source.startswith(TRACED):
         return Name(ARGUMENTS if source else "", NO_PASS, kind, product)
-    words = list(_words(source.split(";")[0]))
-    scopes = [re.sub(r"[_.]?\d+$", "", word) for word in words[:-1] if not DROPPED.fullmatch(word)]
+    *around, what = list(_words(source.split(";")[0])) or [""]
+    scopes = [re.sub(r"[_.]?\d+$", "", word) for word in around if not DROPPED.fullmatch(word)]
     part = NO_PASS
-    if "transpose" in words:
-        part = AGAIN if RECOMPUTED in words else BACKWARD
-    elif "jvp" in words:
+    if "transpose" in around:
+        part = AGAIN if RECOMPUTED in around else BACKWARD
+    elif "jvp" in around:
         part = FORWARD
-    return Name("/".join(filter(None, scopes)), part, words[-1] if words else kind, product)
+    what = kind if not what or what.startswith("(") else what
+    return Name("/".join(filter(None, scopes)), part, what, product)
 
 
 def _words(source: str) -> Iterator[str]:

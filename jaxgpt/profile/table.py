@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jax.profiler import ProfileData
 
+from jaxgpt.aot.hlo import COLLECTIVES
 from jaxgpt.profile.costs import CONTROL, Cost, costs, module_name
 from jaxgpt.profile.names import NO_PASS, Name
 from jaxgpt.profile.trace import find_trace, read
@@ -111,9 +112,16 @@ class Steps:
 
     @property
     def operations(self) -> list[Operation]:
-        """A row for every scope and pass, and one for every shape of a product in it; the longest first."""
-        rows = self.rows(lambda name: (name.scope, name.part, name.product or (not name.scope and name.what)))
+        """A row for every scope and pass, with the products of each shape and each kind of collective apart.
+
+        The longest comes first.
+        """
+        rows = self.rows(lambda name: (name.scope, name.part, name.product or _apart(name)))
         return [_operation(row, self.seconds) for row in rows.values()]
+
+
+def _apart(name: Name) -> str:
+    return name.what if name.what in COLLECTIVES or not name.scope else ""
 
 
 def _operation(row: Row, step: float) -> Operation:

@@ -41,7 +41,7 @@ ARRAY = 4 * 8 * 16
         ("pred[8,16]{1,0} compare(%p, %q), direction=LT", 2.25 * ARRAY, 0),
         ("f32[8,16]{0,1} copy(%p)", 2 * ARRAY, 0),
         ("f32[8]{0} reduce(%p, %q), dimensions={1}, to_apply=%r", 2 * ARRAY + 4 * 8, 8 * 16),
-        ("f32[2,16]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={2,16}", 2 * ARRAY / 4 + 8, 0),
+        ("f32[2,16]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={2,16}", ARRAY / 2 + 4, 0),
         ("f32[8,16]{1,0} sort(%p), dimensions={1}, to_apply=%r", 2 * ARRAY, None),
         (
             '(f32[8,16]{1,0}, s8[64]{0}) custom-call(%p, %q), custom_call_target="__cudnn$odd"',
@@ -51,6 +51,12 @@ ARRAY = 4 * 8 * 16
         ("f32[8,16]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%r", 2 * ARRAY, 8 * 16),
         ("(f32[8,16]{1,0}, f32[16,16]{1,0}) all-gather-start(%p), dimensions={0}", 3 * ARRAY, 0),
         ("f32[16,16]{1,0} all-gather-done(%p)", 0, 0),
+        (
+            "((f32[8,16]{1,0}), f32[2,16]{1,0}, s32[]) slice-start(%p), slice={[0:2], [0:16]}",
+            ARRAY / 2 + 8,
+            0,
+        ),
+        ('f32[8,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"', 0, 0),
         ('(s32[]) while(%p), body=%b, backend_config={"known_trip_count":{"n":"4"}}', 0, 0),
     ],
 )

@@ -36,6 +36,7 @@ STEP = "jit(train_step)"
         (f"{STEP}/jvp(loss)/jit(take_along_axis)/gather", "loss", "forward", "gather"),
         (f"{STEP}/transpose(jvp(jit(clip)))/min", "", "backward", "min"),
         (f"{STEP}/optimizer/mul;{STEP}/optimizer/add", "optimizer", "", "mul"),
+        (f"{STEP}/jvp(layers)/(norm/mul:mlp/reduce_sum)", "layers", "forward", "copy"),  # several at once
         ("jit(f)", "", "", "copy"),
         ("state.params['blocks']['mlp']['up']['weight']", "arguments", "", "copy"),
         ("", "", "", "copy"),

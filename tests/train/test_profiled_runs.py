@@ -22,10 +22,23 @@ def table(folder: Path, first: int, last: int) -> Profiled:
 
 
 def test_a_profile_says_where_the_time_goes_and_changes_no_number(
-    trained: Path, text_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained: Path,
+    text_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """An evaluation and a checkpoint lie between the traced steps."""
-    assert train([str(text_config), "--runs", str(tmp_path), "--profile", "7:9"]) == 0
+    """A first trace is cut off by a signal and has no table; the resumed run has one of other steps, between
+    which lie an evaluation and a checkpoint.
+    """
+    words = [str(text_config), "--runs", str(tmp_path)]
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="jaxgpt"):
+        interrupt_at(patch, 4, signal.SIGTERM)
+        assert train([*words, "--profile", "2:7"]) == 75
+    assert "training ended before step 7" in caplog.text
+    assert train([*words, "--profile", "7:9"]) == 0
+    assert not (tmp_path / "text/profile/steps_2-7/operations.json").exists()
     folder = tmp_path / "text"
     assert curve(folder) == curve(trained)
     found = table(folder, 7, 9)
@@ -60,22 +73,3 @@ def test_steps_that_are_not_to_come_leave_the_run_as_it_is(
     with pytest.raises(UserError, match=f"--profile 3:99 ends after the run's last step, {STEPS};"):
         train([str(text_config), "--runs", str(fresh), "--profile", "3:99"])
     assert not fresh.exists()
-
-
-def test_a_run_that_is_stopped_and_resumed(
-    trained: Path,
-    text_config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The first trace is cut off and has no table; the second is of the resumed run."""
-    words, folder = [str(text_config), "--runs", str(tmp_path)], tmp_path / "text"
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="jaxgpt"):
-        interrupt_at(patch, 5, signal.SIGTERM)
-        assert train([*words, "--profile", "5:9"]) == 75
-    assert "training ended before step 9" in caplog.text
-    assert not (folder / "profile/steps_5-9/operations.json").exists()
-    assert train([*words, "--profile", "11:11"]) == 0
-    assert table(folder, 11, 11)["operations"]
-    assert curve(folder) == curve(trained)
