@@ -409,7 +409,7 @@ class Engine:
             row.length, row.replay = row.prompt, len(row.ids)
             request = row.request
             tokens = [*request.prompt, *row.ids]
-            about = (request.sampling, request.seed, row.adapter, request.alternatives)
+            about = (request.sampling, request.seed, row.adapter, request.alternatives, row.guide is not None)
             held = row_of(tokens, row.prompt, row.end, row.stop, *about, self._table_width * page)
             with self.generator.on_mesh():
                 self._lanes = place(self._lanes, np.int32(row.slot), held)

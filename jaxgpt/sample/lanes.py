@@ -80,6 +80,7 @@ class Row(NamedTuple):
       controls: how tokens are chosen, a number each.
       adapter: slot of its adapter.
       alternatives: how many are asked for.
+      ruled: it follows a rule, of which a step knows what comes next and no more.
       done: it has ended.
     """
 
@@ -92,6 +93,7 @@ class Row(NamedTuple):
     controls: Controls
     adapter: Any
     alternatives: Any
+    ruled: Any
     done: Any
 
 
@@ -185,6 +187,7 @@ def row_of(
     seed: int,
     adapter: int,
     alternatives: int,
+    ruled: bool,
     width: int,
 ) -> Row:
     """A request as host arrays: `tokens` of which the first `prompt` are the prompt, in a row of `width`."""
@@ -209,13 +212,14 @@ def row_of(
         controls=jax.tree.map(lambda x_B: x_B[0], controls),
         adapter=np.int32(adapter),
         alternatives=np.int32(alternatives),
+        ruled=np.bool_(ruled),
         done=np.bool_(False),
     )
 
 
 def empty_lanes(lane: Lane, slots: int, width: int, pools: Pools, draft: Pools | None) -> Lanes:
     """Slots with nothing in them."""
-    row = row_of([], 0, 0, [], Sampling(), 0, 0, 0, width)
+    row = row_of([], 0, 0, [], Sampling(), 0, 0, 0, False, width)
     rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *np.shape(x))), row)
     return Lanes(rows, jnp.zeros((slots, lane.model.vocab_size), bool), pools, draft)
 
@@ -463,6 +467,7 @@ def _settle(
     go_BT = fine_BT & ~stops_BT & (at_BT + 1 < rows.end[:, None])
     if proposed_BT is not None:
         go_BT &= jnp.concatenate([ids_BT[:, :-1] == proposed_BT, jnp.zeros((B, 1), bool)], axis=1)
+        go_BT &= ~rows.ruled[:, None] | (at_BT + 1 < rows.known[:, None])
     before_BT = jnp.cumprod(go_BT.astype(jnp.int32), axis=1)
     reached_BT = jnp.concatenate([jnp.ones((B, 1), bool), before_BT[:, :-1] > 0], axis=1) & runs_B[:, None]
     made_BT = reached_BT & fine_BT

@@ -308,6 +308,27 @@ def test_rules_hold_beside_free_rows(model: Generator, alone: Any) -> None:
     assert ids(made[2]) == ids(alone(ask(2, 20, 24)))
 
 
+@pytest.mark.parametrize("way", ["look-up", "draft"])
+def test_rules_hold_where_tokens_are_proposed(model: Generator, way: str) -> None:
+    """Also of rows that made room for others: what a rule allows is known for one token at a time."""
+    rule = json_schema({"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 9})
+    prompts = [[*b"[1, 2, 1, 2, 1, 2, 1, 2]"], [*b"[7, 7, 7, 7, 7, 7, 7, 7, 7, 7"], [*b"[3], [3], [3]"]]
+    requests = [
+        replace(ask(i, 1, 50), prompt=prompt, rule=rule, apart=True, sampling=KINDS[i])
+        for i, prompt in enumerate(prompts)
+    ]
+    requests.append(ask(0, 30, 40))
+    alone = [serve(Engine(model, SMALL), [request])[0] for request in requests]
+    speculating = {"lookup": 3} if way == "look-up" else {"proposals": 2}
+    engine = Engine(model, replace(SCARCE, **speculating), None if way == "look-up" else model)
+    made = serve(engine, requests)
+    for pieces, want in zip(made, alone, strict=True):
+        assert ids(pieces) == ids(want)
+        assert pieces[-1].finish_reason == want[-1].finish_reason != "error"
+    assert engine.load().preemptions > 0
+    assert engine.load().accepted > 0 or way == "look-up"  # of the row without a rule
+
+
 def test_stop_strings_and_whole_characters(reciter: Generator) -> None:
     prompt = [*b"x"]
     request = Request(prompt=prompt, max_new_tokens=20, sampling=Sampling(temperature=0))
