@@ -171,6 +171,22 @@ def slopes(back_BTS: jax.Array) -> jax.Array:
     return -0.1 * jnp.arange(4)[:, None, None] * jnp.abs(back_BTS)[:, None]
 
 
+@pytest.mark.parametrize("window", [0, 50, 200])
+@pytest.mark.parametrize("bias", [None, slopes], ids=["", "bias"])
+def test_a_cpu_leaves_out_keys_that_no_query_sees(
+    window: int, bias: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients are those of whole rows, and no score of all queries and keys is held."""
+    mask = replace(documents(2, 420), window=window)
+    arrays = [normal(i, 2, 420, heads, K) for i, heads in enumerate((4, 2, 2, 4))]
+    scores = Scores(K**-0.5, HERE, 2.0, bias)
+    found = both(mask, scores, "xla", arrays)
+    held = jax.jit(lambda q, k, v: attend(q, k, v, mask, scores)).lower(*arrays[:3]).as_text()
+    assert "x420x420x" not in held
+    monkeypatch.setattr(base, "BLOCKS", 1)
+    assert_near(found, both(mask, scores, "xla", arrays))
+
+
 @pytest.mark.parametrize("bias", [None, slopes], ids=["", "bias"])
 def test_attention_by_chunks_of_queries_is_attention(bias: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerators compute `xla`; the last chunk is incomplete."""

@@ -24,6 +24,8 @@ SELDOM = "seldom"
 """Named scope of a loop that most rows do not enter, so that FLOP counts of a program can exclude it."""
 CHUNK = 128
 """Minimum number of queries per chunk."""
+BLOCKS = 8
+"""Most blocks of queries that a CPU computes apart, each with the keys up to its own last."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,15 @@ def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
     """Attention by its definition: scores, softmax and sum, with any mask and bias.
 
     For many queries and keys, accelerators hold the scores of one chunk of queries at a time, in the backward
-    pass too.
+    pass too; a CPU leaves out keys that come after all queries of a block.
     """
     (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
+    if scores.target.platform == "cpu":
+        ahead = mask.causal and mask.layout != "any" and mask.prefix_BS is None
+        blocks = min(BLOCKS, T // CHUNK) if ahead and not isinstance(scores.bias, jax.Array) else 1
+        return _by_blocks(q_BTHK, k_BSGK, v_BSGK, mask, scores, max(1, blocks))
     chunk = max(CHUNK, PAIRS // S)
-    if scores.target.platform == "cpu" or chunk >= T or isinstance(scores.bias, jax.Array):
+    if chunk >= T or isinstance(scores.bias, jax.Array):
         return _plain(q_BTHK, k_BSGK, v_BSGK, mask, scores)
 
     def split(x: jax.Array) -> jax.Array:
@@ -118,6 +124,35 @@ def plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, s
 
     parts = jax.lax.map(one, tuple(map(split, (q_BTHK, mask.q_index_BT, mask.q_segments_BT))))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1, *x.shape[3:])[:, :T], parts)
+
+
+def _by_blocks(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores, blocks: int
+) -> Any:
+    """`_plain` by blocks of queries, without the keys after a block's last query or out of its window.
+
+    Rows must be whole: queries and keys are the same tokens.
+    """
+    if blocks == 1:
+        return _plain(q_BTHK, k_BSGK, v_BSGK, mask, scores)
+    T, parts = q_BTHK.shape[1], []
+    # As above: several blocks add to the gradient of a key.
+    wide_k, wide_v = k_BSGK.astype(jnp.float32), v_BSGK.astype(jnp.float32)
+    size = -(-T // blocks)
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        first = max(0, start - mask.window + 1) if mask.window else 0
+        part = replace(
+            mask,
+            q_index_BT=mask.q_index_BT[:, start:end],
+            k_index_BS=mask.k_index_BS[:, first:end],
+            q_segments_BT=mask.q_segments_BT[:, start:end],
+            k_segments_BS=mask.k_segments_BS[:, first:end],
+            layout="any",
+        )
+        k, v = wide_k[:, first:end].astype(k_BSGK.dtype), wide_v[:, first:end].astype(v_BSGK.dtype)
+        parts.append(_plain(q_BTHK[:, start:end], k, v, part, scores))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *parts)
 
 
 def _plain(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask, scores: Scores) -> Any:
