@@ -29,10 +29,12 @@ class Rule(NamedTuple):
     Attributes:
       body: of a rule of a grammar, as llguidance's dialect of Lark has it.
       said: the rule in messages.
+      free: whether it begins with any text, a space before it or none.
     """
 
     body: str
     said: str
+    free: bool = False
 
 
 def choices(answers: Sequence[str]) -> Rule:
@@ -80,6 +82,23 @@ def grammar(text: str) -> Rule:
     require(bool(text.strip()), "grammar is empty; write rules, the first of them named start.")
     utf8(text)
     return _checked(Rule(f"%lark {{\n{text}\n}}", "grammar"))
+
+
+def after_mark(opening: str, inner: Rule, closing: str, said: str) -> Rule:
+    """Any text, but what `opening` begins follows another rule up to `closing`, as often as it comes.
+
+    Args:
+      opening, closing: marks; white space may stand beside them, inside.
+      inner: what stands between.
+      said: the rule in messages.
+    """
+    text = f"""
+start: marked* TEXT
+TEXT: /(.|\\n)*/
+marked: mark SPACE {inner.body} SPACE {json.dumps(closing)}
+mark[lazy]: /(.|\\n)*{_literal(opening)}/
+SPACE: /[ \\n]{{0,2}}/"""
+    return Rule(f"%lark {{{text}\n}}", said, free=True)
 
 
 class Guide:
@@ -173,7 +192,8 @@ def _literal(text: str) -> str:
 
 
 def _grammar(rule: Rule, leads: bool) -> str:
-    return _HEAD + (f'start: " " text\ntext: {rule.body}' if leads else f"start: {rule.body}")
+    spaced = leads and not rule.free
+    return _HEAD + (f'start: " " text\ntext: {rule.body}' if spaced else f"start: {rule.body}")
 
 
 def _checked(rule: Rule) -> Rule:

@@ -143,7 +143,10 @@ class _Chat:
         if not shown:
             return prompt, rule_of(body.response_format), []
         marked = template is None or not native or tools.OPENING in template.source
-        rule = None if choice == "auto" else tools.rule_of(chosen, marked)
+        if choice != "auto":
+            rule: Rule | None = tools.rule_of(chosen, marked)
+        else:
+            rule = tools.rule_once_called(chosen) if marked else None
         return prompt, rule, [function["name"] for function in chosen]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxgpt.errors import UserError
-from jaxgpt.sample.constrained import Rule, json_schema
+from jaxgpt.sample.constrained import Rule, after_mark, json_schema
 from jaxgpt.serve.errors import Refused
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
@@ -143,6 +143,43 @@ def rule_of(tools: Sequence[Mapping[str, Any]], marked: bool) -> Rule:
     Raises:
       Refused: 400 for a schema that cannot be followed.
     """
+    try:
+        rule = _call_of(tools)
+    except UserError as error:
+        raise Refused(400, str(error), code="invalid_schema", param="tools") from None
+    return Rule(f'"{OPENING}\\n" {rule.body} "\\n{CLOSING}"', "tools") if marked else rule
+
+
+def rule_once_called(tools: Sequence[Mapping[str, Any]]) -> Rule | None:
+    """What an answer must be that may call some of these: any text, but a mark begins a call of one.
+
+    A schema that cannot be followed binds no more than that there are arguments, unless its tool is `strict`.
+    None where nothing can be followed, as llguidance is not installed.
+
+    Args:
+      tools: as above.
+
+    Raises:
+      Refused: 400 for a schema of a strict tool that cannot be followed.
+    """
+    try:
+        call = _call_of(tools)
+    except UserError as error:
+        if any(tool.get("strict") for tool in tools):
+            raise Refused(400, str(error), code="invalid_schema", param="tools") from None
+        try:
+            call = _call_of([tool if _followed(tool) else {"name": tool["name"]} for tool in tools])
+        except UserError:
+            return None
+    return after_mark(OPENING, call, CLOSING, "tools")
+
+
+def _call_of(tools: Sequence[Mapping[str, Any]]) -> Rule:
+    """A call of one of these as JSON.
+
+    Raises:
+      UserError: a schema cannot be followed.
+    """
     calls = [
         {
             "type": "object",
@@ -155,11 +192,14 @@ def rule_of(tools: Sequence[Mapping[str, Any]], marked: bool) -> Rule:
         }
         for tool in tools
     ]
+    return json_schema(calls[0] if len(calls) == 1 else {"anyOf": calls})
+
+
+def _followed(tool: Mapping[str, Any]) -> bool:
     try:
-        rule = json_schema(calls[0] if len(calls) == 1 else {"anyOf": calls})
-    except UserError as error:
-        raise Refused(400, str(error), code="invalid_schema", param="tools") from None
-    return Rule(f'"{OPENING}\\n" {rule.body} "\\n{CLOSING}"', "tools") if marked else rule
+        return bool(_call_of([tool]))
+    except UserError:
+        return False
 
 
 def told(messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

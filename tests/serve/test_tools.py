@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_hf
+from fastapi.testclient import TestClient
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tiny import ONE, mesh, sharp_params
+from tiny_serving import HI, TINY, tiny_model
 
+from jaxgpt.api import Model
+from jaxgpt.config import Batching, Chat, Run
 from jaxgpt.sample.constrained import Guide
+from jaxgpt.sample.engine import Engine
+from jaxgpt.sample.load import Trained
+from jaxgpt.serve.app import make_app
 from jaxgpt.serve.errors import Refused
-from jaxgpt.serve.tools import CallReader, rule_of, told
+from jaxgpt.serve.service import Service
+from jaxgpt.serve.tools import CallReader, rule_of, rule_once_called, told
+from jaxgpt.text.hf_tokenizer import HFTokenizer
 from jaxgpt.text.tokenizer import ByteTokenizer
 
 NAMES = ("weather", "time")
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+TIME_IS = '<tool_call>{"name": "time", "arguments": {}}</tool_call>'
 TIME = '<tool_call>{"name": "time"}</tool_call>'
 
 
@@ -68,6 +83,93 @@ def test_where_text_is_cut_changes_nothing(parts: list[str], cuts: list[int]) ->
 
 def test_nothing_follows_where_one_call_is_all_that_may_be() -> None:
     assert read(CALL + TIME + "more", [], several=False) == ("", [OSLO])
+
+
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 6}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+NOPE = {"type": "object", "properties": {"a": {"type": "nope"}}}
+WRONG: dict[str, Any] = {"name": "odd", "parameters": NOPE}
+
+
+def way(rule: Any, text: str) -> tuple[int, bool]:
+    """How many bytes of a text a rule lets through, and whether the text may end there."""
+    tokenizer = ByteTokenizer()
+    guide = Guide(rule, tokenizer, tokenizer.stop_ids, tokenizer.vocab_size)
+    for place, token in enumerate(tokenizer.encode(text)):
+        if not guide.allowed()[token]:
+            return place, False
+        guide.feed(token)
+    return len(text.encode()), bool(guide.allowed()[tokenizer.stop_ids[0]])
+
+
+def test_a_call_that_was_begun_is_one_of_a_tool() -> None:
+    rule = rule_once_called([WEATHER, {"name": "time"}])
+    for text in (
+        *("", "hello\n\u4f60\u597d", "a <b> <tool", f"Let me look. {CALL}"),
+        *(CALL, f"{CALL}\n{TIME_IS}", f"{CALL} It rains."),
+        *(CALL.replace("\n", ""), CALL.replace("Oslo", 'a\\"b')),
+    ):
+        assert way(rule, text) == (len(text.encode()), True), text
+    for text, stop in (
+        ("<tool_call>", "<tool_call>"),
+        ("<tool_call> no", "<tool_call> "),
+        (CALL.replace("weather", "whether"), '<tool_call>\n{"name": "w'),
+        (CALL.replace("city", "town"), '<tool_call>\n{"name": "weather", "arguments": {"'),
+        (CALL.replace("Oslo", "Reykjavik"), '<tool_call>\n{"name": "weather", "arguments": {"city": "Reykja'),
+        (CALL.replace("</", "<"), CALL[: CALL.index("</") + 1]),
+        (f"{CALL} and {CALL[:20]}", f"{CALL} and {CALL[:20]}"),
+    ):
+        assert way(rule, text) == (len(stop), False), text
+
+
+def test_only_strict_tools_must_have_schemas_that_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = rule_once_called([WRONG, WEATHER])
+    odd = CALL.replace("weather", "odd").replace("Oslo", "anything")
+    assert way(rule, odd) == (len(odd), True)
+    assert way(rule, CALL.replace("Oslo", "Reykjavik"))[1] is False
+    with pytest.raises(Refused, match="cannot be followed"):
+        rule_once_called([WRONG | {"strict": True}, WEATHER])
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # as where it is not installed
+    assert rule_once_called([WEATHER]) is None
+    with pytest.raises(Refused, match="llguidance"):
+        rule_once_called([WEATHER | {"strict": True}])
+
+
+def test_a_model_that_calls_by_itself_keeps_to_its_tools() -> None:
+    """One that would begin a call with every token, and knows nothing of JSON."""
+    files = tiny_hf.byte_level(template=tiny_hf.CHATML)
+    spec = json.loads(files["tokenizer.json"])
+    mark = spec["added_tokens"][-1]["id"] + 1
+    plain = spec["added_tokens"][-1]
+    spec["added_tokens"].append(plain | {"id": mark, "content": "<tool_call>"})
+    tokenizer = HFTokenizer(files | {"tokenizer.json": json.dumps(spec).encode()})
+    shape = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
+    run = Run(name="t", model=shape, data=Chat(train=("a",)), compute=tiny_model().config.compute)
+    model = Model(Trained(Path("t"), run, sharp_params(shape), tokenizer, mesh(ONE), 1))
+    body = {"model": "tiny", "messages": HI, "max_tokens": 200, "logit_bias": {str(mark): 100}, "seed": 1}
+    body |= {"tools": [{"type": "function", "function": tool} for tool in (WEATHER, {"name": "time"})]}
+    with Engine(model.generator, Batching(slots=2, page=16, chunk=64)) as engine:
+        client = TestClient(make_app(Service(name="tiny", model=model, engine=engine)))
+        for more in ({}, {"stream": True}, {"n": 2, "temperature": 1.0}, {"parallel_tool_calls": False}):
+            made = client.post("/v1/chat/completions", json=body | more)
+            events = [json.loads(line[6:]) for line in made.text.splitlines() if line.startswith("data: {")]
+            said = [c.get("delta", c.get("message")) for e in events or [made.json()] for c in e["choices"]]
+            calls = [call["function"] for one in said for call in one.get("tool_calls") or ()]
+            assert calls
+            assert len(calls) == 1 or "parallel_tool_calls" not in more
+            for call in calls:
+                assert call["name"] in ("weather", "time")
+                if call["name"] == "weather":
+                    assert json.loads(call["arguments"]).keys() == {"city"}
+        free = client.post("/v1/chat/completions", json=body | {"tool_choice": "none"}).json()
+        assert set(free["choices"][0]["message"]["content"].split("<tool_call>")) == {""}
 
 
 @pytest.mark.parametrize("marked", [False, True])
