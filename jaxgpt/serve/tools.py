@@ -185,12 +185,13 @@ def _call_of(tools: Sequence[Mapping[str, Any]]) -> Rule:
             "type": "object",
             "properties": {
                 "name": {"const": tool["name"]},
-                "arguments": tool.get("parameters") or {"type": "object"},
+                # What a schema refers to (#/$defs/...) is found from its own root.
+                "arguments": {"$id": f"tool:{i}"} | (tool.get("parameters") or {"type": "object"}),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
+        for i, tool in enumerate(tools)
     ]
     return json_schema(calls[0] if len(calls) == 1 else {"anyOf": calls})
 

@@ -129,6 +129,17 @@ def test_a_call_that_was_begun_is_one_of_a_tool() -> None:
         assert way(rule, text) == (len(stop), False), text
 
 
+def test_a_schema_may_refer_to_its_own_parts() -> None:
+    """As those of pydantic's models do."""
+    city = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    parts = {"$defs": {"City": city}, "properties": {"city": {"$ref": "#/$defs/City"}}, "required": ["city"]}
+    tools = [{"name": name, "parameters": {"type": "object"} | parts} for name in ("weather", "road")]
+    right = CALL.replace('"Oslo"', '{"name": "Oslo"}').replace("weather", "road")
+    for rule in (rule_of(tools, True), rule_once_called(tools)):
+        assert way(rule, right) == (len(right), True)
+        assert way(rule, CALL) == (CALL.index('"Oslo"'), False)
+
+
 def test_only_strict_tools_must_have_schemas_that_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = rule_once_called([WRONG, WEATHER])
     odd = CALL.replace("weather", "odd").replace("Oslo", "anything")
