@@ -84,21 +84,21 @@ def grammar(text: str) -> Rule:
     return _checked(Rule(f"%lark {{\n{text}\n}}", "grammar"))
 
 
-def after_mark(opening: str, inner: Rule, closing: str, said: str) -> Rule:
+def after_mark(opening: str, inner: Rule, closing: str, said: str, otherwise: Rule | None = None) -> Rule:
     """Any text, but what `opening` begins follows another rule up to `closing`, as often as it comes.
 
     Args:
       opening, closing: marks; white space may stand beside them, inside.
       inner: what stands between.
       said: the rule in messages.
+      otherwise: what a text without marks is, where not anything; one with marks then has nothing else.
     """
-    text = f"""
-start: marked* TEXT
-TEXT: /(.|\\n)*/
-marked: mark SPACE {inner.body} SPACE {json.dumps(closing)}
-mark[lazy]: /(.|\\n)*{_literal(opening)}/
-SPACE: /[ \\n]{{0,2}}/"""
-    return Rule(f"%lark {{{text}\n}}", said, free=True)
+    marked = f"SPACE {inner.body} SPACE {json.dumps(closing)}\nSPACE: /[ \\n]{{0,2}}/"
+    if otherwise is None:
+        text = f"start: marked* TEXT\nTEXT: /(.|\\n)*/\nmark[lazy]: /(.|\\n)*{_literal(opening)}/"
+    else:
+        text = f"start: other | (marked SPACE)+\nother: {otherwise.body}\nmark: {json.dumps(opening)}"
+    return Rule(f"%lark {{\n{text}\nmarked: mark {marked}\n}}", said, free=otherwise is None)
 
 
 class Guide:

@@ -20,6 +20,8 @@ from jaxgpt.serve.schemas import Generation, ResponseFormat
 from jaxgpt.serve.seams import Exchange
 from jaxgpt.serve.service import Engine, Service
 
+LEAST = 1e-9
+"""Of `top_p`."""
 _FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram"),
     *("presence_penalty", "frequency_penalty"),
@@ -102,6 +104,8 @@ class Asker:
     def sampling(self, body: Generation, chat: bool) -> Sampling:
         """How tokens are chosen: as the request says, else as the model does, else as the command does."""
         given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
+        if body.top_p == 0:  # the likeliest token alone
+            given["top_p"] = LEAST
         if body.logit_bias:
             given["logit_bias"] = tuple((int(token), bias) for token, bias in body.logit_bias.items())
         sampling = Asked(**given).settle({}, self.defaults[chat])
@@ -111,19 +115,19 @@ class Asker:
             raise Refused(400, str(error), param="logit_bias") from None
         return sampling
 
-    def most(self, asked: int | None, prompt: Sequence[int], default: int = 0) -> int:
+    def most(self, asked: int | None, prompt: Sequence[int], field: str = "max_tokens") -> int:
         """New tokens of an answer.
 
         Args:
-          asked: by the request.
+          asked: by the request; None means what the context leaves.
           prompt: what it follows.
-          default: where the request says nothing; 0 means what the context leaves.
+          field: of the request, that asked.
         """
         most, room = self.service.limits.answer_tokens, self.service.model.generator.context - len(prompt)
         if asked is not None and most and asked > most:
-            message = f"max_tokens is {asked:,} but answers have at most {most:,} here; lower it."
-            raise Refused(400, message, param="max_tokens")
-        return min(room, asked if asked is not None else min(default or room, most or room))
+            message = f"{field} is {asked:,} but answers have at most {most:,} here; lower it."
+            raise Refused(400, message, param=field)
+        return min(room, asked if asked is not None else most or room)
 
     def requests(
         self,
@@ -151,7 +155,7 @@ class Asker:
           Refused: 400 for more answers than may be, or settings that cannot be.
         """
         self.check_count(len(prompts) * times)
-        seed = secrets.randbits(32) if body.seed is None else body.seed
+        seed = secrets.randbits(32) if body.seed is None else body.seed  # of which 32 bits count
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         sampling = self.sampling(body, chat)
         return [
@@ -180,12 +184,8 @@ def rule_of(asked: ResponseFormat | None) -> Rule | None:
     """
     if asked is None or asked.type == "text":
         return None
-    given = getattr(asked, asked.type, "")
-    if given is None:
-        message = f"response_format.{asked.type} is missing; give it, as the type is {asked.type!r}."
-        raise Refused(400, message, param=f"response_format.{asked.type}")
     try:
-        return _RULES[asked.type](given)
+        return _RULES[asked.type](getattr(asked, asked.type, None))
     except UserError as error:
         raise Refused(400, str(error), code="invalid_schema", param="response_format") from None
 

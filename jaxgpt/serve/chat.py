@@ -51,24 +51,29 @@ class _Chat:
             deltas = _told(known.answer, body.n or 1)
             return EventStream(writer.chunks(deltas), _nothing) if body.stream else await writer.whole(deltas)
         prompt, rule, names = await run_sync(self._asked, known.messages)
-        most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         requests = self.asker.requests(
             body,
             session.exchange,
-            [(prompt, self.asker.most(most, prompt))],
+            [(prompt, self.asker.most(getattr(body, field), prompt, field))],
             body.n or 1,
             chat=True,
             alternatives=body.top_logprobs or 0,
             rule=rule,
         )
-        several = body.parallel_tool_calls is not False
-        readers = [tools.CallReader(names, several) if names else None for _ in requests]
+        how = (names, body.parallel_tool_calls is not False, not self.formatted)
+        readers = [tools.CallReader(*how) if names else None for _ in requests]
         answers = Answers(session, requests, readers)
         await session.reserve(len(prompt) + sum(request.max_new_tokens for request in requests))
         await answers.begin(engine)
         if body.stream:
             return EventStream(writer.chunks(answers.deltas()), answers.cancel)
         return await writer.whole(answers.deltas())
+
+    @property
+    def formatted(self) -> bool:
+        """Whether an answer has a form of its own."""
+        return self.body.response_format is not None and self.body.response_format.type != "text"
 
     def _check(self) -> None:
         """Refuse fields that exclude each other.
@@ -78,8 +83,10 @@ class _Chat:
         """
         body = self.body
         twice = body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens)
-        formatted = body.response_format is not None and body.response_format.type != "text"
-        tooled = bool(body.tools) and body.tool_choice != "none"
+        names = [tool.function.name for tool in body.tools or ()]
+        again = next((name for name in names if names.count(name) > 1), "")
+        asked = {call.id for message in body.messages for call in message.tool_calls or ()}
+        strange = next((m.tool_call_id for m in body.messages if m.tool_call_id not in (None, *asked)), None)
         hidden = bool(body.logprobs) and self.asker.service.filters.changes_output
         for wrong, param, message in (
             (twice, "max_tokens", "max_tokens and max_completion_tokens differ; give one of them."),
@@ -99,9 +106,16 @@ class _Chat:
                 "tool_choice is given without tools; add tools, or drop it.",
             ),
             (
-                formatted and tooled,
-                "response_format",
-                "response_format and tools exclude each other; set tool_choice to 'none', or drop one.",
+                body.parallel_tool_calls is not None and not body.tools,
+                "parallel_tool_calls",
+                "parallel_tool_calls is given without tools; add tools, or drop it.",
+            ),
+            (bool(again), "tools", f"tools has {again!r} twice; give each a name of its own."),
+            (
+                strange is not None,
+                "messages",
+                f"tool_call_id is {strange!r:.100}, which no turn before has among its tool_calls; send that "
+                "turn too.",
             ),
             (hidden, "logprobs", "logprobs would show tokens that this server's filters may mask; drop it."),
         ):
@@ -121,16 +135,8 @@ class _Chat:
     def _asked(self, turns: Turns) -> tuple[list[int], Rule | None, list[str]]:
         """The prompt, what the answer must follow, and the names of tools that it may call."""
         body, tokenizer = self.body, self.asker.service.model.tokenizer
-        choice = body.tool_choice or "auto"
         functions = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
-        chosen = functions
-        if not isinstance(choice, str):
-            chosen = [one for one in functions if one["name"] == choice.function.name]
-            if not chosen:
-                message = (
-                    f"tool_choice names {choice.function.name!r:.100}, which tools has not; name one of them."
-                )
-                raise Refused(400, message, param="tool_choice")
+        choice, chosen = _chosen(body, functions)
         template = tokenizer.template
         native = template is not None and template.takes_tools
         shown = [] if choice == "none" else functions
@@ -143,18 +149,46 @@ class _Chat:
         if not shown:
             return prompt, rule_of(body.response_format), []
         marked = template is None or not native or tools.OPENING in template.source
-        if choice != "auto":
-            rule: Rule | None = tools.rule_of(chosen, marked)
-        else:
-            rule = tools.rule_once_called(chosen) if marked else None
-        return prompt, rule, [function["name"] for function in chosen]
+        names = [function["name"] for function in chosen]
+        if choice == "required":
+            return prompt, tools.rule_of(chosen, marked), names
+        form = rule_of(body.response_format)
+        if form is not None and not marked:
+            message = (
+                "response_format and tools exclude each other for this model, whose calls have no mark; set "
+                "tool_choice to 'none' or 'required', or drop one."
+            )
+            raise Refused(400, message, param="response_format")
+        return prompt, tools.rule_once_called(chosen, form) if marked else None, names
+
+
+def _chosen(body: ChatBody, functions: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Whether a tool is called ("none", "auto", "required"), and which may be.
+
+    Raises:
+      Refused: 400 for a name that no tool has.
+    """
+    choice = body.tool_choice or "auto"
+    if isinstance(choice, str):
+        return choice, functions
+    if choice.allowed_tools is None:
+        assert choice.function is not None
+        mode, names = "required", [choice.function.name]
+    else:
+        mode, names = choice.allowed_tools.mode, [one.function.name for one in choice.allowed_tools.tools]
+    for name in names:
+        if name not in (function["name"] for function in functions):
+            message = f"tool_choice names {name!r:.100}, which tools has not; name one of them."
+            raise Refused(400, message, param="tool_choice")
+    return mode, [function for function in functions if function["name"] in names]
 
 
 def turn_of(message: Message, role: str, text: str) -> dict[str, Any]:
     """A turn as templates take it."""
     turn: dict[str, Any] = {"role": role, "content": text}
     if message.tool_calls:
-        turn["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        own = {"function": {"parsed_arguments"}}
+        turn["tool_calls"] = [call.model_dump(exclude=own) for call in message.tool_calls]
     return turn | {
         name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None
     }
@@ -176,8 +210,7 @@ class _Writer:
 
     def __init__(self, asked: _Chat, session: Session, known: Knowledge) -> None:
         self._body, self._session, self._known = asked.body, session, known
-        formatted = self._body.response_format is not None and self._body.response_format.type != "text"
-        self._marked = not formatted and not self._body.tools  # what others parse stays as it was made
+        self._marked = not asked.formatted and not self._body.tools  # what others parse stays as it was made
         self._names = TokenNames(asked.asker.service.model.tokenizer)
         self._said = [_Said() for _ in range(asked.body.n or 1)]
         self._head = {

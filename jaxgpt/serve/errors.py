@@ -77,7 +77,7 @@ def refusal(error: BaseException, where: str) -> Refused:
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
     """What a client is told of a body that does not fit its schema, from pydantic's list of errors."""
-    deepest = max(errors, key=lambda error: len(error["loc"]))
+    deepest = max(errors, key=lambda error: (len(error["loc"]), error["type"] == SAID))
     if any(error["type"] in ("json_invalid", "json_type") for error in errors):
         return Refused(400, "the body is not JSON; send one JSON object.", code="not_json")
     path = [str(part) for part in deepest["loc"][1:] if not _names_a_type(part)]

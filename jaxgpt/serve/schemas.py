@@ -72,7 +72,7 @@ class Generation(Body):
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -81,7 +81,7 @@ class Generation(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[Token, Bias], Field(max_length=MOST_BIASES)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[str, Field(min_length=1)] | Stop | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -119,16 +119,20 @@ class TextPart(Body):
 
 
 class Called(Body):
-    """Which function, and with what."""
+    """Which function, and with what; `parsed_arguments` is what OpenAI's client has made of them."""
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
+
+
+_CUSTOM = ((None,), "tools are functions")
 
 
 class ToolCall(Body):
     """A call of a tool, as an answer had it."""
 
-    REFUSED: ClassVar[Refusals] = {"index": ((None, *range(128)), "drop it")}
+    REFUSED: ClassVar[Refusals] = {"index": ((None, *range(128)), "drop it"), "custom": _CUSTOM}
 
     id: str
     type: Literal["function"] = "function"
@@ -136,7 +140,9 @@ class ToolCall(Body):
 
 
 class Message(Body):
-    """A turn."""
+    """A turn. So that answers can be sent back as they came, it may have our own `citations`, and `parsed`, in
+    which OpenAI's client holds the content.
+    """
 
     REFUSED: ClassVar[Refusals] = {
         "audio": ((None,), "turns are texts"),
@@ -150,6 +156,25 @@ class Message(Body):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    citations: list[Any] | None = None
+    parsed: Any = None
+
+    @model_validator(mode="after")
+    def _fits_role(self) -> Message:
+        asks, answers = bool(self.tool_calls), self.tool_call_id is not None
+        for wrong, field, message in (
+            (asks and self.role != "assistant", "tool_calls", "tool_calls are an assistant's; drop them"),
+            (answers and self.role != "tool", "tool_call_id", "tool_call_id is a tool's; drop it"),
+            (
+                not answers and self.role == "tool",
+                "tool_call_id",
+                "tool_call_id is missing; give that of the call which this turn answers",
+            ),
+            (self.content is None and not asks, "content", "content is missing; give a text"),
+        ):
+            if wrong:
+                raise _wrong(field, message)
+        return self
 
     @property
     def text(self) -> str:
@@ -171,6 +196,8 @@ class Function(Body):
 class Tool(Body):
     """What may be called."""
 
+    REFUSED: ClassVar[Refusals] = {"custom": _CUSTOM}
+
     type: Literal["function"]
     function: Function
 
@@ -181,11 +208,35 @@ class Named(Body):
     name: str
 
 
-class Chosen(Body):
-    """The tool that must be called."""
+class ToolName(Body):
+    """One of the tools."""
 
     type: Literal["function"]
     function: Named
+
+
+class AllowedTools(Body):
+    """Some of the tools, of which one may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolName], Field(min_length=1)]
+
+
+class Chosen(Body):
+    """The tool that must be called, or those that may be."""
+
+    REFUSED: ClassVar[Refusals] = {"custom": _CUSTOM}
+
+    type: Literal["function", "allowed_tools"]
+    function: Named | None = None
+    allowed_tools: AllowedTools | None = None
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Chosen:
+        for name in ("function", "allowed_tools"):
+            if (getattr(self, name) is not None) != (name == self.type):
+                raise _wrong(name, f"{name} is {_state(self, name)}, but the type is {self.type!r}")
+        return self
 
 
 class Schema(Body):
@@ -206,6 +257,17 @@ class ResponseFormat(Body):
     choices: list[str] | None = None
     grammar: str | None = None
 
+    @model_validator(mode="after")
+    def _says_one(self) -> ResponseFormat:
+        for name in ("json_schema", "regex", "choices", "grammar"):
+            if (getattr(self, name) is not None) != (name == self.type):
+                raise _wrong(name, f"{name} is {_state(self, name)}, but the type is {self.type!r}")
+        return self
+
+
+def _state(body: Body, name: str) -> str:
+    return "missing" if getattr(body, name) is None else "given"
+
 
 class ChatBody(Generation):
     """Of `/v1/chat/completions`."""
@@ -224,7 +286,7 @@ class ChatBody(Generation):
         "reasoning_effort": ((None, "none"), "say it in the system message"),
         "service_tier": _TIER,
         "store": ((None, False), _KEPT),
-        "verbosity": ((None,), "use max_tokens, or say it in the system message"),
+        "verbosity": ((None, "medium"), "use max_tokens, or say it in the system message"),
         "web_search_options": ((None,), "nothing is searched but the documents that the server was given"),
     }
 

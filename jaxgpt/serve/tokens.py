@@ -45,8 +45,8 @@ class TokenNames:
         ]
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.piece_bytes(token)
-        return {"token": self.name(token), "logprob": _finite(logprob), "bytes": [*data]}
+        data = None if token in self._control else [*self._tokenizer.piece_bytes(token)]
+        return {"token": self.name(token), "logprob": _finite(logprob), "bytes": data}
 
     def completion(self, pieces: Sequence[Piece], alternatives: int, offset: int) -> dict[str, Any]:
         """Log-probabilities of a completion's tokens, that which ended it included.

@@ -44,10 +44,11 @@ class CallReader:
     Args:
       names: of the tools; JSON that calls no other is text.
       several: whether there may be more than one call.
+      plain: whether an answer that is JSON without marks may be a call.
     """
 
-    def __init__(self, names: Collection[str], several: bool = True) -> None:
-        self._names, self._several = names, several
+    def __init__(self, names: Collection[str], several: bool = True, plain: bool = True) -> None:
+        self._names, self._several, self._plain = names, several, plain
         self._held, self._begun, self.count = "", False, 0
 
     @property
@@ -86,12 +87,14 @@ class CallReader:
         held, self._held = self._held, ""
         if self.stopped:
             return "", ()
-        found = self._read(held.removeprefix(OPENING))
+        marked = held.startswith(OPENING)
+        found = self._read(held.removeprefix(OPENING)) if marked or self._plain else []
         return ("", tuple(found)) if found else (self._say(held), ())
 
     def _raw(self) -> bool:
         """Whether the whole answer may be JSON without marks around it."""
-        return not self._begun and not self.count and self._held.lstrip()[:1] in ("", "{", "[")
+        first = self._held.lstrip()[:1]
+        return not self._begun and not self.count and (first == "" or (self._plain and first in "{["))
 
     def _say(self, text: str) -> str:
         if not self._begun and not text.strip():  # white space around calls says nothing
@@ -150,7 +153,7 @@ def rule_of(tools: Sequence[Mapping[str, Any]], marked: bool) -> Rule:
     return Rule(f'"{OPENING}\\n" {rule.body} "\\n{CLOSING}"', "tools") if marked else rule
 
 
-def rule_once_called(tools: Sequence[Mapping[str, Any]]) -> Rule | None:
+def rule_once_called(tools: Sequence[Mapping[str, Any]], otherwise: Rule | None = None) -> Rule | None:
     """What an answer must be that may call some of these: any text, but a mark begins a call of one.
 
     A schema that cannot be followed binds no more than that there are arguments, unless its tool is `strict`.
@@ -158,6 +161,7 @@ def rule_once_called(tools: Sequence[Mapping[str, Any]]) -> Rule | None:
 
     Args:
       tools: as above.
+      otherwise: what an answer is that calls none, where not any text.
 
     Raises:
       Refused: 400 for a schema of a strict tool that cannot be followed.
@@ -170,8 +174,8 @@ def rule_once_called(tools: Sequence[Mapping[str, Any]]) -> Rule | None:
         try:
             call = _call_of([tool if _followed(tool) else {"name": tool["name"]} for tool in tools])
         except UserError:
-            return None
-    return after_mark(OPENING, call, CLOSING, "tools")
+            return otherwise
+    return after_mark(OPENING, call, CLOSING, "tools", otherwise)
 
 
 def _call_of(tools: Sequence[Mapping[str, Any]]) -> Rule:
@@ -186,7 +190,7 @@ def _call_of(tools: Sequence[Mapping[str, Any]]) -> Rule:
             "properties": {
                 "name": {"const": tool["name"]},
                 # What a schema refers to (#/$defs/...) is found from its own root.
-                "arguments": {"$id": f"tool:{i}"} | (tool.get("parameters") or {"type": "object"}),
+                "arguments": {"$id": f"tool:{i}", "type": "object", **(tool.get("parameters") or {})},
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,

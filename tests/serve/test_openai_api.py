@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from openai.types import chat as types
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSchema
+from openai.types.shared_params.response_format_json_schema import JSONSchema
 from tiny_serving import HI, tiny_model
 
+from jaxgpt.serve import schemas
 from jaxgpt.serve.schemas import ChatBody, CompletionBody, EmbeddingBody
 
 WEATHER = {
@@ -29,12 +33,19 @@ WEATHER = {
     },
 }
 OTHER = {"type": "function", "function": {"name": "b"}}
+CALL = {"id": "b", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "boolean"}},
     "required": ["a"],
     "additionalProperties": False,
 }
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """A choice among some of the tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +246,7 @@ def test_embeddings_are_the_models(client: openai.OpenAI) -> None:
         ({"store": True}, 400, "store", "nothing is kept"),
         ({"extra_body": {"topk": 3}}, 400, "topk", "did you mean 'top_k'?"),
         ({"temperature": -1}, 400, "temperature", "temperature is -1"),
-        ({"seed": 2**32}, 400, "seed", "seed is 4294967296"),
+        ({"seed": 2**63}, 400, "seed", "seed is 9223372036854775808"),
         ({"messages": []}, 400, "messages", "at least 1"),
         ({"messages": [{"role": "boss", "content": "a"}]}, 400, "messages.0.role", "'boss'"),
         ({"messages": HI * 300}, 400, "messages", "context is 1,024"),
@@ -246,8 +257,60 @@ def test_embeddings_are_the_models(client: openai.OpenAI) -> None:
         ({"top_logprobs": 2}, 400, "top_logprobs", "without logprobs"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", "without stream"),
         ({"max_completion_tokens": 3}, 400, "max_tokens", "differ"),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, 400, "response_format", "exclude"),
-        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "missing"),
+        ({"parallel_tool_calls": False}, 400, "parallel_tool_calls", "without tools"),
+        ({"tools": [WEATHER, OTHER, WEATHER]}, 400, "tools", "tools has 'weather' twice"),
+        ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, 400, "tools.0.custom", "are functions"),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "custom", "custom": {"name": "a"}}},
+            400,
+            "tool_choice.custom",
+            "tools are functions",
+        ),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function"}},
+            400,
+            "tool_choice.function",
+            "is missing",
+        ),
+        (
+            {"tools": [WEATHER], "tool_choice": allowed("auto", "weather", "b")},
+            400,
+            "tool_choice",
+            "names 'b', which tools has not",
+        ),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "is missing"),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "x"}}},
+            400,
+            "response_format.json_schema",
+            "is given, but the type is 'text'",
+        ),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "content is missing"),
+        ({"messages": [{"role": "assistant", "content": None}]}, 400, "messages.0.content", "is missing"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            400,
+            "messages.0.tool_call_id",
+            "tool_call_id is missing",
+        ),
+        (
+            {"messages": [*HI, {"role": "tool", "content": "a", "tool_call_id": "b"}]},
+            400,
+            "messages",
+            "tool_call_id is 'b', which no turn before has",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_call_id": "b"}]},
+            400,
+            "messages.0.tool_call_id",
+            "a tool's",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]},
+            400,
+            "messages.0.tool_calls",
+            "an assistant's",
+        ),
         (
             {
                 "response_format": {
@@ -295,7 +358,19 @@ def test_what_is_wrong_is_refused_by_name(
         (ChatBody, chat_create_params.CompletionCreateParamsBase),
         (CompletionBody, completion_create_params.CompletionCreateParamsBase),
         (EmbeddingBody, embedding_create_params.EmbeddingCreateParams),
+        (schemas.StreamOptions, types.ChatCompletionStreamOptionsParam),
+        *((schemas.Message, param) for param in typing.get_args(types.ChatCompletionMessageParam)[:-1]),
+        *((schemas.TextPart, param) for param in typing.get_args(types.ChatCompletionContentPartParam)),
+        (schemas.TextPart, types.ChatCompletionContentPartRefusalParam),
+        *((schemas.ToolCall, one) for one in typing.get_args(types.ChatCompletionMessageToolCallUnionParam)),
+        *((schemas.Tool, param) for param in typing.get_args(types.ChatCompletionToolUnionParam)),
+        (schemas.Function, FunctionDefinition),
+        *((schemas.Chosen, one) for one in typing.get_args(types.ChatCompletionToolChoiceOptionParam)[1:]),
+        (schemas.AllowedTools, types.ChatCompletionAllowedToolsParam),
+        (schemas.ResponseFormat, ResponseFormatJSONSchema),
+        (schemas.Schema, JSONSchema),
     ],
+    ids=lambda kind: kind.__name__,
 )
 def test_every_field_of_openai_is_honoured_or_refused(own: Any, theirs: Any) -> None:
     known = {field.alias or name for name, field in own.model_fields.items()} | {*own.REFUSED}
