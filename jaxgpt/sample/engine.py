@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxgpt.config import GPT, Batching
 from jaxgpt.errors import UserError, require
@@ -45,6 +46,7 @@ from jaxgpt.sample.lanes import (
 from jaxgpt.sample.pages import Node, Pages
 from jaxgpt.sample.request import MOST_ALTERNATIVES, Alternative, Emit, End, Full, Load, Piece, Request
 from jaxgpt.sample.writer import Writer
+from jaxgpt.sharding import spec
 
 log = logging.getLogger(__name__)
 
@@ -447,7 +449,7 @@ class Engine:
             found = self._allowed(row)
             if found is None:
                 return
-            allowed_1V = found[None]
+            allowed_1V = self._laid_out(found[None])
         where = np.array([row.slot, row.filled, count, last, level], np.int32)
         table_1M = self._table_BM[row.slot : row.slot + 1].copy()
         args = (self._params(), self._lanes, table_1M, allowed_1V, where)
@@ -486,10 +488,11 @@ class Engine:
         ruled = [row for row in rows if row.guide is not None]
         allowed_BV = self._anything(len(slots))
         if ruled:
-            allowed_BV = np.ones((len(slots), self.generator.model.vocab_size), bool)
+            host_BV = np.ones(allowed_BV.shape, bool)
             for row in ruled:
                 if row.allowed_V is not None:
-                    allowed_BV[slots.tolist().index(row.slot)] = row.allowed_V
+                    host_BV[slots.tolist().index(row.slot)] = row.allowed_V
+            allowed_BV = self._laid_out(host_BV)
         level = np.int32(level_of([row.request.sampling for row in rows], ruled=bool(ruled)))
         args = (self._params(), self._lanes, slots, self._table_BM[slots], runs_B, allowed_BV, level)
         self._lanes, out = step(self.lane, *args)
@@ -501,8 +504,14 @@ class Engine:
     def _anything(self, rows: int) -> jax.Array:
         """What rows without a rule may choose."""
         if rows not in self._free_rows:
-            self._free_rows[rows] = jnp.ones((rows, self.generator.model.vocab_size), bool)
+            shape = (rows, self.generator.model.vocab_size)
+            self._free_rows[rows] = self._laid_out(np.ones(shape, bool))
         return self._free_rows[rows]
+
+    def _laid_out(self, allowed_BV: np.ndarray) -> jax.Array:
+        """Whole on every device, always in the same way: another layout would compile another program."""
+        mesh = self.generator.mesh
+        return jax.device_put(allowed_BV, None if mesh is None else NamedSharding(mesh, spec(())))
 
     def _slots_of_step(self, running: list[int]) -> np.ndarray:
         """The slots that a step computes: all, or the next power of two of those that run."""

@@ -147,6 +147,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     async def unknown(http: Request, error: HTTPException) -> Response:
         path = http.url.path
         message = {
+            400: "the body is not JSON in UTF-8; send one JSON object.",
             404: f"there is no address {path!r:.200}; see /openapi.json.",
             405: f"{path!r:.200} takes no {http.method}; see /openapi.json.",
         }.get(error.status_code, f"{error.detail}.")

@@ -80,6 +80,11 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
     deepest = max(errors, key=lambda error: (len(error["loc"]), error["type"] == SAID))
     if any(error["type"] in ("json_invalid", "json_type") for error in errors):
         return Refused(400, "the body is not JSON; send one JSON object.", code="not_json")
+    if deepest["type"] in ("model_attributes_type", "model_type") and len(deepest["loc"]) == 1:
+        if isinstance(deepest.get("input"), bytes):
+            message = "the body is not taken as JSON; send the header Content-Type: application/json."
+            return Refused(400, message, code="not_json")
+        return Refused(400, f"the body is {shown(deepest.get('input'))}; send one JSON object.")
     path = [str(part) for part in deepest["loc"][1:] if not _names_a_type(part)]
     param, why = ".".join(path), str(deepest["msg"])
     if deepest["type"] == SAID:  # in words of our own

@@ -140,8 +140,8 @@ class ToolCall(Body):
 
 
 class Message(Body):
-    """A turn. So that answers can be sent back as they came, it may have our own `citations`, and `parsed`, in
-    which OpenAI's client holds the content.
+    """A turn. So that answers can be sent back as they came, it may have our own `citations`, and `parsed`,
+    in which OpenAI's client holds the content.
     """
 
     REFUSED: ClassVar[Refusals] = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 from typing import Any
 
-from jaxgpt.sample.request import Piece
+from jaxgpt.sample.request import Alternative, Piece
 from jaxgpt.text.tokenizer import Tokenizer
 
 
@@ -24,6 +24,13 @@ class TokenNames:
     def name(self, token: int) -> str:
         """The text of a token; a part of a character is U+FFFD."""
         return self._control.get(token) or self._tokenizer.piece_bytes(token).decode(errors="replace")
+
+    def plain(self, token: int) -> str:
+        """The text of a token; parts of characters are told apart by their bytes, as OpenAI does."""
+        try:
+            return self._control.get(token) or self._tokenizer.piece_bytes(token).decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._tokenizer.piece_bytes(token))
 
     def width(self, token: int) -> int:
         """Characters of a token in a text, where control tokens are none."""
@@ -60,16 +67,20 @@ class TokenNames:
         for piece in pieces:
             offsets.append(offset)
             offset += self.width(piece.id)
-        tops = [
-            {self.name(token): _finite(logprob) for token, logprob in piece.alternatives[:alternatives]}
-            for piece in pieces
-        ]
+        tops = [self._tops(piece.alternatives[:alternatives]) for piece in pieces]
         return {
-            "tokens": [self.name(piece.id) for piece in pieces],
+            "tokens": [self.plain(piece.id) for piece in pieces],
             "token_logprobs": [None if isnan(piece.logprob) else _finite(piece.logprob) for piece in pieces],
             "top_logprobs": [top or None for top in tops] if alternatives else None,
             "text_offset": offsets,
         }
+
+    def _tops(self, alternatives: Sequence[Alternative]) -> dict[str, float]:
+        """By their names; where several have one, the likeliest."""
+        found = dict[str, float]()
+        for token, logprob in alternatives:
+            found.setdefault(self.plain(token), _finite(logprob))
+        return found
 
 
 def _finite(logprob: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import HERE, mesh
+from tiny import HERE, ONE, mesh
 from tiny_models import FLOAT32, MODELS, RECITED, VOCAB, full_logits, sharp_params
 
 from jaxgpt.config import Batching, Sampling
@@ -180,14 +180,24 @@ def test_company_changes_no_bit(model: Generator, alone: Any, plans: list[Any]) 
         assert got == [piece[:2] for piece in want][: len(got) if cut else None]
 
 
-def test_after_warming_up_no_request_compiles(model: Generator, alone: Any) -> None:
+@pytest.mark.parametrize("on_mesh", [False, True], ids=["", "on a mesh"])
+def test_after_warming_up_no_request_compiles(
+    model: Generator, alone: Any, on_mesh: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With rules and without."""
+    if on_mesh:
+        parts = (model.model, FLOAT32, sharp_params(MODELS["modern"]), ByteTokenizer())
+        model = Generator(*parts, mesh=mesh(ONE))
     engine = Engine(model, SMALL)
     engine.warm_up()
-    sizes = lanes.chunk._cache_size(), lanes.step._cache_size()
+    serve(engine, [ask(0, 1, 1)])  # `place` and small programs of the host's
     requests = [ask(seed, length) for seed, length in enumerate([1, 4, 8, 30, 30, 4])]
-    for request, pieces in zip(requests, serve(engine, requests), strict=True):
+    ruled = [replace(request, rule=choices(["yes", "no"]), apart=True) for request in requests]
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        made = serve(engine, [*requests, *ruled])
+    assert "Compiling" not in caplog.text
+    for request, pieces in zip(requests, made, strict=False):
         assert ids(pieces) == ids(alone(request))
-    assert (lanes.chunk._cache_size(), lanes.step._cache_size()) == sizes
 
 
 def test_rows_that_made_room_are_the_same(model: Generator, alone: Any) -> None:

@@ -93,6 +93,21 @@ def test_no_body_makes_the_server_fail(address: str, body: bytes, status: int, c
         assert "\n" not in error_of(response)["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "header", "words"),
+    [
+        (b'{"model": "tiny"}', "text/plain", "send the header Content-Type: application/json."),
+        (b'{"model": "tiny"}', "application/x-www-form-urlencoded", "send the header Content-Type"),
+        (b"[1]", "application/json", "the body is [1]; send one JSON object."),
+        (b'{"model": "\xe9"}', "application/json", "the body is not JSON in UTF-8; send one JSON object."),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told(address: str, body: bytes, header: str, words: str) -> None:
+    response = post(address, content=body, headers={"content-type": header})
+    assert response.status_code == 400
+    assert words in error_of(response)["message"]
+
+
 def test_a_body_that_lies_about_its_size_is_cut(address: str) -> None:
     def parts() -> Iterator[bytes]:
         for _ in range(80):

@@ -140,9 +140,13 @@ def test_a_top_p_of_zero_takes_the_likeliest(client: openai.OpenAI) -> None:
     assert said(client, temperature=2, top_p=0, max_tokens=8).choices[0].message == greedy
 
 
-def test_control_tokens_have_no_bytes() -> None:
+def test_no_token_is_taken_for_another() -> None:
     tokenizer = tiny_model().tokenizer
     piece = Piece(65, -1.0, "A", None, (Alternative(tokenizer.control["<|mask|>"], -2.0),))
+    parts = (Alternative(0xE2, -0.5), Alternative(0x82, -1.0), Alternative(66, -3.0))
+    told = TokenNames(tokenizer).completion([piece._replace(id=0xE2, alternatives=parts)], 3, 0)
+    assert told["tokens"] == [r"bytes:\xe2"]
+    assert told["top_logprobs"] == [{r"bytes:\xe2": -0.5, r"bytes:\x82": -1.0, "B": -3.0}]
     (entry,) = TokenNames(tokenizer).chat([piece], 1)
     assert (entry["token"], entry["bytes"]) == ("A", [65])
     assert entry["top_logprobs"] == [{"token": "<|mask|>", "logprob": -2.0, "bytes": None}]
