@@ -14,7 +14,7 @@ import pytest
 from tiny_models import RECITED
 
 from jaxgpt.cli import main
-from jaxgpt.config import MBR, Beam, BestOf, Chat, Contrastive, Knowledge, Run, Text
+from jaxgpt.config import MBR, Beam, BestOf, Chat, Contrastive, Knowledge, Run, Text, parse_args
 from jaxgpt.errors import UserError
 from jaxgpt.sample import commands, output
 from jaxgpt.sample.generate import Generator, Token
@@ -291,6 +291,25 @@ def test_a_completion_that_failed_is_told_with_exit_code_3(
     typed(monkeypatch, "a\n")
     assert main(["chat", "r"]) == 3
     assert "the answer ended early, where logits were not finite" in capsys.readouterr().err
+
+
+def test_a_bias_is_given_as_ids_each_followed_by_what_is_added() -> None:
+    words = [
+        "--logit-bias",
+        "5",
+        "-100",
+        "7",
+        "2.5",
+        "--presence-penalty",
+        "-1",
+        "--frequency-penalty",
+        "0.5",
+    ]
+    asked = parse_args(Asked, words, "jaxgpt sample")
+    how = asked.settle({}, Sampling())
+    assert how == Sampling(presence_penalty=-1, frequency_penalty=0.5, logit_bias={5: -100, 7: 2.5})
+    with pytest.raises(UserError, match="--logit-bias means nothing under --beams"):
+        Way(beams=2).settle(Asked(logit_bias=((5, 1.0),)), {}, SAMPLE_DEFAULT)
 
 
 def test_settings_come_from_flags_then_from_the_model_then_from_the_command(
