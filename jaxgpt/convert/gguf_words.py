@@ -219,9 +219,8 @@ def _table(words: HFTokenizer) -> dict[str, Any]:
         token = names.get(i)
         if token is None:
             return UNUSED
-        if token == unknown and model.get(
-            "byte_fallback"
-        ):  # bytes never lack one, whatever GPT-2's files say
+        # Bytes never lack a token: what GPT-2's files call the unknown one is that which ends a text.
+        if token == unknown and model.get("byte_fallback"):
             return UNKNOWN
         if token in words.special:
             return CONTROL

@@ -187,6 +187,25 @@ def test_a_cpu_leaves_out_keys_that_no_query_sees(
     assert_near(found, both(mask, scores, "xla", arrays))
 
 
+def test_leaving_out_keys_keeps_log_sum_exps_and_float32_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With extra keys, which the log-sum-exps merge; and gradients of bfloat16 keys, which blocks add up."""
+    mask, scores = documents(2, 420), Scores(K**-0.5, HERE)
+    arrays = [normal(i, 2, 420, heads, K) for i, heads in enumerate((4, 2, 2))]
+    extra, dy = [normal(i, 1, 3, 2, K) for i in (3, 4)], normal(5, 2, 420, 4, K)
+    half = [x.astype(jnp.bfloat16) for x in (*arrays, dy)]
+    found, rounded = both(mask, scores, "xla", [*arrays, *extra, dy]), both(mask, scores, "xla", half)
+    exact = both(mask, scores, "xla", [x.astype(jnp.float32) for x in half])
+    monkeypatch.setattr(base, "BLOCKS", 1)
+    assert_near(found, both(mask, scores, "xla", [*arrays, *extra, dy]))
+    whole = both(mask, scores, "xla", half)
+
+    def error(made: Any) -> list[float]:
+        pairs = zip(jax.tree.leaves(made), jax.tree.leaves(exact), strict=True)
+        return [float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b)) for a, b in pairs]
+
+    assert np.all(np.array(error(rounded)) <= 1.2 * np.array(error(whole)))
+
+
 @pytest.mark.parametrize("bias", [None, slopes], ids=["", "bias"])
 def test_attention_by_chunks_of_queries_is_attention(bias: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerators compute `xla`; the last chunk is incomplete."""
