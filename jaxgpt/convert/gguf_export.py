@@ -93,7 +93,7 @@ def whole_model(source: Path, held: Run, checkpoint: str, verify: Verify, mesh: 
     Raises:
       UserError: a model or a tokenizer that GGUF has no place for.
     """
-    family, model = family_of(held.model), cast(GPT, held.model)
+    family, model = _family_of(held.model), cast(GPT, held.model)
     name, metadata = architecture(family, model)
     trained = load_trained(source, which=checkpoint, mesh=mesh, verify=verify)
     require(
@@ -132,7 +132,7 @@ def lora(source: Path, held: Run, checkpoint: str, verify: Verify) -> Content:
         "write the whole model.",
     )
     assert isinstance(tune, LoRA)
-    family, model = family_of(held.model), held.model
+    family, model = _family_of(held.model), held.model
     name, _ = architecture(family, model)
     saved, _ = load_saved(source, held, sampling_mesh(held, ONE_DEVICE), checkpoint, verify=verify)
     _, arrays = lora_arrays(tune, flatten(jax.device_get(saved)), family, model)
@@ -146,19 +146,17 @@ def lora(source: Path, held: Run, checkpoint: str, verify: Verify) -> Content:
     return Content(name, metadata, list(_lora_tensors(name, model, named)))
 
 
+def _family_of(model: Any) -> Family:
+    return family_of(model, gguf.ARCHITECTURES, "that is written as GGUF")
+
+
 def architecture(family: Family, model: Any) -> tuple[str, dict[str, Any]]:
     """The architecture of a model, and the metadata that say its sizes.
 
     Raises:
       UserError: no architecture of GGUF's that is supported has a place for it.
     """
-    name = gguf.ARCHITECTURES.get(family.model_type)
-    require(
-        name is not None and getattr(model, "moe", None) is None,
-        f"a model of the family {family.model_type} is not written as GGUF; only those of "
-        f"{', '.join(gguf.ARCHITECTURES)} are.",
-    )
-    assert name is not None
+    name = gguf.ARCHITECTURES[family.model_type]
     config = Fields(family.defaults, family.write(model))
     sizes = {key: config.get(field) for key, field in gguf.FIELDS.items()}
     sizes |= {"attention.key_length": model.head, "attention.value_length": model.head}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxgpt.config import GPT, Bert
@@ -64,8 +64,13 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[Family, Model]:
     return family, model
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: Any, among: Collection[str] = tuple(FAMILIES), kind: str = "of Hugging Face") -> Family:
     """The first family that has this model among its own.
+
+    Args:
+      model: the architecture.
+      among: the families that are possible.
+      kind: what they are, for the message.
 
     Raises:
       UserError: there is none; it names the fields in the way of the nearest.
@@ -75,13 +80,16 @@ def family_of(model: Any) -> Family:
         f"a {type(model).__name__} cannot be exported; GPT and Bert models can.",
     )
     found = {
-        name: misfits(family, model) for name, family in FAMILIES.items() if isinstance(model, KINDS[name])
+        name: misfits(family, model)
+        for name, family in FAMILIES.items()
+        if name in among and isinstance(model, KINDS[name])
     }
+    require(bool(found), f"a {type(model).__name__} is of no family {kind}.")
     nearest = min(found, key=lambda name: len(found[name]))
     wrong = [f"{name} {getattr(model, name, '')!r}" for name in found[nearest]]
     require(
         not wrong,
-        f"this model is of no family of Hugging Face: the nearest, {nearest}, has no place for "
+        f"this model is of no family {kind}: the nearest, {nearest}, has no place for "
         f"{', '.join(wrong)}; train one whose fields are those of {', '.join(found)}.",
     )
     return FAMILIES[nearest]
